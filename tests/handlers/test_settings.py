@@ -1,0 +1,200 @@
+"""The settings: section 11 of the contract, row by row."""
+
+import re
+
+import pytest
+
+from handlers.settings import Settings, SettingsError, settings_help
+
+DEFAULTS = {
+    "HOST": "127.0.0.1",
+    "PORT": 8000,
+    "REDIS_URL": None,
+    "REDIS_EVENT_CHANNEL": "security_events",
+    "HISTORY_SIZE": 10000,
+    "MESSAGE_BUFFER_SIZE": 100,
+    "API_KEYS": (),
+    "WEBSOCKET_TOKEN": "",
+    "API_KEYS_FILE": "",
+    "JWT_SECRET": "",
+    "JWT_JWKS_FILE": "",
+    "TRUSTED_PROXIES": (),
+    "INTERNAL_TOKEN": "",
+    "ALLOWED_ORIGINS": (),
+    "WEBSOCKET_PING_INTERVAL_SECONDS": 30.0,
+    "WEBSOCKET_IDLE_TIMEOUT_SECONDS": 300.0,
+    "WEBSOCKET_MAX_MESSAGE_SIZE": 65536,
+    "WEBSOCKET_MAX_CONNECTIONS": 0,
+    "WEBSOCKET_COMPRESSION_THRESHOLD": 1024,
+    "WEBSOCKET_COMPRESSION_LEVEL": 6,
+    "WEBSOCKET_SEND_BUFFER_BYTES": 1048576,
+    "WEBSOCKET_MAX_AGE_SECONDS": 0.0,
+    "HTTP_MAX_BODY_BYTES": 1048576,
+    "BROADCAST_MAX_RETRIES": 3,
+    "BROADCAST_BASE_DELAY_SECONDS": 1.0,
+    "BROADCAST_MAX_DELAY_SECONDS": 30.0,
+    "CIRCUIT_FAILURE_THRESHOLD": 5,
+    "CIRCUIT_RECOVERY_SECONDS": 30.0,
+    "SUPERVISION_INTERVAL_SECONDS": 30.0,
+    "POSITION_CHECK_SECONDS": 5.0,
+    "DRAIN_SECONDS": 10.0,
+    "LOG_LEVEL": "INFO",
+    "LOG_FORMAT": "text",
+}
+NUMBERS = [name for name, default in DEFAULTS.items() if isinstance(default, int | float)]
+SECONDS = [name for name in NUMBERS if name.endswith("_SECONDS")]
+INTEGERS = [name for name in NUMBERS if name not in SECONDS]
+ZERO_SECONDS = [
+    "DRAIN_SECONDS",
+    "WEBSOCKET_MAX_AGE_SECONDS",
+    "BROADCAST_BASE_DELAY_SECONDS",
+    "BROADCAST_MAX_DELAY_SECONDS",
+]
+LOWEST = {
+    "HISTORY_SIZE": 1,
+    "MESSAGE_BUFFER_SIZE": 1,
+    "WEBSOCKET_MAX_MESSAGE_SIZE": 1024,
+    "WEBSOCKET_SEND_BUFFER_BYTES": 1024,
+    "WEBSOCKET_COMPRESSION_LEVEL": 1,
+}
+HIGHEST = {"PORT": 65535, "WEBSOCKET_COMPRESSION_LEVEL": 9}
+SECRETS = ["API_KEYS", "WEBSOCKET_TOKEN", "JWT_SECRET", "INTERNAL_TOKEN"]
+
+
+def read(**environ: str) -> Settings:
+    """Read settings from these variables alone."""
+    return Settings.from_environment(environ)
+
+
+def value(name: str, text: str) -> object:
+    """Read one setting."""
+    return getattr(read(**{name: text}), name.lower())
+
+
+def refusal(name: str, text: str) -> str:
+    """Give the error text of a setting that must be refused."""
+    with pytest.raises(SettingsError) as caught:
+        read(**{name: text})
+    return str(caught.value)
+
+
+def test_defaults() -> None:
+    """Section 11, settings: an empty environment gives the documented defaults, and there is no further setting."""
+    assert Settings.__struct_fields__ == tuple(name.lower() for name in DEFAULTS)
+    settings = read()
+    assert {name: getattr(settings, name.lower()) for name in DEFAULTS} == DEFAULTS
+
+
+def test_empty_is_unset() -> None:
+    """Section 11, settings: an empty or blank variable counts as unset, and strange variables are none of ours."""
+    assert read(**dict.fromkeys(DEFAULTS, "")) == read(**dict.fromkeys(DEFAULTS, " \n"), PATH="/bin") == read()
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integer_range(name: str) -> None:
+    """Section 11, settings: sizes, counts, port and level take exactly the integers of their range."""
+    low = LOWEST.get(name, 0)
+    assert value(name, str(low)) == low
+    assert value(name, f" {low + 1} ") == low + 1
+    allowed = f"an integer of at least {low}"
+    if name in HIGHEST:
+        assert value(name, str(HIGHEST[name])) == HIGHEST[name]
+        allowed = f"an integer from {low} to {HIGHEST[name]}"
+        assert refusal(name, str(HIGHEST[name] + 1)) == f"{name}={HIGHEST[name] + 1}: must be {allowed}"
+    for bad in (str(low - 1), "many", "1.5", "2_000", "0x800", "٣", "9" * 5000):
+        assert refusal(name, bad) == f"{name}={bad}: must be {allowed}"
+
+
+@pytest.mark.parametrize("name", SECONDS)
+def test_seconds_range(name: str) -> None:
+    """Section 11, settings: seconds are decimals above 0, some also 0 itself; NaN and infinity are no numbers."""
+    assert value(name, "0.25") == 0.25
+    assert value(name, "7") == 7.0
+    assert value(name, ".5") == 0.5
+    allowed = "a number of at least 0" if name in ZERO_SECONDS else "a number greater than 0"
+    if name in ZERO_SECONDS:
+        assert value(name, "0") == 0.0
+    else:
+        assert refusal(name, "0") == f"{name}=0: must be {allowed}"
+    for bad in ("-1", "nan", "inf", "1e999", "1_0", "1..2", "5s", "."):
+        assert refusal(name, bad) == f"{name}={bad}: must be {allowed}"
+
+
+def test_port_text() -> None:
+    """Section 11, settings: the refusal is one line that names variable, value and range."""
+    assert refusal("PORT", "70000") == "PORT=70000: must be an integer from 0 to 65535"
+    assert refusal("PORT", "80\n81") == r"PORT='80\n81': must be an integer from 0 to 65535"
+
+
+@pytest.mark.parametrize("name", ["API_KEYS", "ALLOWED_ORIGINS", "TRUSTED_PROXIES"])
+def test_lists(name: str) -> None:
+    """Section 11, settings: comma-separated lists are stripped, and empty items dropped."""
+    assert value(name, " one, two ,,three,") == ("one", "two", "three")
+    assert value(name, ",") == ()
+
+
+def test_choices() -> None:
+    """Section 11, settings: log level and format are taken in any letter case, and nothing else is."""
+    assert value("LOG_LEVEL", "debug") == "DEBUG"
+    assert value("LOG_FORMAT", "JSON") == "json"
+    assert refusal("LOG_FORMAT", "xml") == "LOG_FORMAT=xml: must be one of json, text"
+    assert refusal("LOG_LEVEL", "loud").startswith("LOG_LEVEL=loud: must be one of CRITICAL, DEBUG, ERROR")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["redis://h", "redis://u:p@h:1/0", "rediss://:p@h:6379", "redis://[::1]:6379/1", "unix:///a/b", "unix://u@/a?db=1"],
+)
+def test_redis_url(url: str) -> None:
+    """Section 1, run it: REDIS_URL takes redis://, rediss:// and unix:// and is passed on as it stands."""
+    assert value("REDIS_URL", url) == url
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("localhost:6379", "localhost:6379"),
+        ("http://h", "http://h"),
+        ("redis:/h", "redis:***"),
+        ("REDIS://h", "REDIS://h"),
+        ("unix://", "unix://"),
+        ("redis://h:port", "redis://h:***"),
+        ("redis://:hunter2", "redis://:***"),
+        ("redis://u:hunter2@h:port", "redis://***@h:***"),
+        ("redis://u:hunt?er2@h:x", "redis://***@h:***"),
+        ("http://:hunter2@h/0", "http://***@h/0"),
+        ("u:hunter2@h", "***@h"),
+        ("u:hunter2", "u:***"),
+        ("tcp://h?password=hunter2", "tcp://h?***"),
+        ("redis://[h", "redis://[h"),
+    ],
+)
+def test_redis_url_refused(url: str, shown: str) -> None:
+    """Section 11, settings: an unusable REDIS_URL is refused, and its credentials are in no error text."""
+    assert refusal("REDIS_URL", url).startswith(f"REDIS_URL={shown}: must be a URL like redis://")
+
+
+def test_describe_masks() -> None:
+    """Section 10, logs: the settings as logged at the start are one line without credentials."""
+    environ = dict.fromkeys(SECRETS, "hunter2,x")
+    settings = read(**environ, REDIS_URL="rediss://u:hunt@er2@h:6379/0?password=hunter2", HOST="a\nb")
+    text = settings.describe()
+    assert "hunt" not in text + repr(settings)
+    assert "\n" not in text
+    for part in ("PORT=8000", "REDIS_URL=rediss://***@h:6379/0?***", *(f"{name}=***" for name in SECRETS)):
+        assert part in text.split()
+    assert "REDIS_URL=redis://[::1]:6379/1" in read(REDIS_URL="redis://[::1]:6379/1").describe().split()
+
+
+def test_describe_embedded() -> None:
+    """Section 1, run it: without REDIS_URL the line at the start says that the embedded server is used."""
+    assert {"REDIS_URL=embedded", "API_KEYS="} <= set(read().describe().split(" "))
+
+
+def test_help_is_complete() -> None:
+    """Section 11, settings: the help lists every setting that is not reserved, with its default."""
+    rows = {name: default for name, default, _ in settings_help()}
+    reserved = {"API_KEYS_FILE", "JWT_SECRET", "JWT_JWKS_FILE", "TRUSTED_PROXIES", "INTERNAL_TOKEN"}
+    assert set(rows) == set(DEFAULTS) - reserved
+    assert rows["PORT"] == "8000"
+    assert all(re.fullmatch(r"\S.*\S", meaning) for _, _, meaning in settings_help())
