@@ -6,7 +6,7 @@ what is written to whom (fanout.py).
 """
 
 import re
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import ClassVar, Final, Generic, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
@@ -22,8 +22,8 @@ _MACHINES = 512
 _TOKEN = re.compile(r"\[(!?+)(\]?+[^\]]*+)\]|(.)", re.DOTALL)
 _MEMBER = re.compile(r"(.)-(.)|(.)", re.DOTALL)
 
-ClientT = TypeVar("ClientT", bound=Hashable)
-EncodingT = TypeVar("EncodingT", bound=Hashable)
+ClientT = TypeVar("ClientT")
+EncodingT = TypeVar("EncodingT")
 
 
 class _Machine(NamedTuple):
@@ -146,7 +146,7 @@ EVERYTHING: Final = Patterns.of(None)
 
 
 class Audience(Generic[ClientT, EncodingT]):
-    """The clients with the same patterns and the same encoding: the unit of fan-out.
+    """The clients with the same patterns and the same encoding, both hashable: the unit of fan-out.
 
     Joined and left through `Audiences` alone. `clients` keeps the order of joining.
     """
