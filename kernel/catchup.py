@@ -1,0 +1,139 @@
+"""Reading the log for one client that is not live: replay after a reconnect, and catch-up of a slow client.
+
+A client leaves the live ones when its socket is full, or when it asks for what it missed. From then on a task of its own
+reads the log after the client's place, writes what the patterns of that moment let through, waits whenever the socket
+is full, and puts the client back among the live ones at the moment when nothing is left to read.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from kernel.client import Client, Delivery, Resume
+from kernel.control import ResyncAck
+from kernel.errors import SLOW_CLIENT, TransportError
+from kernel.fanout import chunks
+from kernel.frames import Frame
+from kernel.log import Gone, Log, Moved
+from kernel.observer import Observer, Replayed
+from kernel.transport import Position
+
+__all__ = ["CatchUp"]
+
+
+class CatchUp:
+    """Serves clients that are not live.
+
+    `checked` returns after a position check that began after the call has succeeded, however long that takes;
+    `go_live` puts a client among the live ones; `chunk` is how many bytes are written at once.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        checked: Callable[[], Awaitable[None]],
+        go_live: Callable[[Client], None],
+        observer: Observer,
+        chunk: int,
+    ) -> None:
+        self._log = log
+        self._checked = checked
+        self._go_live = go_live
+        self._observer = observer
+        self._chunk = chunk
+
+    async def serve(self, client: Client) -> None:
+        """Bring the client to where this replica stands and make it live, or close it if the history has passed it."""
+        while client.delivery is Delivery.BEHIND:
+            await client.sink.drained()
+            if client.owed is not None:
+                client.tell(client.owed)
+                client.owed = None
+            if client.resumes:
+                await self._replay(client, client.resumes.popleft())
+                continue
+            try:
+                frames = await self._log.after(client.place)
+            except Gone:
+                client.sink.close(SLOW_CLIENT)
+                return
+            except (Moved, TransportError):
+                await self._checked()
+                continue
+            if client.resumes or client.delivery is not Delivery.BEHIND:
+                continue
+            if not frames:
+                self._go_live(client)
+                return
+            await self._write(client, frames)
+
+    async def _write(self, client: Client, frames: list[Frame], *, replay: bool = False) -> int:
+        """Write frames as the socket takes them; stops when the client asks for a replay. Returns the messages sent."""
+        count = 0
+        for run in chunks(frames, self._chunk):
+            await client.sink.drained()
+            if client.delivery is not Delivery.BEHIND or (client.resumes and not replay):
+                break
+            count += client.take(run, replay=replay)
+            await asyncio.sleep(0)
+        return count
+
+    async def _replay(self, client: Client, resume: Resume) -> None:
+        """Send what was missed since a position, each event marked as replayed, and then the verdict."""
+        log = self._log
+        if self._must_ask(resume):
+            await self._checked()
+        if not client.place.epoch:
+            client.take([Frame.first_epoch(log.place)])
+        target = log.place
+        changed = resume.epoch is not None and resume.epoch != target.epoch
+        beyond = not changed and resume.last_sequence > target.sequence
+        first = 0 if changed else min(resume.last_sequence, target.sequence)
+        oldest: int | None = None
+        count = 0
+        client.step_back(Position(target.epoch, first))
+        while client.place.sequence < target.sequence and client.delivery is Delivery.BEHIND:
+            await client.sink.drained()
+            try:
+                frames = await log.after(client.place)
+            except Gone as gone:
+                oldest = gone.oldest
+                client.place = Position(target.epoch, gone.oldest - 1)
+                continue
+            except (Moved, TransportError):
+                await self._checked()
+                continue
+            if frames[0].place.epoch != target.epoch:
+                # the numbering began anew meanwhile, and what was left of the old one went with it
+                changed = True
+                break
+            # the first is sent in any case: only a marker can reach beyond the target
+            head, *rest = frames
+            frames = [head, *(f for f in rest if f.place.epoch == target.epoch and f.place.sequence <= target.sequence)]
+            for frame in frames:
+                if frame.entry is None:
+                    oldest = frame.place.sequence + 1
+            count += await self._write(client, frames, replay=True)
+        recovered = not changed and not beyond and oldest is None
+        client.tell(
+            ResyncAck(
+                resume.channel,
+                target.epoch,
+                resume.last_sequence,
+                count,
+                recovered,
+                gap_too_old=oldest is not None and not changed,
+                oldest_available=None if changed else oldest,
+                epoch_changed=changed,
+            )
+        )
+        self._observer.replayed(Replayed(Position(target.epoch, first), target, count, recovered))
+
+    def _must_ask(self, resume: Resume) -> bool:
+        """Whether the answer depends on where Redis is now: another epoch, or a number that is not here yet."""
+        here = self._log.place
+        return (
+            not here.epoch
+            or (resume.epoch is not None and resume.epoch != here.epoch)
+            or resume.last_sequence > here.sequence
+        )

@@ -1,0 +1,108 @@
+"""What can go wrong in the kernel, and the reasons for which a connection is closed.
+
+    BroadcasterError
+    ├── MessageInvalid          a message that breaks its family's rules; never retried
+    ├── NotStarted              used before start() or after stop()
+    ├── CircuitOpen             the link to Redis is known to be down: refused at once
+    ├── BroadcastFailed         every retry failed
+    └── TransportError          one attempt over the link to Redis failed; worth a retry
+        ├── TransportUnavailable    no connection, no answer in time
+        └── WriteRefused            Redis answered, but refuses writes (READONLY, OOM, NOPERM ...)
+
+Foreign errors (redis-py's, the socket's) stop at the adapter that raised them: nothing above it sees one.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+__all__ = [
+    "GOING_AWAY",
+    "IDLE_TIMEOUT",
+    "INTERNAL_ERROR",
+    "NORMAL",
+    "SLOW_CLIENT",
+    "TRY_AGAIN_LATER",
+    "UNAUTHORIZED",
+    "BroadcastFailed",
+    "BroadcasterError",
+    "CircuitOpen",
+    "CloseReason",
+    "FieldError",
+    "MessageInvalid",
+    "NotStarted",
+    "TransportError",
+    "TransportUnavailable",
+    "WriteRefused",
+]
+
+
+class BroadcasterError(Exception):
+    """The base of every error that the kernel raises on purpose."""
+
+
+class FieldError(msgspec.Struct, frozen=True):
+    """One thing wrong with one field.
+
+    `field` is its path in the body as it was sent (`data.risk_score`, `[3].data.status`; "" for the whole body),
+    `message` says what is wrong and what is allowed.
+    """
+
+    field: str
+    message: str
+
+
+class MessageInvalid(BroadcasterError):
+    """A message that breaks the rules of its family; `errors` is never empty."""
+
+    def __init__(self, errors: list[FieldError]) -> None:
+        super().__init__("; ".join(f"{e.field}: {e.message}" if e.field else e.message for e in errors))
+        self.errors = errors
+
+
+class NotStarted(BroadcasterError):
+    """The broadcaster was used before `start()` or after `stop()`."""
+
+
+class CircuitOpen(BroadcasterError):
+    """The link to Redis is known to be down; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: float) -> None:
+        super().__init__("the link to Redis is down (circuit open)")
+        self.retry_after = retry_after
+
+
+class BroadcastFailed(BroadcasterError):
+    """Redis could not be reached within the retries; `retry_after` is in seconds."""
+
+    def __init__(self, message: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class TransportError(BroadcasterError):
+    """One attempt over the link to Redis failed."""
+
+
+class TransportUnavailable(TransportError):
+    """No connection to Redis, or no answer within the deadline."""
+
+
+class WriteRefused(TransportError):
+    """Redis answered, but does not take writes."""
+
+
+class CloseReason(NamedTuple):
+    """Why a WebSocket is closed: a code of RFC 6455 section 7.4 (or of its private range) and a short text."""
+
+    code: int
+    text: str
+
+
+NORMAL = CloseReason(1000, "")
+IDLE_TIMEOUT = CloseReason(1000, "Idle timeout")
+UNAUTHORIZED = CloseReason(1008, "Credentials missing or wrong")
+INTERNAL_ERROR = CloseReason(1011, "Internal error")
+GOING_AWAY = CloseReason(1012, "Server restart")
+TRY_AGAIN_LATER = CloseReason(1013, "Connection limit reached, try again later")
+SLOW_CLIENT = CloseReason(4008, "Position has left the history: reconnect and resync")

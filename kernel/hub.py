@@ -1,0 +1,179 @@
+"""This replica's clients: how they come and go, are served, fall behind and catch up."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Awaitable, Callable, Iterator
+
+from kernel.catchup import CatchUp
+from kernel.client import Client, Delivery, Resume, Sink
+from kernel.control import Connected, Control, Error, Ping, ServiceNotice
+from kernel.errors import INTERNAL_ERROR
+from kernel.fanout import Walk, chunks
+from kernel.frames import Encoding, Frame
+from kernel.log import Log
+from kernel.messages import utc_now
+from kernel.observer import Delivered, Observer
+from kernel.session import interpret
+from kernel.subscriptions import EVERYTHING, Audiences, Patterns
+from kernel.transport import Position
+
+__all__ = ["Hub"]
+
+_logger = logging.getLogger(__name__)
+
+# How many resumes one client may have waiting: each costs a read of the log.
+_MOST_RESUMES = 16
+
+
+class Hub:
+    """The clients of one replica.
+
+    State changes here without awaiting, so a client is always in one place: live, in the audience of its patterns and
+    encoding, or behind, with a task of its own that reads the log for it.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        checked: Callable[[], Awaitable[None]],
+        degraded: Callable[[], bool],
+        observer: Observer,
+        chunk: int,
+    ) -> None:
+        self._log = log
+        self._degraded = degraded
+        self._observer = observer
+        self._chunk = chunk
+        self._catch_up = CatchUp(log, checked=checked, go_live=self._go_live, observer=observer, chunk=chunk)
+        self._audiences: Audiences[Client, Encoding] = Audiences()
+        self._clients: dict[Client, asyncio.Task[None] | None] = {}
+        self._walk: Walk | None = None
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(list(self._clients))
+
+    def connect(
+        self, sink: Sink, encoding: Encoding, *, patterns: Patterns = EVERYTHING, resume: Resume | None = None
+    ) -> Client:
+        """Let a client join: its first message goes out now, then what it missed (`resume`), then what comes."""
+        here = self._log.place
+        client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
+        self._clients[client] = None
+        client.tell(Connected(client.id, here.epoch, here.sequence))
+        if self._degraded():
+            client.tell(ServiceNotice.degraded(utc_now()))
+        if resume is None:
+            self._go_live(client)
+            return client
+        client.resumes.append(resume)
+        if here.epoch:
+            # its own place until the replay begins: what it says it has, as far as that can be true
+            last = resume.last_sequence
+            claimed = Position(resume.epoch, last) if resume.epoch else Position(here.epoch, min(last, here.sequence))
+            client.place = claimed
+        self._serve(client)
+        return client
+
+    def disconnect(self, client: Client) -> None:
+        """Let a client go; one that has gone already is no error."""
+        task = self._clients.pop(client, None)
+        if task is not None:
+            task.cancel()
+        self._leave_audience(client)
+        client.delivery = Delivery.GONE
+
+    def receive(self, client: Client, message: str | bytes) -> None:
+        """Act on a client's message: at most one answer, behind everything that it was sent before."""
+        decision = interpret(message, client.patterns)
+        if decision.patterns is not None and decision.patterns is not client.patterns:
+            self._change_patterns(client, decision.patterns)
+        if decision.ack is not None:
+            client.acknowledge(decision.ack)
+        if decision.resume is not None:
+            self._resume(client, decision.resume)
+        if decision.reply is not None:
+            client.tell(decision.reply)
+
+    def heartbeat(self, client: Client) -> None:
+        """Tell a client its own place."""
+        client.tell(Ping(client.place.sequence, client.place.epoch))
+
+    def fall_behind(self, client: Client) -> None:
+        """Take a client whose socket is full from the live ones; it catches up when the socket drains."""
+        if client.delivery is Delivery.LIVE:
+            self._leave_audience(client)
+            client.delivery = Delivery.BEHIND
+            client.place = Position(*client.place)  # a copy: the fan-out knows live clients by the object itself
+            self._serve(client)
+
+    async def deliver(self, frames: list[Frame], start: Position | None) -> None:
+        """Append frames to the log and hand them to the live clients, or show them to those who stand at `start`."""
+        for run in chunks(frames, self._chunk):
+            before = self._log.place if start is None else start
+            if start is None:
+                self._log.append(run)
+            walk = self._walk = Walk(run, before, self._audiences)
+            steps = iter(walk)
+            try:
+                for _ in steps:
+                    await asyncio.sleep(0)
+            finally:
+                # cancelled half-way: whoever was not reached yet would stand there for ever
+                for _ in steps:
+                    pass
+                self._walk = None
+            self._observer.delivered(Delivered(before, walk.end, walk.deliveries))
+            await asyncio.sleep(0)
+
+    def _change_patterns(self, client: Client, patterns: Patterns) -> None:
+        """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""
+        if client.delivery is Delivery.LIVE:
+            if self._walk is not None:
+                self._walk.reach(client)
+            self._leave_audience(client)
+        client.patterns = patterns
+        # reaching it may have filled its socket, and then it is no longer live
+        if client.delivery is Delivery.LIVE:
+            client.audience = self._audiences.join(client, patterns, client.encoding)
+
+    def _resume(self, client: Client, resume: Resume) -> None:
+        if len(client.resumes) >= _MOST_RESUMES:
+            text = f"Invalid resync: {_MOST_RESUMES} are waiting already"
+            client.tell(Error("validation_error", text, {"reason": text}))
+            return
+        client.resumes.append(resume)
+        self.fall_behind(client)
+
+    def _go_live(self, client: Client) -> None:
+        client.delivery = Delivery.LIVE
+        client.place = self._log.place
+        client.audience = self._audiences.join(client, client.patterns, client.encoding)
+
+    def _leave_audience(self, client: Client) -> None:
+        if client.audience is not None:
+            self._audiences.leave(client, client.audience)
+            client.audience = None
+
+    def _serve(self, client: Client) -> None:
+        task = self._clients[client] = asyncio.create_task(self._catch_up.serve(client))
+        task.add_done_callback(lambda done: self._served(client, done))
+
+    def _served(self, client: Client, task: "asyncio.Task[None]") -> None:
+        if self._clients.get(client) is task:
+            self._clients[client] = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("catch-up of %s failed", client.id, exc_info=error)
+            client.sink.close(INTERNAL_ERROR)
+
+    def tell_all(self, control: Control) -> None:
+        """Send a control message to everybody; whose socket is full gets it as soon as it has drained."""
+        for client in self._clients:
+            if client.sink.blocked:
+                client.owed = control
+            else:
+                client.tell(control)

@@ -1,0 +1,160 @@
+"""The log as this replica knows it: the ring, and behind it the history in Redis, read in pages that readers share.
+
+Replay, refill and catch-up of a slow client are one thing: `after(place)`. What arrives from the other replicas is
+judged here (`offer`), and becomes part of the log by `append`. Nothing here writes to a client.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+
+from kernel.envelope import Announcement
+from kernel.frames import Frame
+from kernel.history import Ring
+from kernel.transport import Page, Position, Transport
+
+__all__ = ["Gone", "Log", "Moved", "Offered"]
+
+# Pages begin at fixed numbers, so that clients at different places read the same ones.
+PAGE = 100
+_KEPT_PAGES = 32
+_KEPT_BYTES = 8 * 1024 * 1024
+
+
+class Gone(Exception):
+    """Events after the place are no longer kept; `oldest` is the first that is."""
+
+    def __init__(self, oldest: int) -> None:
+        super().__init__(oldest)
+        self.oldest = oldest
+
+
+class Moved(Exception):
+    """Redis numbers another epoch than this replica knows: a position check is due."""
+
+
+class Offered:
+    """What an announcement came to: frames that follow, and whether something does not fit the numbering."""
+
+    __slots__ = ("frames", "misfits")
+
+    def __init__(self) -> None:
+        self.frames: list[Frame] = []
+        self.misfits = 0
+
+
+class Log:
+    """Events and markers in their order; `size` frames of them in memory."""
+
+    def __init__(self, transport: Transport, size: int) -> None:
+        self.ring = Ring(size)
+        self._transport = transport
+        self._pages: OrderedDict[tuple[str, int], tuple[list[Frame], int]] = OrderedDict()
+        self._kept_bytes = 0
+        self._reading: dict[tuple[int, Position], asyncio.Task[Page]] = {}
+
+    @property
+    def place(self) -> Position:
+        """Where this replica stands."""
+        return self.ring.place
+
+    def offer(self, announcements: Iterable[Announcement]) -> Offered:
+        """Judge what has arrived: what follows the newest event is taken, what is known already is passed over.
+
+        Anything else (a hole, another epoch) is a misfit: either events were missed or somebody put them there, and
+        only Redis's own position can tell.
+        """
+        offered = Offered()
+        epoch, sequence = self.ring.place
+        for announcement in announcements:
+            if announcement.epoch != epoch:
+                offered.misfits += 1
+                continue
+            for entry in announcement.events:
+                if entry.sequence == sequence + 1:
+                    sequence = entry.sequence
+                    offered.frames.append(Frame.of(epoch, entry))
+                elif entry.sequence > sequence:
+                    offered.misfits += 1
+        return offered
+
+    def append(self, frames: Iterable[Frame]) -> None:
+        """Make frames part of the log."""
+        self.ring.append(frames)
+
+    async def after(self, place: Position) -> list[Frame]:
+        """The next frames after `place`, some of them at least; none if `place` is where this replica stands.
+
+        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is in another epoch than this replica,
+        and `TransportError`.
+        """
+        held = self.ring.since(place)
+        if held is not None:
+            return held
+        now = self.ring.place
+        if not place.epoch:
+            return [Frame.first_epoch(now)]
+        if place.epoch != now.epoch:
+            return [Frame.new_epoch(now.epoch)]
+        return await self.stored(place, now.sequence)
+
+    async def stored(self, place: Position, last: int) -> list[Frame]:
+        """The next frames after `place` in Redis's history, `last` being the newest to take; at least one."""
+        epoch, sequence = place
+        number = sequence // PAGE
+        frames, oldest = await self._page(epoch, number, last)
+        if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
+            raise Gone(min(oldest, last + 1))
+        end = min((number + 1) * PAGE, last)
+        return list(_with_gaps(frames, epoch, sequence, end))
+
+    async def _page(self, epoch: str, number: int, last: int) -> tuple[list[Frame], int]:
+        """A page's events, and the oldest number that was kept when it was read."""
+        kept = self._pages.get((epoch, number))
+        if kept is not None:
+            self._pages.move_to_end((epoch, number))
+            return kept
+        first = number * PAGE + 1
+        end = min(first + PAGE - 1, last)
+        page = await self._read(first, end)
+        if page.position.epoch != epoch:
+            raise Moved
+        # whoever shares the read makes the same frames once
+        kept = self._pages.get((epoch, number))
+        if kept is not None:
+            return kept
+        frames = [Frame.of(epoch, entry) for entry in page.entries]
+        if end == first + PAGE - 1:
+            self._keep((epoch, number), frames, page.oldest)
+        return frames, page.oldest
+
+    async def _read(self, first: int, last: int) -> Page:
+        """One read of Redis per range, however many ask for it meanwhile."""
+        key = (first, Position(self.ring.place.epoch, last))
+        task = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.create_task(self._transport.read(first, last))
+            task.add_done_callback(lambda _: self._reading.pop(key, None))
+        # one reader that gives up must not take the answer from the others
+        return await asyncio.shield(task)
+
+    def _keep(self, key: tuple[str, int], frames: list[Frame], oldest: int) -> None:
+        self._pages[key] = (frames, oldest)
+        self._kept_bytes += sum(frame.size for frame in frames)
+        while len(self._pages) > _KEPT_PAGES or (self._kept_bytes > _KEPT_BYTES and len(self._pages) > 1):
+            _, (dropped, _) = self._pages.popitem(last=False)
+            self._kept_bytes -= sum(frame.size for frame in dropped)
+
+
+def _with_gaps(frames: Iterable[Frame], epoch: str, after: int, last: int) -> Iterable[Frame]:
+    """The events numbered `after` + 1 to `last`, with a marker wherever one is missing."""
+    expected = after + 1
+    for frame in frames:
+        sequence = frame.place.sequence
+        if expected <= sequence <= last:
+            if sequence > expected:
+                yield Frame.gap(epoch, expected, sequence - 1)
+            yield frame
+            expected = sequence + 1
+    if expected <= last:
+        yield Frame.gap(epoch, expected, last)

@@ -1,0 +1,219 @@
+"""The way out: a message becomes numbered events on every replica, or an error that says why not."""
+
+import secrets
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from kernel.envelope import encode_tail
+from kernel.errors import BroadcastFailed, FieldError, MessageInvalid, TransportError
+from kernel.link import Link
+from kernel.messages import (
+    MESSAGE_TYPES,
+    AlertData,
+    AlertDeletedData,
+    CameraStatusData,
+    CameraStatusMessage,
+    DetectionBatchData,
+    DetectionBatchMessage,
+    DetectionNewData,
+    DetectionNewMessage,
+    EventData,
+    EventMessage,
+    InfrastructureAlertData,
+    InfrastructureAlertMessage,
+    Message,
+    SceneChangeData,
+    SceneChangeMessage,
+    ServiceStatusData,
+    ServiceStatusMessage,
+    Summary,
+    SummaryUpdateData,
+    SummaryUpdateMessage,
+    WorkerStatusData,
+    WorkerStatusMessage,
+    wire_type_of,
+)
+from kernel.observer import Observer, Published, Retried
+from kernel.retry import BroadcastRetryMetrics, broadcast_with_retry
+from kernel.transport import Fence, Outgoing, Publication, Transport
+
+__all__ = ["PublishOptions", "Publisher", "Receipt", "ReplayedReceipt"]
+
+_ALERTS = [wire_type for wire_type in MESSAGE_TYPES if wire_type.startswith("alert_")]
+
+
+class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """What a producer says beside the message: the key that makes a repetition harmless, and its trace context.
+
+    The same `idempotency_key` within 300 s publishes nothing again. The others are the W3C headers of these names.
+    """
+
+    idempotency_key: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+
+
+_NONE = PublishOptions()
+
+
+class Receipt(msgspec.Struct, frozen=True):
+    """What a producer gets: the event's position, and how many replicas Redis handed it to at once."""
+
+    sequence: int
+    epoch: str
+    subscribers: int
+
+
+class ReplayedReceipt(Receipt, frozen=True):
+    """The first receipt again: this publish bore an idempotency key that was seen before."""
+
+
+class Publisher:
+    """One method per message family; all return the receipt, and raise `CircuitOpen` or `BroadcastFailed`.
+
+    `fence()` is the last event that this replica delivered. `delays` are the back-off's base and maximum in seconds.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        link: Link,
+        *,
+        fence: Callable[[], Fence],
+        observer: Observer,
+        max_retries: int,
+        delays: tuple[float, float],
+    ) -> None:
+        self._transport = transport
+        self._link = link
+        self._fence = fence
+        self._observer = observer
+        self._max_retries = max_retries
+        self._base_delay, self._max_delay = delays
+        self.metrics = BroadcastRetryMetrics()
+
+    async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
+        """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
+        options = options or _NONE
+        self._link.require()
+        id = secrets.token_hex(8)
+        single = len(messages) == 1
+        events = []
+        for index, message in enumerate(messages):
+            name = id if single else f"{id}-{index}"
+            events.append((name, encode_tail(message, name, options.traceparent, options.tracestate, options.baggage)))
+        outgoing = Outgoing(id, options.idempotency_key, events)
+        types = [wire_type_of(message) for message in messages]
+        retries = 0
+
+        async def attempt() -> Publication:
+            self._link.require()
+            try:
+                publication = await self._transport.publish(outgoing, self._fence())
+            except TransportError as error:
+                self._link.failed(error)
+                raise
+            self._link.wrote()
+            return publication
+
+        def retried(number: int, delay: float, error: Exception) -> None:
+            nonlocal retries
+            retries = number
+            self._observer.retried(Retried(types, number, delay, type(error).__name__))
+
+        try:
+            publication = await broadcast_with_retry(
+                attempt,
+                types[0] if single else "batch",
+                max_retries=self._max_retries,
+                base_delay=self._base_delay,
+                max_delay=self._max_delay,
+                metrics=self.metrics,
+                on_retry=retried,
+            )
+        except TransportError as error:
+            raise BroadcastFailed(str(error), max(self._link.retry_after, self._base_delay)) from error
+        self._observer.published(Published(types, publication, retries))
+        made = ReplayedReceipt if publication.replayed else Receipt
+        epoch, subscribers = publication.epoch, publication.subscribers
+        return [made(publication.first + i, epoch, subscribers) for i in range(publication.size)]
+
+    async def broadcast_batch(
+        self, messages: Sequence[Message], *, options: PublishOptions | None = None
+    ) -> list[Receipt]:
+        """Publish 1 to 1,000 messages of any mix, in their order, under consecutive numbers."""
+        return await self.publish(messages, options)
+
+    async def broadcast_event(self, data: EventData, *, options: PublishOptions | None = None) -> Receipt:
+        """Publish a security event."""
+        return await self._one(EventMessage(data=data), options)
+
+    async def broadcast_service_status(
+        self, data: ServiceStatusData, *, timestamp: str | None = None, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a service's status; `timestamp` is ISO 8601, the present if None."""
+        message = (
+            ServiceStatusMessage(data=data)
+            if timestamp is None
+            else ServiceStatusMessage(data=data, timestamp=timestamp)
+        )
+        return await self._one(message, options)
+
+    async def broadcast_scene_change(self, data: SceneChangeData, *, options: PublishOptions | None = None) -> Receipt:
+        """Publish a scene change."""
+        return await self._one(SceneChangeMessage(data=data), options)
+
+    async def broadcast_camera_status(
+        self, data: CameraStatusData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a camera's status."""
+        return await self._one(CameraStatusMessage(data=data), options)
+
+    async def broadcast_alert(
+        self, data: AlertData | AlertDeletedData, event_type: str, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a step in an alert's life; `event_type` is `alert_created` … `alert_deleted`, or without `alert_`.
+
+        Raises `MessageInvalid` for another type, or for data that is not of that type.
+        """
+        wire_type = event_type if event_type in _ALERTS else f"alert_{event_type}"
+        if wire_type not in _ALERTS:
+            raise MessageInvalid([FieldError("type", f"must be one of {', '.join(_ALERTS)}")])
+        if isinstance(data, AlertDeletedData) != (wire_type == "alert_deleted"):
+            raise MessageInvalid([FieldError("data", f"is not the data of {wire_type}")])
+        return await self._one(MESSAGE_TYPES[wire_type](data=data), options)  # type: ignore[arg-type]
+
+    async def broadcast_worker_status(
+        self, data: WorkerStatusData, *, timestamp: str | None = None, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a worker's status."""
+        return await self._one(WorkerStatusMessage(data=data, timestamp=timestamp), options)
+
+    async def broadcast_detection_new(
+        self, data: DetectionNewData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a detection."""
+        return await self._one(DetectionNewMessage(data=data), options)
+
+    async def broadcast_detection_batch(
+        self, data: DetectionBatchData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a closed batch of detections."""
+        return await self._one(DetectionBatchMessage(data=data), options)
+
+    async def broadcast_infrastructure_alert(
+        self, data: InfrastructureAlertData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish an alert about the infrastructure."""
+        return await self._one(InfrastructureAlertMessage(data=data), options)
+
+    async def broadcast_summary_update(
+        self, hourly: Summary | None, daily: Summary | None, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish new summaries; None for one that did not change."""
+        return await self._one(SummaryUpdateMessage(data=SummaryUpdateData(hourly=hourly, daily=daily)), options)
+
+    async def _one(self, message: Message, options: PublishOptions | None) -> Receipt:
+        return (await self.publish((message,), options))[0]

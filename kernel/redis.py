@@ -1,0 +1,267 @@
+"""The transport on Redis: the one room that knows redis-py.
+
+Three connections: publishes share pipelines on one, checks and reads go over another, the subscription has its own.
+redis-py's own retries are off: a retry is the kernel's decision, made under the publish's id.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from functools import partial
+from importlib.resources import files
+from typing import Any, TypeVar
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from kernel.envelope import Entry, decode_announcement, decode_entry
+from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.transport import Batch, Fence, Outgoing, Page, Position, Publication
+
+__all__ = ["RedisTransport"]
+
+_SCRIPT = files("kernel").joinpath("publish.lua").read_bytes()
+_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+
+_KEY_LIFETIME = 300.0
+_LARGEST_BATCH = 1024
+
+_T = TypeVar("_T")
+
+
+class RedisTransport:
+    """A `Transport` on Redis ≥ 6.2 or Valkey.
+
+    `url` is `redis://`, `rediss://` or `unix://`; `channel` names the pub/sub channel and, in braces, the keys;
+    `history_size` is how many events are kept at least. `deadline` bounds every command, in seconds; `retry_lifetime`
+    is for how long, in seconds, a publish may be retried under its id.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        channel: str = "security_events",
+        history_size: int = 10_000,
+        deadline: float = 5.0,
+        retry_lifetime: float = 60.0,
+    ) -> None:
+        self._channel = channel
+        self._history_size = history_size
+        self._deadline = deadline
+        self._retry_lifetime = retry_lifetime
+        self._position_key = f"{{{channel}}}:position"
+        self._history_key = f"{{{channel}}}:history"
+        self._record_prefix = f"{{{channel}}}:idempotency:"
+        options: dict[str, Any] = {
+            "socket_connect_timeout": deadline,
+            "socket_timeout": deadline,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        self._publisher: Any = redis.Redis.from_url(url, max_connections=2, **options)
+        self._reader: Any = redis.Redis.from_url(url, **options)
+        self._subscriber: Any = redis.Redis.from_url(url, **options)
+        self._waiting: list[tuple[list[Any], Fence, asyncio.Future[Any]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Give up every connection; safe to call twice, and usable again afterwards."""
+        if self._flusher is not None:
+            self._flusher.cancel()
+            await asyncio.wait([self._flusher])
+        for client in (self._publisher, self._reader, self._subscriber):
+            with contextlib.suppress(RedisError, OSError):
+                await client.aclose()
+
+    async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
+        """Number, keep and announce events in one step; the same id twice is one publish."""
+        name = outgoing.id if outgoing.key is None else hashlib.sha256(outgoing.key.encode()).hexdigest()
+        lifetime = self._retry_lifetime if outgoing.key is None else _KEY_LIFETIME
+        tail: list[str | bytes] = [outgoing.id, str(int(lifetime * 1000))]
+        for event in outgoing.events:
+            tail += event
+        arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append(([self._record_prefix + name, tail], fence, arrived))
+        if self._flusher is None:
+            # The first of several publishes lends the pipeline its context (and so its trace).
+            self._flusher = asyncio.create_task(self._flush())
+        epoch, first, count, subscribers, replayed, _ = await arrived
+        return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
+
+    async def position(self, fence: Fence, *, probe: bool = False) -> Position:
+        """The current position; begins an epoch where there is none or where `fence` proves a fork."""
+        name = "probe-" + secrets.token_hex(8)
+        records = [self._record_prefix + name] if probe else []
+        command = self._command(records, [name, "1000"], fence)
+
+        async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
+            try:
+                return await self._reader.execute_command(*command)
+            except NoScriptError:
+                await self._reader.script_load(_SCRIPT)
+                return await self._reader.execute_command(*command)
+
+        epoch, *_, sequence = await self._bounded(self._reader, call)
+        return Position(epoch.decode(), sequence)
+
+    async def read(self, first: int, last: int) -> Page:
+        """The kept events numbered `first` to `last`, both included."""
+
+        async def call() -> list[Any]:
+            pipeline = self._reader.pipeline(transaction=True)
+            pipeline.hmget(self._position_key, "epoch", "sequence")
+            pipeline.xrange(self._history_key, count=1)
+            pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
+            answers: list[Any] = await pipeline.execute()
+            return answers
+
+        (epoch, sequence), oldest, entries = await self._bounded(self._reader, call)
+        try:
+            position = Position((epoch or b"").decode(), int(sequence or 0))
+        except ValueError:  # somebody wrote into the key; the next check begins a new epoch
+            position = Position("", 0)
+        return Page(
+            position,
+            _number(oldest[0][0]) if oldest else position.sequence + 1,
+            [entry for id, fields in entries or () if (entry := self._entry(id, fields)) is not None],
+        )
+
+    async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
+        """Subscribe, yield an empty batch, then what arrives; an empty batch at least every `idle` seconds."""
+        pubsub = self._subscriber.pubsub(ignore_subscribe_messages=False)
+        try:
+            await self._bounded(self._subscriber, lambda: pubsub.subscribe(self._channel))
+            confirmed = await self._heard(pubsub, self._deadline)
+            if confirmed is None or confirmed["type"] != "subscribe":
+                raise TransportUnavailable("Redis did not confirm the subscription")
+            yield Batch([], 0)
+            while True:
+                payloads: list[bytes] = []
+                message = await self._heard(pubsub, idle)
+                while message is not None and len(payloads) < _LARGEST_BATCH:
+                    if message["type"] == "unsubscribe":
+                        raise TransportUnavailable("the subscription was taken away")
+                    if message["type"] == "message":
+                        payloads.append(message["data"])
+                    message = await self._heard(pubsub, 0) if len(payloads) < _LARGEST_BATCH else None
+                announcements = [a for p in payloads if (a := decode_announcement(p)) is not None]
+                yield Batch(announcements, len(payloads) - len(announcements))
+        finally:
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()
+
+    async def _heard(self, pubsub: Any, timeout: float) -> Any:  # noqa: ANN401  redis-py's pub/sub is untyped
+        try:
+            return await pubsub.get_message(timeout=timeout)
+        except (RedisError, OSError) as error:
+            raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
+
+    async def _flush(self) -> None:
+        """Send what waits, pipeline after pipeline, until nothing waits; each waiter gets its own answer or error."""
+        batch: list[tuple[list[Any], Fence, asyncio.Future[Any]]] = []
+        try:
+            while self._waiting:
+                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
+                fence = batch[-1][1]
+                # one check of the numbering for the whole pipeline: its calls follow each other
+                commands = [
+                    self._command([record], tail, fence if i == 0 else None)
+                    for i, ((record, tail), _, _) in enumerate(batch)
+                ]
+                try:
+                    answers = await self._bounded(self._publisher, partial(self._pipelined, commands))
+                except TransportError as error:
+                    answers = [error] * len(batch)
+                refused = False
+                for (_, _, arrived), answer in zip(batch, answers, strict=True):
+                    if arrived.done():
+                        continue
+                    if isinstance(answer, TransportError):
+                        arrived.set_exception(answer)
+                    elif isinstance(answer, Exception):
+                        refused = refused or _read_only(answer)
+                        arrived.set_exception(_translated(answer))
+                    else:
+                        arrived.set_result(answer)
+                if refused:
+                    await self._drop(self._publisher)
+        finally:
+            for _, _, arrived in (*batch, *self._waiting):
+                if not arrived.done():
+                    arrived.set_exception(TransportUnavailable("the link to Redis was closed"))
+            self._waiting.clear()
+            self._flusher = None
+
+    async def _pipelined(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        answers: list[Any] = await self._piped(commands)
+        if any(isinstance(answer, NoScriptError) for answer in answers):
+            # Redis lost the script: none of these calls did anything, so they are sent again in their order.
+            await self._publisher.script_load(_SCRIPT)
+            lost = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
+            for i, answer in zip(lost, await self._piped([commands[i] for i in lost]), strict=True):
+                answers[i] = answer
+        return answers
+
+    async def _piped(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
+        pipeline = self._publisher.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        answers: list[Any] = await pipeline.execute(raise_on_error=False)
+        return answers
+
+    def _command(self, records: list[str], tail: list[Any], fence: Fence | None) -> list[Any]:
+        (epoch, sequence), id = fence or Fence(Position("", 0), "")
+        keys = [self._position_key, self._history_key, *records]
+        # the name of a new epoch, should this call have to begin one
+        fresh = secrets.token_hex(8)
+        return ["EVALSHA", _SHA, len(keys), *keys, self._channel, self._history_size, fresh, epoch, sequence, id, *tail]
+
+    async def _bounded(self, client: Any, call: Callable[[], Awaitable[_T]]) -> _T:  # noqa: ANN401
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await call()
+        except TimeoutError as error:
+            await self._drop(client)
+            raise TransportUnavailable(f"Redis did not answer within {self._deadline:g} s") from error
+        except (RedisError, OSError) as error:
+            if _read_only(error):
+                await self._drop(client)
+            raise _translated(error) from error
+
+    async def _drop(self, client: Any) -> None:  # noqa: ANN401
+        """Connect anew at the next call: what is connected now may be a former primary, or a dead end."""
+        with contextlib.suppress(RedisError, OSError, TimeoutError):
+            await client.connection_pool.disconnect(inuse_connections=True)
+
+    def _entry(self, id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
+        return decode_entry(_number(id), fields)
+
+
+def _number(id: bytes) -> int:
+    return int(id.split(b"-")[0])
+
+
+def _read_only(error: BaseException) -> bool:
+    # raised inside a script, Redis 6.2 hides the code behind "ERR Error running script"
+    return isinstance(error, ReadOnlyError) or (isinstance(error, ResponseError) and "READONLY" in str(error))
+
+
+def _translated(error: BaseException) -> TransportError:
+    """The kernel's word for an error of redis-py; its text carries no URL, no argument and no payload."""
+    if _read_only(error) or isinstance(error, OutOfMemoryError | NoPermissionError):
+        return WriteRefused(f"Redis refuses writes: {type(error).__name__}")
+    if isinstance(error, ResponseError):
+        return WriteRefused(f"Redis refused the command: {str(error).split(' ', 1)[0][:40]}")
+    return TransportUnavailable(f"Redis cannot be reached: {type(error).__name__}")
