@@ -12,6 +12,7 @@ import msgspec
 from kernel.circuit import CircuitBreaker, CircuitState, CircuitStatus
 from kernel.client import Client, Resume, Sink
 from kernel.control import ServiceNotice
+from kernel.drain import drain
 from kernel.errors import NotStarted, TransportError
 from kernel.frames import Encoding
 from kernel.hub import Hub
@@ -129,6 +130,11 @@ class EventBroadcaster(Publisher):
         for client in self.hub:
             self.hub.disconnect(client)
         await self._transport.close()
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more clients and let those that are here go, spread over `seconds`; publishing goes on."""
+        self.draining = True
+        await drain(list(self.hub), seconds)
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -1,8 +1,8 @@
 """Reading the log for one client that is not live: replay after a reconnect, and catch-up of a slow client.
 
-A client leaves the live ones when its socket is full, or when it asks for what it missed. From then on a task of its own
-reads the log after the client's place, writes what the patterns of that moment let through, waits whenever the socket
-is full, and puts the client back among the live ones at the moment when nothing is left to read.
+A client leaves the live ones when its socket is full, or when it asks for what it missed. From then on a task of its
+own reads the log after the client's place, writes what the patterns of that moment let through, waits whenever the
+socket is full, and puts the client back among the live ones at the moment when nothing is left to read.
 """
 
 import asyncio

@@ -94,6 +94,6 @@ def decode_entry(sequence: int, fields: Sequence[bytes] | dict[bytes, bytes]) ->
     if not tail:
         return None
     try:
-        return _entries.decode('{"sequence":%d%s' % (sequence, str(tail, "utf-8")))
+        return _entries.decode(f'{{"sequence":{sequence}{str(tail, "utf-8")}')
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None

@@ -1,0 +1,65 @@
+"""The composition root: settings in, a Litestar application out, everything wired and nothing decided."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from litestar import Litestar
+from litestar.datastructures import State
+from litestar.di import Provide
+
+from handlers.broadcast import broadcast_router
+from handlers.health import health_routes
+from handlers.problems import exception_handlers
+from handlers.schema import openapi_config
+from handlers.settings import Settings
+from handlers.websocket import websocket_route
+from kernel import BroadcasterConfig, EventBroadcaster, RedisTransport, get_broadcaster
+
+__all__ = ["create_app"]
+
+
+def create_app(settings: Settings, redis_url: str) -> Litestar:
+    """The service for these settings on that Redis; it starts and stops with the application's lifespan."""
+    broadcaster = _broadcaster(settings, redis_url)
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        # not ready, but alive: a Redis that comes later is found
+        await broadcaster.start(without_redis=True)
+        try:
+            yield
+        finally:
+            await broadcaster.stop()
+
+    return Litestar(
+        route_handlers=[broadcast_router(settings), *health_routes, websocket_route(settings)],
+        dependencies={"broadcaster": Provide(get_broadcaster, sync_to_thread=False)},
+        exception_handlers=exception_handlers,
+        openapi_config=openapi_config(settings, version=version("event-broadcaster")),
+        state=State({"broadcaster": broadcaster}),
+        lifespan=[lifespan],
+        logging_config=None,
+    )
+
+
+def _broadcaster(settings: Settings, redis_url: str) -> EventBroadcaster:
+    config = BroadcasterConfig(
+        message_buffer_size=settings.message_buffer_size,
+        max_retries=settings.broadcast_max_retries,
+        base_delay=settings.broadcast_base_delay_seconds,
+        max_delay=settings.broadcast_max_delay_seconds,
+        circuit_failure_threshold=settings.circuit_failure_threshold,
+        circuit_recovery_seconds=settings.circuit_recovery_seconds,
+        position_check_seconds=settings.position_check_seconds,
+        supervision_interval_seconds=settings.supervision_interval_seconds,
+        chunk_bytes=max(1, settings.websocket_send_buffer_bytes // 4),
+    )
+    transport = RedisTransport(
+        redis_url,
+        channel=settings.redis_event_channel,
+        history_size=settings.history_size,
+        deadline=settings.position_check_seconds,
+        retry_lifetime=config.retry_lifetime,
+    )
+    return EventBroadcaster(transport, config)

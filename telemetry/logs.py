@@ -1,0 +1,58 @@
+"""One line an entry, as text or JSON, with the trace that it belongs to; never a payload, never a credential."""
+
+import json
+import logging
+from datetime import UTC, datetime
+
+from opentelemetry.trace import get_current_span
+
+__all__ = ["configure_logging"]
+
+
+class _Text(logging.Formatter):
+    """`2026-01-31T12:00:00.000Z INFO kernel.listener: text`, and the trace id behind it if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
+        ids = _ids()
+        if ids:
+            line += f" [trace_id={ids['trace_id']} span_id={ids['span_id']}]"
+        if record.exc_info:
+            # one line an entry, whatever went wrong
+            line += " | " + self.formatException(record.exc_info).replace("\n", " | ")
+        return line.replace("\n", " ")
+
+
+class _Json(logging.Formatter):
+    """One object a line: `time`, `level`, `logger`, `message`, and where they apply `trace_id`, `span_id`, `error`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {"time": _time(record), "level": record.levelname, "logger": record.name, **_ids()}
+        entry["message"] = record.getMessage()
+        if record.exc_info:
+            entry["error"] = self.formatException(record.exc_info)
+        return json.dumps(entry, ensure_ascii=False)
+
+
+def configure_logging(level: str, format: str) -> None:
+    """Send every log line of this process to stderr; `format` is "text" or "json"."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Json() if format == "json" else _Text())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+
+
+def _time(record: logging.LogRecord) -> str:
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _ids() -> dict[str, str]:
+    context = get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
