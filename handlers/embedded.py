@@ -57,7 +57,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 """
 
 
-class EmbeddedUnavailable(Exception):  # noqa: N818  # a state of the world, named like the kernel's errors
+class EmbeddedUnavailable(Exception):  # a state of the world, named like the kernel's errors
     """There is no embedded server to be had; the text is one line with the reason and the ways out."""
 
 

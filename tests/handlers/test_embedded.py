@@ -204,7 +204,7 @@ def test_interrupt_does_not_reach_the_server(parent: Parent) -> None:
 async def until_async(condition: Callable[[], object]) -> None:
     """Wait for a condition while the event loop turns, with a deadline."""
     async with asyncio.timeout(10):
-        while not condition():  # noqa: ASYNC110  # it is another process's doing
+        while not condition():  # it is another process's doing
             await asyncio.sleep(0.01)
 
 

