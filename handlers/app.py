@@ -34,13 +34,18 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
 
     return Litestar(
         route_handlers=[broadcast_router(settings), *health_routes, websocket_route(settings)],
-        dependencies={"broadcaster": Provide(get_broadcaster, sync_to_thread=False)},
+        dependencies={"broadcaster": Provide(provide_broadcaster, sync_to_thread=False)},
         exception_handlers=exception_handlers,
         openapi_config=openapi_config(settings, version=version("event-broadcaster")),
         state=State({"broadcaster": broadcaster}),
         lifespan=[lifespan],
         logging_config=None,
     )
+
+
+def provide_broadcaster(state: State) -> EventBroadcaster:
+    """Give a route the application's one broadcaster."""
+    return get_broadcaster(state)
 
 
 def _broadcaster(settings: Settings, redis_url: str) -> EventBroadcaster:

@@ -100,6 +100,9 @@ class _Server(uvicorn.Server):
             await asyncio.wait([drain], timeout=0.1)
         drain.cancel()
         await super().shutdown()
+        if self.force_exit:
+            # uvicorn leaves this out then, but connections to Redis are worth a clean end
+            await self.lifespan.shutdown()
 
     async def _drain(self) -> None:
         _logger.info("draining %d connections over %g s", self._broadcaster.connections, self._drain_seconds)

@@ -25,6 +25,9 @@ __all__ = ["WireProtocol"]
 
 _CLOSE_SECONDS = 5.0
 _logger = logging.getLogger(__name__)
+# uvicorn logs each upgrade with its query string, and so the token in it; websockets would log what is sent
+_quiet = logging.getLogger("handlers.wire.protocol")
+_quiet.setLevel(logging.WARNING)
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):
@@ -54,8 +57,8 @@ class WireProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self.conn.available_extensions = [_SharedDeflate()]
-        # uvicorn logs each upgrade with its query string, and so the token in it
-        self.logger = _logger
+        self.logger = self.conn.logger = _quiet
+        self.conn.debug = False
         self.blocked = False
         self.on_blocked: Callable[[], None] | None = None
         self._high_water = high_water
@@ -104,7 +107,7 @@ class WireProtocol(WebSocketsSansIOProtocol):
         """Offer this connection to the route."""
         super().handle_connect(event)
         if not self.close_sent:
-            extensions: dict[str, Any] = self.scope["extensions"]  # type: ignore[assignment]
+            extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
 
     def pause_writing(self) -> None:
