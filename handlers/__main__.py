@@ -50,11 +50,11 @@ def _serve(options: argparse.Namespace) -> int:
     except SettingsError as error:
         return _complain(error)
 
+    # Until the server has its own handlers, SIGTERM shall take the way through `finally` as Ctrl-C does.
+    signal.signal(signal.SIGTERM, _leave)
     from handlers.embedded import EmbeddedUnavailable, EmbeddedValkey
     from handlers.server import run
 
-    # Until the server has its own handlers, SIGTERM shall take the way through `finally` as Ctrl-C does.
-    signal.signal(signal.SIGTERM, _leave)
     if settings.redis_url is not None:
         return run(settings, redis_url=settings.redis_url, embedded=None)
     embedded = EmbeddedValkey()

@@ -45,7 +45,7 @@ _TEXTS: Final = {
     "detection.new": "{camera_id}: {label}, confidence {confidence}",
     "detection.batch": "{camera_id}: {detection_count} detections in {batch_id}",
     "infrastructure_alert": "{alertname} {status} ({severity}): {summary}",
-    "summary_update": "{hourly} {daily}",
+    "summary_update": "{hourly} / {daily}",
     "connected": "epoch {epoch}, at {lastSeq}",
     "resync_ack": "{replayed_count} replayed after {last_sequence}: {verdict}",
     "gap": "{from} to {to} are lost",
@@ -123,7 +123,7 @@ def line_of(frame: Mapping[str, Any], clock: str) -> str:
     else:
         text = json.dumps(data, ensure_ascii=False)
     # What others wrote goes to a terminal: no control characters, no second line.
-    text = "".join(letter if letter.isprintable() else " " for letter in text).strip(" :")
+    text = "".join(letter if letter.isprintable() else " " for letter in text).strip(" :/")
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"
     replay = " (replay)" if frame.get("replay") else ""
