@@ -1,0 +1,152 @@
+"""What an operator's machinery asks: does the loop turn, may clients come, how is the broadcaster.
+
+No key is asked for, and no answer may be kept by a cache.
+Not here: metrics (telemetry), what degraded and ready mean (kernel).
+"""
+
+from datetime import UTC, datetime
+from typing import Any, Final, Literal
+
+import msgspec
+from litestar import HttpMethod, Request, Response, route
+
+from kernel import CircuitState, CircuitStatus, EventBroadcaster, get_broadcaster
+
+__all__ = ["CircuitReport", "Health", "Readiness", "health_routes"]
+
+_NO_STORE: Final = {"cache-control": "no-store"}
+_METHODS: Final = (HttpMethod.GET, HttpMethod.HEAD)
+
+
+class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The answer of the two probes; `reason` says why a replica is not ready."""
+
+    status: Literal["live", "ready", "not_ready"]
+    reason: str = ""
+
+
+class CircuitReport(msgspec.Struct, frozen=True):
+    """The circuit breaker of the link to Redis; times are ISO 8601 in UTC, null before the first of their kind."""
+
+    state: CircuitState
+    failure_count: int
+    success_count: int
+    total_failures: int
+    total_successes: int
+    last_failure_time: str | None
+    last_state_change: str | None
+    opened_at: str | None
+
+
+class Retries(msgspec.Struct, frozen=True):
+    """What became of the publishes; `retry_counts` maps a number of retries to the publishes that needed as many."""
+
+    total_attempts: int
+    successful_broadcasts: int
+    failed_broadcasts: int
+    retries_exhausted: int
+    retry_counts: dict[int, int]
+    success_rate: float
+
+
+class Health(msgspec.Struct, frozen=True):
+    """How this replica is.
+
+    `epoch` and `sequence` are the position it has delivered; `redis` is "reachable", "unreachable" (the circuit is not
+    closed) or "unknown" (not tried yet).
+    """
+
+    status: Literal["healthy", "degraded", "draining"]
+    circuit_state: CircuitState
+    listener_healthy: bool
+    is_degraded: bool
+    connections: int
+    epoch: str
+    sequence: int
+    redis: Literal["reachable", "unreachable", "unknown"]
+    circuit: CircuitReport
+    retry: Retries
+
+
+@route(
+    "/health/live",
+    http_method=_METHODS,
+    summary="Does the event loop turn?",
+    tags=["operation"],
+    sync_to_thread=False,
+)
+def health_live() -> Response[Readiness]:
+    """200 whenever it can answer at all."""
+    return Response(Readiness("live"), headers=_NO_STORE)
+
+
+@route(
+    "/health/ready",
+    http_method=_METHODS,
+    summary="May clients be sent here?",
+    description="200 also while degraded: clients may connect, and get what they missed when Redis is back.",
+    tags=["operation"],
+    sync_to_thread=False,
+)
+def health_ready(request: Request[Any, Any, Any]) -> Response[Readiness]:
+    """503 until Redis was reached once, and while draining."""
+    broadcaster = get_broadcaster(request.app.state)
+    if broadcaster.draining:
+        return Response(Readiness("not_ready", "draining"), status_code=503, headers=_NO_STORE)
+    if not broadcaster.ready:
+        return Response(Readiness("not_ready", "Redis was never reached"), status_code=503, headers=_NO_STORE)
+    return Response(Readiness("ready"), headers=_NO_STORE)
+
+
+@route(
+    "/health",
+    http_method=_METHODS,
+    summary="How is this replica?",
+    description="Always 200: the status is in the body.",
+    tags=["operation"],
+    sync_to_thread=False,
+)
+def health(request: Request[Any, Any, Any]) -> Response[Health]:
+    """Everything that is known at this moment, without asking Redis."""
+    return Response(_report(get_broadcaster(request.app.state)), headers=_NO_STORE)
+
+
+def _report(broadcaster: EventBroadcaster) -> Health:
+    circuit = broadcaster.get_circuit_state()
+    degraded = broadcaster.is_degraded()
+    if circuit.state is not CircuitState.CLOSED:
+        redis: Literal["reachable", "unreachable", "unknown"] = "unreachable"
+    else:
+        redis = "reachable" if broadcaster.ready else "unknown"
+    return Health(
+        status="draining" if broadcaster.draining else "degraded" if degraded else "healthy",
+        circuit_state=circuit.state,
+        listener_healthy=broadcaster.is_listener_healthy(),
+        is_degraded=degraded,
+        connections=broadcaster.connections,
+        epoch=broadcaster.epoch,
+        sequence=broadcaster.sequence,
+        redis=redis,
+        circuit=_circuit(circuit),
+        retry=msgspec.convert(broadcaster.get_broadcast_metrics(), Retries, from_attributes=True),
+    )
+
+
+def _circuit(status: CircuitStatus) -> CircuitReport:
+    return CircuitReport(
+        state=status.state,
+        failure_count=status.failure_count,
+        success_count=status.success_count,
+        total_failures=status.total_failures,
+        total_successes=status.total_successes,
+        last_failure_time=_iso(status.last_failure_time),
+        last_state_change=_iso(status.last_state_change),
+        opened_at=_iso(status.opened_at),
+    )
+
+
+def _iso(seconds: float | None) -> str | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds")
+
+
+health_routes: Final = (health_live, health_ready, health)

@@ -1,0 +1,44 @@
+"""The HTTP side as the tests put it together, and its publish routes."""
+
+from typing import Any
+
+from litestar import Litestar
+from litestar.datastructures import State
+
+from handlers.broadcast import broadcast_router
+from handlers.health import health_routes
+from handlers.problems import exception_handlers
+from handlers.schema import openapi_config
+from handlers.settings import Settings
+from tests.fakes import FakeBroadcaster
+
+ROUTES = {
+    "event": "/broadcast/event",
+    "service_status": "/broadcast/service-status",
+    "scene_change": "/broadcast/scene-change",
+    "camera_status": "/broadcast/camera-status",
+    "alert_created": "/broadcast/alert/created",
+    "alert_updated": "/broadcast/alert/updated",
+    "alert_acknowledged": "/broadcast/alert/acknowledged",
+    "alert_resolved": "/broadcast/alert/resolved",
+    "alert_dismissed": "/broadcast/alert/dismissed",
+    "alert_deleted": "/broadcast/alert/deleted",
+    "worker_status": "/broadcast/worker-status",
+    "detection.new": "/broadcast/detection/new",
+    "detection.batch": "/broadcast/detection/batch",
+    "infrastructure_alert": "/broadcast/infrastructure-alert",
+    "summary_update": "/broadcast/summary-update",
+}
+"""The route of each message type."""
+
+
+def http_side(broadcaster: FakeBroadcaster, **settings: Any) -> Litestar:
+    """The HTTP side around a broadcaster, under the given settings."""
+    chosen = Settings(**settings)
+    return Litestar(
+        route_handlers=[broadcast_router(chosen), *health_routes],
+        exception_handlers=exception_handlers,
+        openapi_config=openapi_config(chosen, version="1.2.3"),
+        state=State({"broadcaster": broadcaster}),
+        logging_config=None,
+    )
