@@ -44,13 +44,9 @@ class Answer(NamedTuple):
 def exchange() -> Callable[..., Any]:
     """Speaks ASGI to an application, byte by byte; a piece of the body that is None is a client that leaves."""
 
-    async def talk(
-        app: Litestar, path: str, pieces: list[bytes | None], headers: dict[str, str | bytes], method: str = "POST"
-    ) -> Answer:
-        raw = [
-            (name.lower().encode(), value if isinstance(value, bytes) else value.encode())
-            for name, value in headers.items()
-        ]
+    async def talk(app: Litestar, path: str, pieces: list[bytes | None], headers: Any, method: str = "POST") -> Answer:
+        pairs = headers.items() if isinstance(headers, dict) else headers
+        raw = [(name.lower().encode(), value if isinstance(value, bytes) else value.encode()) for name, value in pairs]
         sent: list[Any] = []
         read = 0
 

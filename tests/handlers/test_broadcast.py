@@ -266,17 +266,20 @@ class TestTraceContext:
 
         assert broadcaster.options[0].traceparent == self.PARENT
 
-    async def test_two_parents_are_none(self, client: Any, broadcaster: Any) -> None:
+    async def test_two_parents_are_none(self, make_app: Any, exchange: Any, broadcaster: Any) -> None:
         """Section 2, Publish over REST: several traceparent headers are an invalid one."""
-        await client.post(ROUTES["event"], json=EVENT, headers=[("traceparent", self.PARENT)] * 2)
+        headers = [("content-type", "application/json"), *[("traceparent", self.PARENT)] * 2]
+
+        await exchange(make_app(), ROUTES["event"], [json.dumps(EVENT).encode()], headers)
 
         assert broadcaster.options[0].traceparent is None
 
-    async def test_several_tracestates_are_one(self, client: Any, broadcaster: Any) -> None:
+    async def test_several_tracestates_are_one(self, make_app: Any, exchange: Any, broadcaster: Any) -> None:
         """Section 2, Publish over REST: several tracestate headers are joined, as HTTP says of lists."""
-        headers = [("traceparent", self.PARENT), ("tracestate", "a=1"), ("tracestate", "b=2")]
+        headers = [("content-type", "application/json"), ("traceparent", self.PARENT)]
+        headers += [("tracestate", "a=1"), ("tracestate", "b=2")]
 
-        await client.post(ROUTES["event"], json=EVENT, headers=headers)
+        await exchange(make_app(), ROUTES["event"], [json.dumps(EVENT).encode()], headers)
 
         assert broadcaster.options[0].tracestate == "a=1, b=2"
 
