@@ -8,31 +8,33 @@
 -- Answers {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered, sequence now}.
 --
 -- Data is never decoded here: cjson would turn [] into {}, cut floats and break integers above 2^53.
--- Redis does not roll back, so whatever can be unusable is looked at before the first write.
+-- Redis does not roll back, so whatever can be unusable or forbidden is looked at before the first write.
 
 local channel, size, fresh = ARGV[1], ARGV[2], ARGV[3]
 
+-- Whether an error says that a key is of another type; any other error is the caller's.
+local function mistyped(reply)
+  return string.find(reply.err, '^WRONGTYPE') ~= nil
+end
+
 if KEYS[3] then
   local kept = redis.pcall('GET', KEYS[3])
+  if type(kept) == 'table' and not mistyped(kept) then return kept end
   if type(kept) == 'string' then
-    local by, epoch, first, count, subscribers = string.match(kept, '^(%S+) (%S+) (%d+) (%d+) (%d+)$')
-    if by then
+    local by, epoch, first, count, subscribers = string.match(kept, '^(%S+) ([%w_-]+) (%d+) (%d+) (%d+)$')
+    -- nobody else's text may become a number that is not exact, or thousands of receipts
+    if by and #first <= 15 and #count <= 6 and #subscribers <= 15 then
       return {epoch, tonumber(first), tonumber(count), tonumber(subscribers), by == ARGV[7] and 0 or 1, 0}
     end
   end
 end
 
-local function begin(epoch)
-  redis.call('DEL', KEYS[1], KEYS[2])
-  redis.call('HSET', KEYS[1], 'epoch', epoch, 'sequence', '0')
-  return epoch, 0
-end
-
+-- The numbering as it is kept: epoch and sequence, nil if unusable; or nil, nil and an error.
 local function held()
   local fields = redis.pcall('HMGET', KEYS[1], 'epoch', 'sequence')
   if fields.err then
-    if string.find(fields.err, '^WRONGTYPE') then return nil end
-    return nil, fields
+    if mistyped(fields) then return nil end
+    return nil, nil, fields
   end
   local epoch, sequence = fields[1], fields[2]
   -- 15 digits stay exact in Lua's doubles; the epoch is spliced into JSON as it is
@@ -43,7 +45,7 @@ local function held()
   return epoch, tonumber(sequence)
 end
 
--- Whether the caller has delivered what this Redis does not have, or has otherwise.
+-- Whether the caller has delivered what this Redis does not have, or has otherwise; or nil and an error.
 local function forked(epoch, sequence)
   if ARGV[4] ~= epoch then return false end
   local delivered = tonumber(ARGV[5])
@@ -51,18 +53,40 @@ local function forked(epoch, sequence)
   if delivered == 0 or ARGV[6] == '' then return false end
   local at = ARGV[5] .. '-0'
   local entry = redis.pcall('XRANGE', KEYS[2], at, at)
-  if entry.err then return true end
+  if entry.err then
+    if mistyped(entry) then return true end
+    return nil, entry
+  end
   if not entry[1] then return false end
   local fields = entry[1][2]
   return fields[1] ~= 'id' or fields[2] ~= ARGV[6]
 end
 
-local epoch, sequence = held()
-if not epoch and sequence then return sequence end
-local began = false
-if not epoch or forked(epoch, sequence) then
-  epoch, sequence = begin(fresh)
-  began = true
+-- Whether this user may do all that a publish does; Redis 6.2 cannot be asked.
+local function permitted()
+  local may = redis.acl_check_cmd
+  return not may or (may('DEL', KEYS[1], KEYS[2]) and may('HSET', KEYS[1], 'sequence', '0')
+    and may('XADD', KEYS[2], '*', 'id', '') and may('PUBLISH', channel, '')
+    and (not KEYS[3] or may('SET', KEYS[3], '')))
+end
+
+local function begin()
+  redis.call('DEL', KEYS[1], KEYS[2])
+  redis.call('HSET', KEYS[1], 'epoch', fresh, 'sequence', '0')
+  return fresh, 0
+end
+
+local epoch, sequence, failed = held()
+local began = not epoch
+if epoch then
+  began, failed = forked(epoch, sequence)
+end
+if failed then return failed end
+if (began or KEYS[3]) and not permitted() then
+  return redis.error_reply('NOPERM this user may not do all that a publish does')
+end
+if began then
+  epoch, sequence = begin()
 end
 
 local first, parts = sequence + 1, {}
@@ -71,8 +95,8 @@ for i = 9, #ARGV, 2 do
   local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', size, number .. '-0', 'id', ARGV[i], 'event', ARGV[i + 1])
   if type(added) == 'table' and added.err then
     -- A foreign entry above our numbers, or no stream at all: only the first event can meet that, nothing is written yet.
-    if i > 9 or not (string.find(added.err, '^WRONGTYPE') or string.find(added.err, '^ERR The ID')) then return added end
-    epoch, sequence = begin(fresh)
+    if i > 9 or not (mistyped(added) or string.find(added.err, '^ERR The ')) then return added end
+    epoch, sequence = begin()
     began, first, number = true, 1, '1'
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', size, '1-0', 'id', ARGV[i], 'event', ARGV[i + 1])
   end

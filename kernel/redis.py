@@ -27,12 +27,15 @@ from redis.exceptions import (
 
 from kernel.envelope import Entry, decode_announcement, decode_entry
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
-from kernel.transport import Batch, Fence, Outgoing, Page, Position, Publication
+from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
 
 __all__ = ["RedisTransport"]
 
 _SCRIPT = files("kernel").joinpath("publish.lua").read_bytes()
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+
+# What redis-py lets through; a RuntimeError is how uvloop says that a transport is closed.
+_BROKEN = (RedisError, OSError, RuntimeError)
 
 _KEY_LIFETIME = 300.0
 _LARGEST_BATCH = 1024
@@ -60,7 +63,8 @@ class RedisTransport:
         self._channel = channel
         self._history_size = history_size
         self._deadline = deadline
-        self._retry_lifetime = retry_lifetime
+        # Redis takes no lifetime of 0, nor one that ends beyond its calendar
+        self._retry_lifetime = min(max(retry_lifetime, 0.001), 1e9)
         self._position_key = f"{{{channel}}}:position"
         self._history_key = f"{{{channel}}}:history"
         self._record_prefix = f"{{{channel}}}:idempotency:"
@@ -73,17 +77,19 @@ class RedisTransport:
         self._publisher: Any = redis.Redis.from_url(url, max_connections=2, **options)
         self._reader: Any = redis.Redis.from_url(url, **options)
         self._subscriber: Any = redis.Redis.from_url(url, **options)
-        self._waiting: list[tuple[list[Any], Fence, asyncio.Future[Any]]] = []
+        self._subscriptions: set[Any] = set()
+        self._waiting: list[tuple[list[Any], asyncio.Future[Any]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
         """Give up every connection; safe to call twice, and usable again afterwards."""
-        if self._flusher is not None:
-            self._flusher.cancel()
-            await asyncio.wait([self._flusher])
-        for client in (self._publisher, self._reader, self._subscriber):
-            with contextlib.suppress(RedisError, OSError):
-                await client.aclose()
+        flusher = self._flusher
+        if flusher is not None:
+            # cancelled before its first step, it would never reach its `finally`, and its publishers wait for ever
+            await asyncio.sleep(0)
+            flusher.cancel()
+            await asyncio.wait([flusher])
+        await self._hang_up()
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
         """Number, keep and announce events in one step; the same id twice is one publish."""
@@ -93,7 +99,7 @@ class RedisTransport:
         for event in outgoing.events:
             tail += event
         arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append(([self._record_prefix + name, tail], fence, arrived))
+        self._waiting.append((self._command([self._record_prefix + name], tail, fence), arrived))
         if self._flusher is None:
             # The first of several publishes lends the pipeline its context (and so its trace).
             self._flusher = asyncio.create_task(self._flush())
@@ -124,18 +130,22 @@ class RedisTransport:
             pipeline.hmget(self._position_key, "epoch", "sequence")
             pipeline.xrange(self._history_key, count=1)
             pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
-            answers: list[Any] = await pipeline.execute()
-            return answers
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            for answer in answers:
+                if isinstance(answer, ResponseError) and not _mistyped(answer):
+                    raise answer
+            return [None if isinstance(answer, ResponseError) else answer for answer in answers]
 
-        (epoch, sequence), oldest, entries = await self._bounded(self._reader, call)
+        numbering, oldest, entries = await self._bounded(self._reader, call)
+        epoch, sequence = numbering or (None, None)
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
         except ValueError:  # somebody wrote into the key; the next check begins a new epoch
-            position = Position("", 0)
+            position = NOWHERE
         return Page(
             position,
-            _number(oldest[0][0]) if oldest else position.sequence + 1,
-            [entry for id, fields in entries or () if (entry := self._entry(id, fields)) is not None],
+            int(oldest[0][0].partition(b"-")[0]) if oldest else position.sequence + 1,
+            [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None],
         )
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
@@ -146,59 +156,52 @@ class RedisTransport:
             confirmed = await self._heard(pubsub, self._deadline)
             if confirmed is None or confirmed["type"] != "subscribe":
                 raise TransportUnavailable("Redis did not confirm the subscription")
+            self._subscriptions.add(pubsub)
             yield Batch([], 0)
             while True:
                 payloads: list[bytes] = []
                 message = await self._heard(pubsub, idle)
-                while message is not None and len(payloads) < _LARGEST_BATCH:
-                    if message["type"] == "unsubscribe":
-                        raise TransportUnavailable("the subscription was taken away")
-                    if message["type"] == "message":
-                        payloads.append(message["data"])
+                while message is not None:
+                    if message["type"] != "message":
+                        # taken away, or made anew by redis-py: either way something may have been missed
+                        raise TransportUnavailable("the subscription was interrupted")
+                    payloads.append(message["data"])
                     message = await self._heard(pubsub, 0) if len(payloads) < _LARGEST_BATCH else None
                 announcements = [a for p in payloads if (a := decode_announcement(p)) is not None]
                 yield Batch(announcements, len(payloads) - len(announcements))
         finally:
+            self._subscriptions.discard(pubsub)
             with contextlib.suppress(RedisError, OSError):
                 await pubsub.aclose()
 
     async def _heard(self, pubsub: Any, timeout: float) -> Any:  # noqa: ANN401  redis-py's pub/sub is untyped
         try:
             return await pubsub.get_message(timeout=timeout)
-        except (RedisError, OSError) as error:
+        except _BROKEN as error:
             raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
 
     async def _flush(self) -> None:
         """Send what waits, pipeline after pipeline, until nothing waits; each waiter gets its own answer or error."""
-        batch: list[tuple[list[Any], Fence, asyncio.Future[Any]]] = []
+        batch: list[tuple[list[Any], asyncio.Future[Any]]] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-                fence = batch[-1][1]
-                # one check of the numbering for the whole pipeline: its calls follow each other
-                commands = [
-                    self._command([record], tail, fence if i == 0 else None)
-                    for i, ((record, tail), _, _) in enumerate(batch)
-                ]
+                commands = [command for command, _ in batch]
                 try:
                     answers = await self._bounded(self._publisher, partial(self._pipelined, commands))
                 except TransportError as error:
                     answers = [error] * len(batch)
-                refused = False
-                for (_, _, arrived), answer in zip(batch, answers, strict=True):
-                    if arrived.done():
+                for (_, arrived), answer in zip(batch, answers, strict=True):
+                    if arrived.done():  # its publisher was cancelled
                         continue
-                    if isinstance(answer, TransportError):
-                        arrived.set_exception(answer)
-                    elif isinstance(answer, Exception):
-                        refused = refused or _read_only(answer)
-                        arrived.set_exception(_translated(answer))
+                    if isinstance(answer, Exception):
+                        arrived.set_exception(answer if isinstance(answer, TransportError) else _translated(answer))
                     else:
                         arrived.set_result(answer)
-                if refused:
-                    await self._drop(self._publisher)
+                if any(_read_only(answer) for answer in answers):
+                    await self._hang_up()
         finally:
-            for _, _, arrived in (*batch, *self._waiting):
+            for _, arrived in (*batch, *self._waiting):
                 if not arrived.done():
                     arrived.set_exception(TransportUnavailable("the link to Redis was closed"))
             self._waiting.clear()
@@ -221,8 +224,8 @@ class RedisTransport:
         answers: list[Any] = await pipeline.execute(raise_on_error=False)
         return answers
 
-    def _command(self, records: list[str], tail: list[Any], fence: Fence | None) -> list[Any]:
-        (epoch, sequence), id = fence or Fence(Position("", 0), "")
+    def _command(self, records: list[str], tail: list[Any], fence: Fence) -> list[Any]:
+        (epoch, sequence), id = fence
         keys = [self._position_key, self._history_key, *records]
         # the name of a new epoch, should this call have to begin one
         fresh = secrets.token_hex(8)
@@ -235,25 +238,32 @@ class RedisTransport:
         except TimeoutError as error:
             await self._drop(client)
             raise TransportUnavailable(f"Redis did not answer within {self._deadline:g} s") from error
-        except (RedisError, OSError) as error:
+        except _BROKEN as error:
             if _read_only(error):
-                await self._drop(client)
+                await self._hang_up()
             raise _translated(error) from error
 
-    async def _drop(self, client: Any) -> None:  # noqa: ANN401
-        """Connect anew at the next call: what is connected now may be a former primary, or a dead end."""
-        with contextlib.suppress(RedisError, OSError, TimeoutError):
-            await client.connection_pool.disconnect(inuse_connections=True)
+    async def _hang_up(self) -> None:
+        """Connect anew at the next call: what is connected now may be a former primary."""
+        for pubsub in tuple(self._subscriptions):
+            await pubsub.connection.disconnect(nowait=True)
+        await self._drop(self._publisher, self._reader)
 
-    def _entry(self, id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
-        return decode_entry(_number(id), fields)
-
-
-def _number(id: bytes) -> int:
-    return int(id.split(b"-")[0])
+    async def _drop(self, *clients: Any) -> None:  # noqa: ANN401
+        disconnects = (client.connection_pool.disconnect(inuse_connections=True) for client in clients)
+        await asyncio.gather(*disconnects, return_exceptions=True)
 
 
-def _read_only(error: BaseException) -> bool:
+def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
+    number, _, rest = id.partition(b"-")
+    return decode_entry(int(number), fields) if rest == b"0" else None
+
+
+def _mistyped(error: ResponseError) -> bool:
+    return str(error).startswith("WRONGTYPE")
+
+
+def _read_only(error: object) -> bool:
     # raised inside a script, Redis 6.2 hides the code behind "ERR Error running script"
     return isinstance(error, ReadOnlyError) or (isinstance(error, ResponseError) and "READONLY" in str(error))
 

@@ -1,7 +1,8 @@
 """The link between replicas, as the kernel sees it: what a transport takes, gives and promises.
 
 `kernel.redis` keeps these promises on Redis, the tests' fake keeps them in memory, and one contract test holds both
-to them. Errors are `TransportUnavailable` and `WriteRefused`; every call but `listen` ends within the deadline.
+to them. Errors are `TransportUnavailable` and `WriteRefused`. Every call but `listen` ends within the deadline; a
+publish that has to wait for the one under way, within two.
 """
 
 from collections.abc import AsyncGenerator, Sequence
