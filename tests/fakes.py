@@ -4,11 +4,13 @@ import asyncio
 import inspect
 import json
 import zlib
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
+import msgspec
 from websockets.extensions.permessage_deflate import PerMessageDeflate
-from websockets.frames import Frame
+from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from kernel import (
@@ -23,6 +25,9 @@ from kernel import (
     Receipt,
     ReplayedReceipt,
 )
+from kernel.envelope import Entry, decode_announcement, decode_entry
+from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
 
 
 class FakeBroadcaster:
@@ -91,8 +96,14 @@ class FakeBroadcaster:
         return self.metrics
 
 
-def read_wire(data: bytes) -> list[str]:
-    """The JSON of ready frames as a client gets it: RFC 6455, inflated where they are compressed in either way."""
+def entry(sequence: int = 42, data: str = '{"a":1}', **fields: Any) -> Entry:
+    """An event as it comes out of Redis; `data` is its JSON."""
+    head = json.dumps({"sequence": sequence, "id": f"id-{sequence}", "type": "event", **fields})
+    return msgspec.json.decode(f'{head[:-1]},"data":{data}}}', type=Entry)
+
+
+def wire_frames(data: bytes) -> list[Frame]:
+    """Ready frames as a client of the `websockets` library reads them, inflated where permessage-deflate was used."""
     reader = StreamReader()
     reader.feed_data(data)
     inflate = PerMessageDeflate(
@@ -101,20 +112,25 @@ def read_wire(data: bytes) -> list[str]:
         remote_max_window_bits=WINDOW_BITS,
         local_max_window_bits=15,
     )
-    texts = []
+    frames = []
     while reader.buffer:
         parser = Frame.parse(reader.read_exact, mask=False, extensions=[inflate])
         try:
             next(parser)
         except StopIteration as done:
-            texts.append(_json_of(bytes(done.value.data)))
+            frames.append(done.value)
         else:
             raise AssertionError("a frame is longer than its bytes")
-    return texts
+    return frames
 
 
-def _json_of(payload: bytes) -> str:
-    return (zlib.decompress(payload[1:]) if payload.startswith(b"\x00") else payload).decode()
+def text_of(message: Frame | str | bytes) -> str:
+    """The JSON in a frame or an ASGI message, inflated where it is binary."""
+    payload = bytes(message.data) if isinstance(message, Frame) else message
+    if isinstance(payload, str) or (isinstance(message, Frame) and message.opcode is Opcode.TEXT):
+        return payload if isinstance(payload, str) else payload.decode()
+    assert payload[0] == 0
+    return zlib.decompress(payload[1:]).decode()
 
 
 class FakeSink:
@@ -155,7 +171,7 @@ class FakeSink:
         """Take messages, unless closed."""
         if self.closed is not None:
             return
-        texts = read_wire(data) if isinstance(data, bytes) else [m if isinstance(m, str) else _json_of(m) for m in data]
+        texts = [text_of(message) for message in (wire_frames(data) if isinstance(data, bytes) else data)]
         assert texts, "an empty write"
         self.writes += 1
         for text in texts:
@@ -206,7 +222,7 @@ class FakeSink:
 
     @property
     def outline(self) -> list[str]:
-        """The messages in short: `7` for a live event, `r7` for a replayed one, else the type and what tells it apart."""
+        """The messages in short: `7` is a live event, `r7` a replayed one, else the type and what tells it apart."""
         return [_outline(message) for message in self.messages]
 
     def _check(self, message: dict[str, Any]) -> None:
@@ -255,3 +271,212 @@ def _outline(message: dict[str, Any]) -> str:
             return f"error {message['error']}"
         case _:
             return str(kind)
+
+
+class FakeRedis:
+    """What replicas share, without a server: numbering, history, records of publishes, subscribers. The real one's
+    promises are kept by the same contract test.
+
+    Rare faults: `fail` the next calls, be `down` or `read_only`; announcements `deaf` (lost) or `hold` and `release`;
+    `lose_history`, `trim`, `rewind` (a copy that lags takes over), `flush`, `hang_up` (subscriptions end).
+    """
+
+    def __init__(self, *, history_size: int = 10_000) -> None:
+        self.history_size = history_size
+        self.place = NOWHERE
+        self.history: dict[int, tuple[str, bytes]] = {}
+        self.records: dict[str, tuple[str, Publication]] = {}
+        self.ears: list[asyncio.Queue[bytes | None]] = []
+        self.calls: list[str] = []
+        self.read_only = False
+        self.deaf = False
+        self._down = False
+        self._held: list[bytes] | None = None
+        self._faults: deque[tuple[TransportError, bool]] = deque()
+        self._epochs = 0
+
+    def fail(self, count: int = 1, error: TransportError | None = None, *, after: bool = False) -> None:
+        """Let the next `count` calls fail, or, with `after`, take effect and lose their answers."""
+        self._faults += [(error or TransportUnavailable("fake: no connection"), after)] * count
+
+    @property
+    def down(self) -> bool:
+        """Whether nobody gets through; going down ends the subscriptions too."""
+        return self._down
+
+    @down.setter
+    def down(self, down: bool) -> None:
+        self._down = down
+        if down:
+            self.hang_up()
+
+    def hold(self) -> None:
+        """Keep announcements back until `release`."""
+        self._held = []
+
+    def release(self) -> None:
+        """Send what was held back."""
+        held, self._held = self._held or [], None
+        for payload in held:
+            self.announce(payload)
+
+    def hang_up(self) -> None:
+        """End every subscription."""
+        for ear in self.ears:
+            ear.put_nowait(None)
+
+    def flush(self) -> None:
+        """Lose everything."""
+        self.place = NOWHERE
+        self.history.clear()
+        self.records.clear()
+
+    def lose_history(self) -> None:
+        """Lose the events, but not the numbering."""
+        self.history.clear()
+
+    def trim(self, size: int) -> None:
+        """Keep only the newest `size` events."""
+        for sequence in sorted(self.history)[: max(0, len(self.history) - size)]:
+            del self.history[sequence]
+
+    def rewind(self, sequence: int) -> None:
+        """Stand where a copy stood that never heard of anything after `sequence`."""
+        self.place = self.place._replace(sequence=sequence)
+        self.history = {number: event for number, event in self.history.items() if number <= sequence}
+        self.records = {name: kept for name, kept in self.records.items() if kept[1].first <= sequence}
+
+    def announce(self, payload: bytes) -> int:
+        """Put a payload on the channel, anybody's; returns how many subscribers it reaches."""
+        if self._held is not None:
+            self._held.append(payload)
+        elif not self.deaf:
+            for ear in self.ears:
+                ear.put_nowait(payload)
+        return len(self.ears)
+
+    def called(self, name: str) -> TransportError | None:
+        """Note a call: raises the fault that is due, or returns the one to raise afterwards."""
+        self.calls.append(name)
+        if self._down:
+            raise TransportUnavailable("fake: down")
+        error, after = self._faults.popleft() if self._faults else (None, True)
+        if error is not None and not after:
+            raise error
+        return error
+
+    def run(self, fence: Fence, outgoing: Outgoing | None) -> Publication:
+        """Do what the script does: records, fence, numbers, history, announcement."""
+        name = None if outgoing is None else outgoing.key or outgoing.id
+        if outgoing is not None and name in self.records:
+            by, first = self.records[name]
+            return first._replace(replayed=by != outgoing.id)
+        began = not self.place.epoch or self._forked(fence)
+        if self.read_only and (began or outgoing is not None):
+            raise WriteRefused("fake: READONLY")
+        if began:
+            self._epochs += 1
+            self.place = Position(f"epoch-{self._epochs}", 0)
+            self.history.clear()
+        epoch, before = self.place
+        entries = []
+        for sequence, (id, tail) in enumerate(() if outgoing is None else outgoing.events, before + 1):
+            self.place = Position(epoch, sequence)
+            self.history[sequence] = (id, tail)
+            entries.append(b'{"sequence":%d%s' % (sequence, tail))
+        self.trim(self.history_size)
+        reached = 0
+        if entries or began:
+            reached = self.announce(b'{"epoch":"%s","events":[%s]}' % (epoch.encode(), b",".join(entries)))
+        publication = Publication(epoch, before + 1, len(entries), reached, False)
+        if outgoing is not None and name is not None:
+            self.records[name] = (outgoing.id, publication)
+        return publication
+
+    def _forked(self, fence: Fence) -> bool:
+        (epoch, delivered), id = fence
+        if epoch != self.place.epoch:
+            return False
+        kept = self.history.get(delivered)
+        return self.place.sequence < delivered or (id != "" and kept is not None and kept[0] != id)
+
+
+class FakeTransport:
+    """One replica's link to a `FakeRedis`."""
+
+    def __init__(self, redis: FakeRedis) -> None:
+        self.redis = redis
+        self._ears: list[asyncio.Queue[bytes | None]] = []
+
+    async def close(self) -> None:
+        """End this replica's subscriptions."""
+        for ear in self._ears:
+            ear.put_nowait(None)
+
+    async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
+        """As the real one does."""
+        return await self._call("publish", lambda: self.redis.run(fence, outgoing))
+
+    async def position(self, fence: Fence, *, probe: bool = False) -> Position:
+        """As the real one does."""
+
+        def check() -> Position:
+            self.redis.run(fence, None)
+            if probe and self.redis.read_only:
+                raise WriteRefused("fake: READONLY")
+            return self.redis.place
+
+        return await self._call("probe" if probe else "position", check)
+
+    async def read(self, first: int, last: int) -> Page:
+        """As the real one does."""
+
+        def page() -> Page:
+            place, history = self.redis.place, self.redis.history
+            wanted = (decode_entry(n, {b"event": history[n][1]}) for n in sorted(history) if first <= n <= last)
+            oldest = min(history, default=place.sequence + 1)
+            return Page(place, oldest, [entry for entry in wanted if entry is not None])
+
+        return await self._call("read", page)
+
+    async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
+        """As the real one does."""
+        self.redis.called("listen")
+        ear: asyncio.Queue[bytes | None] = asyncio.Queue()
+        for ears in (self._ears, self.redis.ears):
+            ears.append(ear)
+        try:
+            yield Batch([], 0)
+            while True:
+                payloads = await _arrived(ear, idle)
+                announcements = [decode_announcement(payload) for payload in payloads]
+                ours = [announcement for announcement in announcements if announcement is not None]
+                yield Batch(ours, len(payloads) - len(ours))
+        finally:
+            for ears in (self._ears, self.redis.ears):
+                ears.remove(ear)
+
+    async def _call(self, name: str, act: Callable[[], Any]) -> Any:
+        await asyncio.sleep(0)
+        error = self.redis.called(name)
+        answer = act()
+        if error is not None:
+            raise error
+        return answer
+
+
+async def _arrived(ear: "asyncio.Queue[bytes | None]", idle: float) -> list[bytes]:
+    """Everything that has arrived, at most `idle` seconds from now; raises when the subscription has ended."""
+    payloads: list[bytes] = []
+    try:
+        async with asyncio.timeout(idle):
+            waiting = [await ear.get()]
+    except TimeoutError:
+        return payloads
+    while not ear.empty():
+        waiting.append(ear.get_nowait())
+    for payload in waiting:
+        if payload is None:
+            raise TransportUnavailable("fake: subscription lost")
+        payloads.append(payload)
+    return payloads

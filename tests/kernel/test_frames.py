@@ -5,62 +5,20 @@ import zlib
 from collections.abc import Iterable
 from typing import Any
 
-import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from websockets.extensions.permessage_deflate import PerMessageDeflate
-from websockets.frames import Frame as WebSocketFrame
 from websockets.frames import Opcode
-from websockets.streams import StreamReader
 
 from kernel.control import Pong
-from kernel.envelope import Entry
 from kernel.frames import WINDOW_BITS, AsgiEncoding, Encoding, Frame, Joined, WireEncoding, ready_control
 from kernel.transport import Position
+from tests.fakes import entry, text_of, wire_frames
 
 PLAIN = WireEncoding(None, deflate=False, level=6)
 ZLIB = WireEncoding(1024, deflate=False, level=6)
 DEFLATE = WireEncoding(None, deflate=True, level=6)
 BOTH = WireEncoding(1024, deflate=True, level=6)
-
-
-def entry(sequence: int = 42, data: str = '{"a":1}', **fields: Any) -> Entry:
-    """Return an event as it comes out of Redis."""
-    head = json.dumps({"sequence": sequence, "id": f"id-{sequence}", "type": "event", **fields})
-    return msgspec.json.decode(f'{head[:-1]},"data":{data}}}', type=Entry)
-
-
-def parsed(data: bytes) -> list[WebSocketFrame]:
-    """Read wire bytes as a client of the `websockets` library would, extension included."""
-    reader = StreamReader()
-    reader.feed_data(data)
-    reader.feed_eof()
-    extension = PerMessageDeflate(
-        remote_no_context_takeover=True,
-        local_no_context_takeover=True,
-        remote_max_window_bits=WINDOW_BITS,
-        local_max_window_bits=15,
-    )
-    frames = []
-    while reader.buffer:
-        parser = WebSocketFrame.parse(reader.read_exact, mask=False, extensions=[extension])
-        try:
-            next(parser)
-        except StopIteration as done:
-            frames.append(done.value)
-        else:
-            raise AssertionError("the frame is longer than its bytes")
-    return frames
-
-
-def text_of(frame: WebSocketFrame) -> str:
-    """Return the JSON that a client sees."""
-    if frame.opcode is Opcode.TEXT:
-        return bytes(frame.data).decode()
-    assert frame.opcode is Opcode.BINARY
-    assert frame.data[0] == 0
-    return zlib.decompress(frame.data[1:]).decode()
 
 
 class Counting:
@@ -140,7 +98,7 @@ def test_strings_are_escaped() -> None:
 def test_replayed_event() -> None:
     """Section 6, resume: a replayed event is the live one with `"replay": true`."""
     frame = Frame.of("e1", entry())
-    live, replayed = (json.loads(text_of(parsed(make(PLAIN))[0])) for make in (frame.ready, frame.replayed))
+    live, replayed = (json.loads(text_of(wire_frames(make(PLAIN))[0])) for make in (frame.ready, frame.replayed))
     assert replayed == {**live, "replay": True}
     assert frame.message(replay=True) == replayed
 
@@ -158,7 +116,7 @@ def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> Non
     assert marker.place == place
     assert marker.names is None
     assert marker.entry is None
-    assert json.loads(text_of(parsed(marker.ready(PLAIN))[0])) == message
+    assert json.loads(text_of(wire_frames(marker.ready(PLAIN))[0])) == message
     assert marker.replayed(PLAIN) is marker.ready(PLAIN)
 
 
@@ -196,13 +154,13 @@ def test_lengths(length: int, head: bytes) -> None:
     """RFC 6455, section 5.2: the length takes 7, 16 or 64 bits, whichever is the shortest, and nothing is masked."""
     payload = b"x" * length
     assert PLAIN.encode(payload) == head + payload
-    assert bytes(parsed(PLAIN.encode(payload))[0].data) == payload
+    assert bytes(wire_frames(PLAIN.encode(payload))[0].data) == payload
 
 
 def test_several_frames_in_one_write() -> None:
     """Section 9: messages are joined into one write, in their order."""
     joined = BOTH.join([BOTH.encode(text) for text in (b"first", b"second" * 300, b"third" * 40)])
-    assert [text_of(frame) for frame in parsed(joined)] == ["first", "second" * 300, "third" * 40]
+    assert [text_of(frame) for frame in wire_frames(joined)] == ["first", "second" * 300, "third" * 40]
 
 
 # -- format=zlib
@@ -212,8 +170,8 @@ def test_several_frames_in_one_write() -> None:
 def test_zlib_from_the_threshold_on(encoding: WireEncoding) -> None:
     """Section 4, format=zlib: from the threshold on a binary frame of 0x00 and a zlib stream, text below."""
     below, above = b"x" * 1023, b"x" * 1024
-    assert parsed(encoding.encode(below))[0].opcode is Opcode.TEXT
-    (frame,) = parsed(encoding.encode(above))
+    assert wire_frames(encoding.encode(below))[0].opcode is Opcode.TEXT
+    (frame,) = wire_frames(encoding.encode(above))
     assert frame.opcode is Opcode.BINARY
     assert frame.data[0] == 0
     assert zlib.decompress(frame.data[1:]) == above
@@ -221,8 +179,8 @@ def test_zlib_from_the_threshold_on(encoding: WireEncoding) -> None:
 
 def test_the_threshold_counts_bytes() -> None:
     """Section 4, format=zlib: the threshold is in UTF-8 bytes, not in characters."""
-    assert parsed(ZLIB.encode(("é" * 512).encode()))[0].opcode is Opcode.BINARY
-    assert parsed(ZLIB.encode(("é" * 511).encode()))[0].opcode is Opcode.TEXT
+    assert wire_frames(ZLIB.encode(("é" * 512).encode()))[0].opcode is Opcode.BINARY
+    assert wire_frames(ZLIB.encode(("é" * 511).encode()))[0].opcode is Opcode.TEXT
 
 
 def test_a_zlib_message_is_not_deflated_again() -> None:
@@ -261,7 +219,7 @@ def test_small_messages_stay_plain() -> None:
 def test_deflate_of_any_length(length: int) -> None:
     """Section 4, permessage-deflate: a client with the agreed window reads frames that reach back beyond it."""
     text = "".join(f'{{"sequence":{n},"camera":"küche"}}' for n in range(length // 30 + 1))[:length]
-    assert text_of(parsed(DEFLATE.encode(text.encode()))[0]) == text
+    assert text_of(wire_frames(DEFLATE.encode(text.encode()))[0]) == text
 
 
 @given(texts=st.lists(st.text(max_size=300).map(lambda text: text * 3), max_size=6))
@@ -269,7 +227,7 @@ def test_shared_frames_between_others(texts: list[str]) -> None:
     """Section 4, permessage-deflate: no context is taken over, so any frame reads the same after any other."""
     for encoding in (PLAIN, DEFLATE, ZLIB, BOTH):
         joined = encoding.join([encoding.encode(text.encode()) for text in texts])
-        assert [text_of(frame) for frame in parsed(joined)] == texts
+        assert [text_of(frame) for frame in wire_frames(joined)] == texts
 
 
 # -- plain ASGI
