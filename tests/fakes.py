@@ -6,7 +6,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from websockets.extensions.permessage_deflate import PerMessageDeflate
@@ -28,6 +28,8 @@ from kernel import (
 from kernel.envelope import Entry, decode_announcement, decode_entry
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
+
+_T = TypeVar("_T")
 
 
 class FakeBroadcaster:
@@ -274,9 +276,9 @@ def _outline(message: dict[str, Any]) -> str:
 
 
 class FakeRedis:
-    """What replicas share, without a server: numbering, history, records of publishes, subscribers. The real one's
-    promises are kept by the same contract test.
+    """What replicas share, without a server: numbering, history, records of publishes, subscribers.
 
+    One contract test holds its transport and the real one to the same promises (tests/kernel/test_transport.py).
     Rare faults: `fail` the next calls, be `down` or `read_only`; announcements `deaf` (lost) or `hold` and `release`;
     `lose_history`, `trim`, `rewind` (a copy that lags takes over), `flush`, `hang_up` (subscriptions end).
     """
@@ -456,7 +458,7 @@ class FakeTransport:
             for ears in (self._ears, self.redis.ears):
                 ears.remove(ear)
 
-    async def _call(self, name: str, act: Callable[[], Any]) -> Any:
+    async def _call(self, name: str, act: Callable[[], _T]) -> _T:
         await asyncio.sleep(0)
         error = self.redis.called(name)
         answer = act()
