@@ -60,7 +60,7 @@ class CatchUp:
             except (Moved, TransportError):
                 await self._checked()
                 continue
-            if client.resumes or client.delivery is not Delivery.BEHIND:
+            if client.resumes or client.delivery is not Delivery.BEHIND or client.sink.blocked:
                 continue
             if not frames:
                 self._go_live(client)
@@ -110,10 +110,10 @@ class CatchUp:
             # the first is sent in any case: only a marker can reach beyond the target
             head, *rest = frames
             frames = [head, *(f for f in rest if f.place.epoch == target.epoch and f.place.sequence <= target.sequence)]
-            for frame in frames:
-                if frame.entry is None:
-                    oldest = frame.place.sequence + 1
-            count += await self._write(client, frames, replay=True)
+            gaps = [frame for frame in frames if frame.entry is None]
+            if gaps:
+                oldest = gaps[-1].place.sequence + 1
+            count += await self._write(client, frames, replay=True) - len(gaps)
         recovered = not changed and not beyond and oldest is None
         client.tell(
             ResyncAck(

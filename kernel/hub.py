@@ -73,9 +73,9 @@ class Hub:
         client.resumes.append(resume)
         if here.epoch:
             # its own place until the replay begins: what it says it has, as far as that can be true
-            last = resume.last_sequence
-            claimed = Position(resume.epoch, last) if resume.epoch else Position(here.epoch, min(last, here.sequence))
-            client.place = claimed
+            known = resume.epoch in (None, here.epoch)
+            last = min(resume.last_sequence, here.sequence) if known else resume.last_sequence
+            client.place = Position(resume.epoch or here.epoch, last)
         self._serve(client)
         return client
 
@@ -84,8 +84,7 @@ class Hub:
         task = self._clients.pop(client, None)
         if task is not None:
             task.cancel()
-        self._leave_audience(client)
-        client.delivery = Delivery.GONE
+        self._leave_live(client, Delivery.GONE)
 
     def receive(self, client: Client, message: str | bytes) -> None:
         """Act on a client's message: at most one answer, behind everything that it was sent before."""
@@ -106,9 +105,7 @@ class Hub:
     def fall_behind(self, client: Client) -> None:
         """Take a client whose socket is full from the live ones; it catches up when the socket drains."""
         if client.delivery is Delivery.LIVE:
-            self._leave_audience(client)
-            client.delivery = Delivery.BEHIND
-            client.place = Position(*client.place)  # a copy: the fan-out knows live clients by the object itself
+            self._leave_live(client, Delivery.BEHIND)
             self._serve(client)
 
     async def deliver(self, frames: list[Frame], start: Position | None) -> None:
@@ -154,6 +151,11 @@ class Hub:
         client.place = self._log.place
         client.audience = self._audiences.join(client, client.patterns, client.encoding)
 
+    def _leave_live(self, client: Client, delivery: Delivery) -> None:
+        self._leave_audience(client)
+        client.delivery = delivery
+        client.place = Position(*client.place)  # a copy: the fan-out knows live clients by the object itself
+
     def _leave_audience(self, client: Client) -> None:
         if client.audience is not None:
             self._audiences.leave(client, client.audience)
@@ -172,8 +174,9 @@ class Hub:
 
     def tell_all(self, control: Control) -> None:
         """Send a control message to everybody; whose socket is full gets it as soon as it has drained."""
-        for client in self._clients:
-            if client.sink.blocked:
+        for client in self:
+            # what it is owed already must not come after
+            if client.sink.blocked or client.owed is not None:
                 client.owed = control
             else:
                 client.tell(control)

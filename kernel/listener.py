@@ -8,6 +8,7 @@ missing. Whoever delivers holds the lock, so the log grows in one order. A third
 import asyncio
 import logging
 import random
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -27,6 +28,7 @@ _logger = logging.getLogger(__name__)
 # How often the subscription looks up although nothing arrives, in seconds.
 _IDLE = 1.0
 _FOREIGN_LOG_SECONDS = 60.0
+_MOST_MISFITS = 1000
 
 
 class Listener:
@@ -67,6 +69,9 @@ class Listener:
         self._deaf = False
         self._checked_at = float("-inf")
         self._warned_at = float("-inf")
+        # Places of documents that did not follow: new ones, and those that the check under way will explain or not.
+        self._misfits: deque[Position] = deque(maxlen=_MOST_MISFITS)
+        self._held: deque[Position] = deque(maxlen=_MOST_MISFITS)
 
     @property
     def healthy(self) -> bool:
@@ -76,7 +81,11 @@ class Listener:
 
     async def reach(self) -> None:
         """Make first contact: find where the numbering stands, and what of it can be kept in memory."""
-        await self._check()
+        while True:
+            try:
+                return await self._catch_up(await self._ask())
+            except Moved:
+                continue
 
     def start(self) -> None:
         """Listen from now on, whether or not Redis can be reached."""
@@ -108,6 +117,7 @@ class Listener:
                     if task is not None:
                         _logger.error("a listener task ended, starting it again")
                         self._observer.listener_restarted("the task ended")
+                        await asyncio.sleep(self._delays[0])
                     self._tasks[room] = asyncio.create_task(room(), name=f"event-broadcaster {room.__name__}")
             await asyncio.wait(
                 self._tasks.values(), timeout=self._supervision_seconds, return_when=asyncio.FIRST_COMPLETED
@@ -151,11 +161,13 @@ class Listener:
             offered = self._log.offer(batch.announcements)
             if offered.frames:
                 await self._deliver(offered.frames, None)
-        strange = batch.foreign + offered.misfits
-        if offered.misfits:
-            self._wanted.set()
-        if strange:
+        if batch.foreign:
             self._observer.foreign(batch.foreign)
+        if offered.misfits:
+            self._misfits += offered.misfits
+            self._wanted.set()
+        strange = batch.foreign + len(offered.misfits)
+        if strange:
             now = asyncio.get_running_loop().time()
             if now - self._warned_at >= _FOREIGN_LOG_SECONDS:
                 self._warned_at = now
@@ -179,32 +191,39 @@ class Listener:
             self._wanted.clear()
             waiters, self._waiters = self._waiters, []
             try:
-                await self._check(trial=trial)
-            except (TransportError, Moved) as error:
+                position = await self._ask(probe=trial)
+                if trial:
+                    self._link.trial_succeeded()
+                    trial = False
+                else:
+                    self._link.read()
+                await self._catch_up(position)
+            except BaseException as error:
+                self._waiters += (waiter for waiter in waiters if not waiter.done())
+                self._wanted.set()
                 if isinstance(error, TransportError):
                     (self._link.trial_failed if trial else self._link.failed)(error)
-                self._waiters += waiters
-                if not trial:
-                    await asyncio.sleep(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter
-                attempt += 1
+                elif not isinstance(error, Moved):
+                    self._link.trial_abandoned()
+                    raise
+            else:
+                attempt = 0
+                for waiter in waiters:
+                    if not waiter.done():
+                        waiter.set_result(None)
                 continue
-            except BaseException:
-                self._waiters += waiters
-                self._link.trial_abandoned()
-                raise
-            attempt = 0
-            for waiter in waiters:
-                if not waiter.done():
-                    waiter.set_result(None)
+            if not trial:
+                await asyncio.sleep(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter
+                attempt += 1
 
-    async def _check(self, *, trial: bool = False) -> None:
-        """Compare positions (the script itself begins a new epoch where that is due) and fetch what is missing."""
-        heard, self._heard = self._heard, False
-        position = await self._transport.position(self._log.ring.fence, probe=trial)
-        if trial:
-            self._link.trial_succeeded()
-        else:
-            self._link.read()
+    async def _ask(self, *, probe: bool = False) -> Position:
+        """Where the numbering stands in Redis; the script itself begins a new epoch where that is due."""
+        self._held += self._misfits
+        self._misfits.clear()
+        return await self._transport.position(self._log.ring.fence, probe=probe)
+
+    async def _catch_up(self, position: Position) -> None:
+        """Fetch what is missing up to Redis's position, and judge what did not fit."""
         async with self._delivering:
             if not self._log.place.epoch:
                 await self._begin(position)
@@ -212,9 +231,15 @@ class Listener:
                 missed = await self._refill(position)
                 # What was fetched here may still be on its way. If not even that has come by the next check, the
                 # subscription is alive but deaf.
-                silent = self.subscribed.is_set() and not heard
+                silent = self.subscribed.is_set() and not self._heard
                 self._deaf = silent and self._suspicious
                 self._suspicious = silent and missed
+                self._heard = False
+            epoch, last = self._log.place
+        unexplained = sum(misfit.epoch != epoch or misfit.sequence > last for misfit in self._held)
+        self._held.clear()
+        if unexplained:
+            self._observer.foreign(unexplained)
         self._checked_at = asyncio.get_running_loop().time()
 
     async def _begin(self, position: Position) -> None:
@@ -254,8 +279,11 @@ class Listener:
                     self._observer.lost(lost)
                 expected = frame.place.sequence + 1
             await self._deliver(frames, None)
-        if self._log.place == before:
+        here = self._log.place
+        if here == before:
             return False
-        self._observer.refilled(Refilled(before, self._log.place))
-        _logger.info("refilled from the history: events %d to %d", before.sequence + 1, self._log.place.sequence)
+        self._observer.refilled(Refilled(before, here))
+        first = before.sequence + 1 if epoch == before.epoch else 1
+        if first <= here.sequence:
+            _logger.info("refilled from the history: events %d to %d", first, here.sequence)
         return True

@@ -7,11 +7,12 @@ judged here (`offer`), and becomes part of the log by `append`. Nothing here wri
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from kernel.envelope import Announcement
 from kernel.frames import Frame
 from kernel.history import Ring
-from kernel.transport import Page, Position, Transport
+from kernel.transport import Position, Transport
 
 __all__ = ["Gone", "Log", "Moved", "Offered"]
 
@@ -30,17 +31,14 @@ class Gone(Exception):
 
 
 class Moved(Exception):
-    """Redis numbers another epoch than this replica knows: a position check is due."""
+    """Redis is not where this replica thinks, in another epoch or behind it: a position check is due."""
 
 
-class Offered:
-    """What an announcement came to: frames that follow, and whether something does not fit the numbering."""
+class Offered(NamedTuple):
+    """What has arrived came to: frames that follow, and the places of documents that do not fit the numbering."""
 
-    __slots__ = ("frames", "misfits")
-
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.misfits = 0
+    frames: list[Frame]
+    misfits: list[Position]
 
 
 class Log:
@@ -51,7 +49,7 @@ class Log:
         self._transport = transport
         self._pages: OrderedDict[tuple[str, int], tuple[list[Frame], int]] = OrderedDict()
         self._kept_bytes = 0
-        self._reading: dict[tuple[int, Position], asyncio.Task[Page]] = {}
+        self._reading: dict[tuple[str, int, int], asyncio.Task[tuple[list[Frame], int]]] = {}
 
     @property
     def place(self) -> Position:
@@ -64,18 +62,18 @@ class Log:
         Anything else (a hole, another epoch) is a misfit: either events were missed or somebody put them there, and
         only Redis's own position can tell.
         """
-        offered = Offered()
+        offered = Offered([], [])
         epoch, sequence = self.ring.place
         for announcement in announcements:
-            if announcement.epoch != epoch:
-                offered.misfits += 1
-                continue
-            for entry in announcement.events:
-                if entry.sequence == sequence + 1:
-                    sequence = entry.sequence
-                    offered.frames.append(Frame.of(epoch, entry))
-                elif entry.sequence > sequence:
-                    offered.misfits += 1
+            farthest = max((entry.sequence for entry in announcement.events), default=0)
+            if announcement.epoch == epoch:
+                for entry in announcement.events:
+                    if entry.sequence == sequence + 1:
+                        sequence = entry.sequence
+                        offered.frames.append(Frame.of(epoch, entry))
+                if farthest <= sequence:
+                    continue
+            offered.misfits.append(Position(announcement.epoch, farthest))
         return offered
 
     def append(self, frames: Iterable[Frame]) -> None:
@@ -85,8 +83,8 @@ class Log:
     async def after(self, place: Position) -> list[Frame]:
         """The next frames after `place`, some of them at least; none if `place` is where this replica stands.
 
-        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is in another epoch than this replica,
-        and `TransportError`.
+        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is not where this replica
+        thinks, and `TransportError`.
         """
         held = self.ring.since(place)
         if held is not None:
@@ -109,34 +107,28 @@ class Log:
         return list(_with_gaps(frames, epoch, sequence, end))
 
     async def _page(self, epoch: str, number: int, last: int) -> tuple[list[Frame], int]:
-        """A page's events, and the oldest number that was kept when it was read."""
+        """A page's events up to `last`, and the oldest number that was kept when it was read."""
         kept = self._pages.get((epoch, number))
         if kept is not None:
             self._pages.move_to_end((epoch, number))
             return kept
-        first = number * PAGE + 1
-        end = min(first + PAGE - 1, last)
-        page = await self._read(first, end)
-        if page.position.epoch != epoch:
-            raise Moved
-        # whoever shares the read makes the same frames once
-        kept = self._pages.get((epoch, number))
-        if kept is not None:
-            return kept
-        frames = [Frame.of(epoch, entry) for entry in page.entries]
-        if end == first + PAGE - 1:
-            self._keep((epoch, number), frames, page.oldest)
-        return frames, page.oldest
-
-    async def _read(self, first: int, last: int) -> Page:
-        """One read of Redis per range, however many ask for it meanwhile."""
-        key = (first, Position(self.ring.place.epoch, last))
+        # one read of Redis per range, however many ask for it meanwhile
+        key = (epoch, number, min((number + 1) * PAGE, last))
         task = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(self._transport.read(first, last))
+            task = self._reading[key] = asyncio.create_task(self._read(*key))
             task.add_done_callback(lambda _: self._reading.pop(key, None))
         # one reader that gives up must not take the answer from the others
         return await asyncio.shield(task)
+
+    async def _read(self, epoch: str, number: int, end: int) -> tuple[list[Frame], int]:
+        page = await self._transport.read(number * PAGE + 1, end)
+        if page.position.epoch != epoch or page.position.sequence < end:
+            raise Moved
+        frames = [Frame.of(epoch, entry) for entry in page.entries]
+        if end == (number + 1) * PAGE:
+            self._keep((epoch, number), frames, page.oldest)
+        return frames, page.oldest
 
     def _keep(self, key: tuple[str, int], frames: list[Frame], oldest: int) -> None:
         self._pages[key] = (frames, oldest)
