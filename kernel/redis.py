@@ -131,10 +131,7 @@ class RedisTransport:
             pipeline.xrange(self._history_key, count=1)
             pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
-            for answer in answers:
-                if isinstance(answer, ResponseError) and not _mistyped(answer):
-                    raise answer
-            return [None if isinstance(answer, ResponseError) else answer for answer in answers]
+            return [_usable(answer) for answer in answers]
 
         numbering, oldest, entries = await self._bounded(self._reader, call)
         epoch, sequence = numbering or (None, None)
@@ -259,8 +256,13 @@ def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
     return decode_entry(int(number), fields) if rest == b"0" else None
 
 
-def _mistyped(error: ResponseError) -> bool:
-    return str(error).startswith("WRONGTYPE")
+def _usable(answer: Any) -> Any:  # noqa: ANN401
+    """An answer, or None if somebody made the key one of another type."""
+    if not isinstance(answer, ResponseError):
+        return answer
+    if str(answer).startswith("WRONGTYPE"):
+        return None
+    raise answer
 
 
 def _read_only(error: object) -> bool:

@@ -1,21 +1,19 @@
 """What every transport promises, held against the fake and against real servers."""
 
 import asyncio
-import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any, Protocol
 
 import pytest
 import redis.asyncio as redis
 
-from kernel.errors import TransportUnavailable, WriteRefused
+from kernel.errors import WriteRefused
 from kernel.redis import RedisTransport
 from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Position, Transport
 from tests.conftest import emptied
 from tests.fakes import FakeRedis, FakeTransport
+from tests.links import FRESH, NOTHING, ends, event, fails, hear, heard, kept, listening, outgoing, publish
 
-FRESH = Fence(NOWHERE, "")
-NOTHING = Batch([], 0)
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 
 
@@ -136,49 +134,6 @@ async def link(request: pytest.FixtureRequest) -> AsyncIterator[Link]:
     link = _FakeLink() if request.param == "fake" else _RealLink(emptied(request.getfixturevalue(request.param)))
     yield link
     await link.close()
-
-
-def event(id: str, data: bytes = b"{}") -> tuple[str, bytes]:
-    """An event as a publisher hands it over."""
-    return id, b',"id":"%s","type":"event","data":%s}' % (id.encode(), data)
-
-
-def outgoing(*ids: str, id: str | None = None, key: str | None = None) -> Outgoing:
-    """A publish of events with these ids, itself called after the first."""
-    return Outgoing(id or f"publish of {ids[0]}".replace(" ", "-"), key, [event(id) for id in ids])
-
-
-@contextlib.asynccontextmanager
-async def listening(replica: Transport, idle: float = 0.05) -> AsyncIterator[AsyncGenerator[Batch, None]]:
-    """Subscribe; what follows is heard."""
-    async with contextlib.aclosing(replica.listen(idle)) as batches:
-        assert await anext(batches) == NOTHING
-        yield batches
-
-
-async def hear(batches: AsyncGenerator[Batch, None]) -> Batch:
-    """The next batch with something in it."""
-    async with asyncio.timeout(5):
-        while (batch := await anext(batches)) == NOTHING:
-            pass
-    return batch
-
-
-async def heard(batches: AsyncGenerator[Batch, None]) -> tuple[str, list[tuple[int, str]]]:
-    """Epoch and (number, id) of the events of the next announcement."""
-    (announcement,) = (await hear(batches)).announcements
-    return announcement.epoch, [(entry.sequence, entry.id) for entry in announcement.events]
-
-
-async def kept(replica: Transport, first: int = 1, last: int = 10_000) -> list[tuple[int, str]]:
-    """Number and id of the events in the history."""
-    return [(entry.sequence, entry.id) for entry in (await replica.read(first, last)).entries]
-
-
-async def publish(replica: Transport, *ids: str, fence: Fence = FRESH) -> Fence:
-    """Publish events; returns the fence of a replica that has delivered them."""
-    made = await replica.publish(outgoing(*ids), fence)
-    return Fence(Position(made.epoch, made.first + made.size - 1), ids[-1])
 
 
 async def test_position_check_begins_an_epoch(link: Link) -> None:
@@ -427,17 +382,6 @@ async def test_read_only(link: Link) -> None:
     assert (await publish(replica, "b")).position == (here.epoch, 2)
 
 
-async def ends(ear: AsyncGenerator[Batch, None]) -> None:
-    """Check that a subscription ends with the error that says so, soon."""
-
-    async def hear_all() -> None:
-        async for _ in ear:
-            pass
-
-    with pytest.raises(TransportUnavailable):
-        await asyncio.wait_for(hear_all(), 5)
-
-
 async def test_lost_subscription(link: Link) -> None:
     """Section 7, Redis: a subscription that is lost ends, so that the replica knows; it can subscribe again."""
     replica = link.replica()
@@ -476,12 +420,6 @@ async def test_cancelled_publisher(link: Link) -> None:
     events = await kept(replica)
     assert all((fence.position.sequence, fence.id) in events for fence in (fences[1], fences[3]))
     await publish(replica, "after")
-
-
-async def fails(call: Awaitable[object]) -> None:
-    """Check that the link is reported as broken."""
-    with pytest.raises(TransportUnavailable):
-        await call
 
 
 async def test_faults_of_the_fake() -> None:
