@@ -13,14 +13,15 @@ class Ring:
     """The newest `size` frames, events and markers, in their order.
 
     `place` is where this replica stands: the place of the newest frame. Live clients hold this very object as theirs.
+    `base` is the place behind which everything is in memory.
     """
 
-    __slots__ = ("_base", "_frames", "_id", "place", "size")
+    __slots__ = ("_frames", "_id", "base", "place", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._frames: deque[Frame] = deque(maxlen=size)
-        self._base = NOWHERE
+        self.base = NOWHERE
         self._id = ""
         self.place = NOWHERE
 
@@ -35,14 +36,14 @@ class Ring:
     def start(self, place: Position) -> None:
         """Stand at `place`, with nothing in memory from before it."""
         self._frames.clear()
-        self._base = self.place = place
+        self.base = self.place = place
         self._id = ""
 
     def append(self, frames: Iterable[Frame]) -> None:
         """Put frames behind the newest one; the oldest go."""
         for frame in frames:
             if len(self._frames) == self.size:
-                self._base = self._frames[0].place
+                self.base = self._frames[0].place
             self._frames.append(frame)
             self.place = frame.place
             self._id = "" if frame.entry is None else frame.entry.id
@@ -56,7 +57,7 @@ class Ring:
                 break
             after.append(frame)
         else:
-            if self._base.epoch != epoch or self._base.sequence > sequence:
+            if self.base.epoch != epoch or self.base.sequence > sequence:
                 return None
         after.reverse()
         return after

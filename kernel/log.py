@@ -94,7 +94,8 @@ class Log:
             return [Frame.first_epoch(now)]
         if place.epoch != now.epoch:
             return [Frame.new_epoch(now.epoch)]
-        return await self.stored(place, now.sequence)
+        # it is the numbering's present epoch that memory has only the end of, and the history is asked for the rest
+        return await self.stored(place, self.ring.base.sequence)
 
     async def stored(self, place: Position, last: int) -> list[Frame]:
         """The next frames after `place` in Redis's history, `last` being the newest to take; at least one."""
