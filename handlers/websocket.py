@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from litestar import WebSocket
+from litestar.di import NamedDependency
 from litestar.handlers import WebsocketRouteHandler, websocket
 
 from handlers.auth import origin_allowed, websocket_credentials_ok
@@ -115,7 +116,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
     encodings = _Encodings(settings.websocket_compression_threshold, settings.websocket_compression_level)
 
     @websocket("/ws/events")
-    async def ws_events(socket: WebSocket[Any, Any, Any], broadcaster: EventBroadcaster) -> None:
+    async def ws_events(socket: WebSocket[Any, Any, Any], broadcaster: NamedDependency[EventBroadcaster]) -> None:
         if broadcaster.draining:
             await _refuse(socket, 503)
             return
