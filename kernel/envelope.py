@@ -8,7 +8,6 @@ The history keeps each entry without its number, which is the stream entry's id.
 `data` is never looked into after the publish: it stays the bytes that the producer's replica wrote.
 """
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import msgspec
@@ -88,12 +87,11 @@ def decode_announcement(payload: bytes) -> Announcement | None:
         return None
 
 
-def decode_entry(sequence: int, fields: Sequence[bytes] | dict[bytes, bytes]) -> Entry | None:
+def decode_entry(sequence: int, fields: dict[bytes, bytes]) -> Entry | None:
     """An entry of the history (its number and its stream fields), or None for what no publisher wrote."""
-    tail = fields.get(b"event") if isinstance(fields, dict) else None
-    if not tail:
-        return None
     try:
-        return _entries.decode(f'{{"sequence":{sequence}{str(tail, "utf-8")}')
+        entry = _entries.decode(f'{{"sequence":{sequence}{str(fields.get(b"event", b""), "utf-8")}')
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None
+    # a second "sequence" in the text would win
+    return entry if entry.sequence == sequence else None
