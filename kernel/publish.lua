@@ -94,8 +94,10 @@ for i = 9, #ARGV, 2 do
   local number = string.format('%.0f', sequence + 1)
   local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', size, number .. '-0', 'id', ARGV[i], 'event', ARGV[i + 1])
   if type(added) == 'table' and added.err then
-    -- A foreign entry above our numbers, or no stream at all: only the first event can meet that, nothing is written yet.
-    if i > 9 or not (mistyped(added) or string.find(added.err, '^ERR The ')) then return added end
+    -- A foreign entry above our numbers (maybe at the very top), or no stream at all: only the first event can meet that,
+    -- nothing is written yet.
+    local taken = string.find(added.err, '^ERR The ID ') or string.find(added.err, '^ERR The stream has exhausted ')
+    if i > 9 or not (taken or mistyped(added)) then return added end
     epoch, sequence = begin()
     began, first, number = true, 1, '1'
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', size, '1-0', 'id', ARGV[i], 'event', ARGV[i + 1])
