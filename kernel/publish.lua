@@ -50,16 +50,14 @@ local function forked(epoch, sequence)
   if ARGV[4] ~= epoch then return false end
   local delivered = tonumber(ARGV[5])
   if sequence < delivered then return true end
-  if delivered == 0 or ARGV[6] == '' then return false end
+  if ARGV[6] == '' then return false end
   local at = ARGV[5] .. '-0'
   local entry = redis.pcall('XRANGE', KEYS[2], at, at)
   if entry.err then
     if mistyped(entry) then return true end
     return nil, entry
   end
-  if not entry[1] then return false end
-  local fields = entry[1][2]
-  return fields[1] ~= 'id' or fields[2] ~= ARGV[6]
+  return entry[1] ~= nil and entry[1][2][2] ~= ARGV[6]
 end
 
 -- Whether this user may do all that a publish does; Redis 6.2 cannot be asked.
@@ -97,7 +95,7 @@ for i = 9, #ARGV, 2 do
     -- A foreign entry above our numbers (maybe at the very top), or no stream at all: only the first event can meet that,
     -- nothing is written yet.
     local taken = string.find(added.err, '^ERR The ID ') or string.find(added.err, '^ERR The stream has exhausted ')
-    if i > 9 or not (taken or mistyped(added)) then return added end
+    if not (taken or mistyped(added)) then return added end
     epoch, sequence = begin()
     began, first, number = true, 1, '1'
     redis.call('XADD', KEYS[2], 'MAXLEN', '~', size, '1-0', 'id', ARGV[i], 'event', ARGV[i + 1])

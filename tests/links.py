@@ -56,15 +56,15 @@ async def publish(replica: Transport, *ids: str, fence: Fence = FRESH) -> Fence:
     return Fence(Position(made.epoch, made.first + made.size - 1), ids[-1])
 
 
-async def ends(ear: AsyncGenerator[Batch, None]) -> None:
-    """Check that a subscription ends with the error that says so, soon."""
+async def ends(ear: AsyncGenerator[Batch, None], within: float = 5.0) -> None:
+    """Check that a subscription ends with the error that says so, within so many seconds."""
 
     async def hear_all() -> None:
         async for _ in ear:
             pass
 
     with pytest.raises(TransportUnavailable):
-        await asyncio.wait_for(hear_all(), 5)
+        await asyncio.wait_for(hear_all(), within)
 
 
 async def fails(call: Awaitable[object]) -> None:

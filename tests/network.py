@@ -38,6 +38,7 @@ class _TcpServer:
     async def __aexit__(self, *_: object) -> None:
         self.refuse()
         self.cut()
+        self.release()
         if self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -58,6 +59,9 @@ class _TcpServer:
                 linger = struct.pack("ii", 1, 0)
                 writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
             writer.transport.abort()
+
+    def release(self) -> None:
+        """Hold nothing up any longer."""
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.accepted += 1
@@ -83,14 +87,20 @@ class Proxy(_TcpServer):
         self.carried = 0
         self.questions = asyncio.Event()
         self.answers = asyncio.Event()
-        self.questions.set()
-        self.answers.set()
+        self._frozen: list[asyncio.Event] = []
+        self.release()
 
-    def cut(self, *, reset: bool = False) -> None:
-        """End every connection; nothing is held up any longer."""
-        super().cut(reset=reset)
+    def freeze(self) -> None:
+        """Let the connections that there are go dead, while new ones work."""
+        self.questions.clear()
+        self._frozen.append(self.questions)
+        self.questions = asyncio.Event()
         self.questions.set()
-        self.answers.set()
+
+    def release(self) -> None:
+        """Hold nothing up any longer."""
+        for flow in (*self._frozen, self.questions, self.answers):
+            flow.set()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         server_reader, server_writer = await asyncio.open_unix_connection(self._path)
@@ -101,7 +111,7 @@ class Proxy(_TcpServer):
     async def _carry(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, flow: asyncio.Event) -> None:
         try:
             while data := await source.read(1 << 20):
-                self.carried += flow is self.questions
+                self.carried += flow is not self.answers
                 await flow.wait()
                 target.write(data)
         except OSError:
@@ -111,11 +121,15 @@ class Proxy(_TcpServer):
 
 
 class ScriptedRedis(_TcpServer):
-    """A server that answers as told: `answer(words)` gives the bytes to be sent for a command, in upper case."""
+    """A server that answers as told: `answer(words)` gives the bytes to be sent for a command, in upper case.
 
-    def __init__(self, answer: Callable[[list[bytes]], bytes]) -> None:
+    `delay`, in seconds, precedes each answer.
+    """
+
+    def __init__(self, answer: Callable[[list[bytes]], bytes], *, delay: float = 0.0) -> None:
         super().__init__()
         self._answer = answer
+        self._delay = delay
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         parser = hiredis.Reader()
@@ -124,6 +138,7 @@ class ScriptedRedis(_TcpServer):
                 parser.feed(data)
                 while command := parser.gets():
                     words: list[bytes] = [word.upper() for word in command]
+                    await asyncio.sleep(self._delay)
                     writer.write(b"+OK\r\n" if words[0] == b"CLIENT" else self._answer(words))
         finally:
             writer.close()

@@ -149,6 +149,7 @@ UNUSABLE_RECORDS: dict[str, list[tuple[object, ...]]] = {
     "an epoch that is not UTF-8": [("SET", RECORD, b"publish-of-a \xff 1 1 0")],
     "a number of 20 digits": [("SET", RECORD, f"publish-of-a e {'9' * 20} 1 0")],
     "a count of 15 digits": [("SET", RECORD, f"publish-of-a e 1 {'9' * 15} 0")],
+    "20 digits of subscribers": [("SET", RECORD, f"publish-of-a e 1 1 {'9' * 20}")],
 }
 
 
@@ -188,6 +189,20 @@ async def test_publish_on_unusable_position(
         assert made[1:] == (1, 2, 1, False)
         assert await heard(ear) == (made.epoch, [(1, "d"), (2, "e")])
     assert await kept(replica) == [(1, "d"), (2, "e")]
+
+
+async def test_large_numbers(replica: RedisTransport, client: Any) -> None:
+    """Section 6, position: numbers stay exact as long as they can, and then begin anew."""
+    epoch, _ = await replica.position(FRESH)
+    await client.hset(POSITION, "sequence", 999_999_999_999_997)
+    fence = await publish(replica, "a")
+    assert fence == ((epoch, 999_999_999_999_998), "a")
+    assert (await replica.publish(outgoing("a"), FRESH)).first == 999_999_999_999_998
+    fence = await publish(replica, "b", fence=fence)
+    assert await kept(replica, 1, 10**15) == [(999_999_999_999_998, "a"), (999_999_999_999_999, "b")]
+    fence = await publish(replica, "c", fence=fence)
+    assert fence == ((epoch, 10**15), "c")
+    assert (await publish(replica, "d", fence=fence)).position.sequence == 1
 
 
 @cases(UNUSABLE_HISTORIES)
@@ -311,6 +326,9 @@ async def test_forbidden(each_redis_url: str, client: Any, rule: str, begins: bo
             assert "secret" not in str(refusal.value)
             with pytest.raises(WriteRefused):
                 await bound.position(fence, probe=True)
+            if begins and rule not in ("-get", "-set"):
+                with pytest.raises(WriteRefused):
+                    await bound.position(fence)
             assert await everything(client) == before
             after = await publish(free, "d", fence=fence)
             assert await heard(ear) == (after.position.epoch, [(after.position.sequence, "d")])
@@ -405,10 +423,12 @@ async def test_publishes_share_pipelines(redis_url: str) -> None:
 async def test_pipelines_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bounded everything: what does not fit into a pipeline waits for the next, what into a batch for the next."""
     monkeypatch.setattr(kernel.redis, "_LARGEST_BATCH", 3)
-    async with connected(redis_url) as replica, listening(replica) as ear:
-        await replica.position(FRESH)
-        assert (await hear(ear)).announcements[0].events == []
+    async with Proxy(redis_url) as proxy, connected(proxy.url) as replica, listening(replica) as ear:
+        await publish(replica, "e0")
+        await hear(ear)
+        carried = proxy.carried
         await asyncio.gather(*(publish(replica, f"e{number}") for number in range(1, 9)))
+        assert proxy.carried - carried == 3
         sizes: list[int] = []
         events: list[str] = []
         while len(events) < 8:
@@ -453,12 +473,39 @@ async def test_black_hole(redis_url: str, direction: str) -> None:
         await replica.read(1, 1)
         getattr(proxy, direction).clear()
         await all_calls_fail(replica)
-        getattr(proxy, direction).set()
         proxy.cut()
+        proxy.release()
         await eventually(lambda: proxy.open == 0)
         made = await replica.publish(outgoing("a"), fence)
         assert made[1:] == (2, 1, 0, False)
         assert await kept(replica) == [(1, "before"), (2, "a")]
+
+
+async def test_slow_answers() -> None:
+    """Section 8, what counts: the deadline is for the whole call, however often a little of its answer comes."""
+    async with (
+        ScriptedRedis(lambda _: numbered(1), delay=0.06) as server,
+        connected(server.url, deadline=0.15) as replica,
+    ):
+        await fails(replica.publish(outgoing("a"), FRESH))
+
+
+async def test_dead_connections_are_left(redis_url: str) -> None:
+    """Section 8, what counts: one deadline that passes is enough to leave every connection of its kind."""
+    async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.1) as replica:
+        await asyncio.gather(*(replica.read(1, 1) for _ in range(3)))
+        assert proxy.open == 3
+        proxy.freeze()
+        await fails(replica.read(1, 1))
+        await replica.read(1, 1)
+
+
+async def test_subscription_into_a_black_hole(redis_url: str) -> None:
+    """Section 7, Redis: a subscription that is lost together with the way to Redis ends within the deadline too."""
+    async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.1) as replica, listening(replica) as ear:
+        proxy.questions.clear()
+        proxy.cut()
+        await ends(ear, within=1)
 
 
 async def test_lost_answer(redis_url: str) -> None:
@@ -473,6 +520,7 @@ async def test_lost_answer(redis_url: str) -> None:
 
         await eventually(published)
         proxy.cut()
+        proxy.release()
         await waiting
         for number, id in enumerate("abc", 2):
             assert (await replica.publish(outgoing(id), FRESH))[1:] == (number, 1, 0, False)
@@ -506,7 +554,7 @@ async def test_close_answers_everybody(redis_url: str) -> None:
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
         newcomer = asyncio.create_task(fails(replica.publish(outgoing("a"), FRESH)))
         await asyncio.sleep(0)
-        await asyncio.wait_for(replica.close(), 2)
+        await replica.close()  # before the task that would send it has begun
         await asyncio.wait_for(newcomer, 2)
         await publish(replica, "b")
         carried = proxy.carried
@@ -518,8 +566,9 @@ async def test_close_answers_everybody(redis_url: str) -> None:
         await asyncio.sleep(0)
         await asyncio.wait_for(replica.close(), 2)
         await asyncio.wait_for(asyncio.gather(under_way, late), 2)
-        proxy.answers.set()
-        assert (await publish(replica, "e")).id == "e"
+        proxy.release()
+        await publish(replica, "e")
+        assert "d" not in [id for _, id in await kept(replica)]
 
 
 @pytest.mark.parametrize("by", ["publish", "trial"])
