@@ -1,0 +1,208 @@
+"""The history checker finds what is wrong, and complains about nothing that is right."""
+
+from typing import Any
+
+import pytest
+
+from tests.system.history import Connection, History, Reader, Witnessed, complaints
+from tests.system.parties import marked
+
+Frames = list[dict[str, Any]]
+
+
+def published(count: int, epoch: str = "one", kind: str = "event", first: int = 1) -> History:
+    """Receipts for `count` events."""
+    history = History()
+    for number in range(first, first + count):
+        history.receipt(kind, marked(kind, f"{epoch}-{number}"), {"epoch": epoch, "sequence": number})
+    return history
+
+
+def event(sequence: int, epoch: str = "one", kind: str = "event", **more: object) -> dict[str, Any]:
+    """A live frame."""
+    return {"type": kind, "data": marked(kind, f"{epoch}-{sequence}"), "sequence": sequence, **more}
+
+
+def replayed(sequence: int, epoch: str = "one") -> dict[str, Any]:
+    """A replayed frame."""
+    return event(sequence, epoch, replay=True)
+
+
+def hello(last: int = 0, epoch: str = "one") -> dict[str, Any]:
+    """A first frame."""
+    return {"type": "connected", "epoch": epoch, "lastSeq": last}
+
+
+def beat(last: int, epoch: str = "one") -> dict[str, Any]:
+    """A heartbeat."""
+    return {"type": "ping", "epoch": epoch, "lastSeq": last}
+
+
+def ack(since: int, count: int, epoch: str = "one", **more: object) -> dict[str, Any]:
+    """A verdict."""
+    return {
+        "type": "resync_ack",
+        "epoch": epoch,
+        "last_sequence": since,
+        "replayed_count": count,
+        "recovered": True,
+        **more,
+    }
+
+
+def live(*frames: dict[str, Any]) -> Connection:
+    """A connection without a resume."""
+    return Connection("here", None, "", frames)
+
+
+def resumed(since: int, *frames: dict[str, Any], epoch: str = "one") -> Connection:
+    """A connection with one."""
+    return Connection("there", since, epoch, frames)
+
+
+def seen(*connections: Connection, patterns: list[str] | None = None) -> list[Witnessed]:
+    """What one client saw."""
+    return [Witnessed("witness", patterns, list(connections))]
+
+
+GOOD = {
+    "live": [live(hello(), event(1), beat(1), event(2), event(3))],
+    "joined later": [live(hello(2), event(3))],
+    "resumed": [live(hello(), event(1)), resumed(1, hello(3), replayed(2), replayed(3), ack(1, 2))],
+    "resumed from a heartbeat": [live(hello(2), beat(2)), resumed(2, hello(3), replayed(3), ack(2, 1), beat(3))],
+    "cut within a replay": [
+        live(hello(), event(1)),
+        resumed(1, hello(3), beat(1), replayed(2)),
+        resumed(2, hello(3), replayed(3), ack(2, 1)),
+    ],
+    "gap announced": [live(hello(), event(1), {"type": "gap", "from": 2, "to": 2}, event(3))],
+    "verdict announced": [
+        live(hello(), beat(0)),
+        resumed(0, hello(3), replayed(3), ack(0, 1, recovered=False, gap_too_old=True, oldest_available=3)),
+    ],
+    "before Redis was there": [live(hello(epoch=""), {"type": "epoch_changed", "epoch": "one"}, event(2), event(3))],
+    "nothing at all": [],
+}
+
+
+@pytest.mark.parametrize("case", GOOD)
+def test_good(case: str) -> None:
+    """A service that keeps its word hears no complaint."""
+    assert complaints(published(3), seen(*GOOD[case])) == []
+
+
+BAD = {
+    "missing": ([live(hello(), event(1), event(3))], "2) is missing"),
+    "missing at the end": ([live(hello(), event(1), event(2))], "3) is missing"),
+    "missing after a resume": (
+        [live(hello(), event(1)), resumed(1, hello(3), replayed(3), ack(1, 1))],
+        "2) is missing",
+    ),
+    "twice": ([live(hello(), event(1), event(1), event(2), event(3))], "1) came twice"),
+    "twice over connections": (
+        [live(hello(), event(1), event(2)), resumed(2, hello(3), replayed(2), replayed(3), ack(2, 2))],
+        "2) came twice",
+    ),
+    "out of order": ([live(hello(), event(2), event(1), event(3))], "1) came after"),
+    "from before": ([live(hello(1), event(1), event(2), event(3))], "1) came after"),
+    "not what was resumed from": (
+        [live(hello(1), beat(2)), resumed(2, hello(3), replayed(2), replayed(3), ack(2, 2))],
+        "2) came after",
+    ),
+    "heartbeat ahead": ([live(hello(), event(1), beat(3), event(2), event(3))], "came before Place(epoch='one', seq"),
+    "heartbeat behind": ([live(hello(), event(1), event(2), beat(1), event(3))], "is behind"),
+    "other content": ([live(hello(), event(1), event(2), {**event(1), "sequence": 3})], "but the receipt was for"),
+    "not published": ([live(hello(), event(1), event(2), event(3), event(4))], "never published"),
+    "a gap over what came": (
+        [live(hello(), event(1), event(2), {"type": "gap", "from": 2, "to": 2}, event(3))],
+        "had come",
+    ),
+    "a live frame within a replay": (
+        [live(hello(), event(1)), resumed(1, hello(3), event(2), replayed(3), ack(1, 1))],
+        "a live frame within a replay",
+    ),
+    "miscounted": ([live(hello(), event(1)), resumed(1, hello(3), replayed(2), replayed(3), ack(1, 3))], "replayed_"),
+    "first frame": ([live(event(1), event(2), event(3))], "the first frame is"),
+    "heartbeat of another epoch": ([live(hello(), *map(event, (1, 2, 3)), beat(3, "two"))], "heartbeat of epoch"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad(case: str) -> None:
+    """A service that breaks its word is found out."""
+    connections, complaint = BAD[case]
+    found = complaints(published(3), seen(*connections))
+    assert any(complaint in line for line in found), found
+
+
+def test_patterns() -> None:
+    """A client is owed what its patterns match by any name, and nothing else."""
+    history = published(2)
+    history.receipt("camera_status", marked("camera_status", "one-3"), {"epoch": "one", "sequence": 3})
+    camera = event(3, kind="camera_status")
+    assert complaints(history, seen(live(hello(), camera), patterns=["CAMERA.off*"])) == []
+    assert complaints(history, seen(live(hello(), beat(3)), patterns=["camera.offline"]))
+    assert complaints(history, seen(live(hello(), event(1), camera), patterns=["camera.*"]))
+
+
+def test_new_epoch() -> None:
+    """What is left of an old epoch may be lost; of the new one everything is owed, from its first event on."""
+    history = published(3)
+    history.accepted |= published(2, "two").accepted
+    changed = {"type": "epoch_changed", "epoch": "two"}
+    begun = [hello(), event(1), changed]
+    assert complaints(history, seen(live(*begun, event(1, "two"), event(2, "two"), beat(2, "two")))) == []
+    assert complaints(history, seen(live(*begun, event(2, "two"))))
+    assert complaints(history, seen(live(hello(), event(1), beat(1, "two"), event(1, "two"), event(2, "two"))))
+
+
+@pytest.mark.parametrize("told", ["two", ""])
+def test_new_epoch_by_resume(told: str) -> None:
+    """A replay belongs to the epoch of its verdict, whatever the replica said in its first frame."""
+    history = published(1)
+    history.accepted |= published(2, "two").accepted
+    verdict = ack(1, 2, "two", recovered=False, epoch_changed=True)
+    first = [{"type": "epoch_changed", "epoch": "two"}] if told == "" else []
+    again = resumed(1, hello(2, told), *first, replayed(1, "two"), replayed(2, "two"), verdict)
+    assert complaints(history, seen(live(hello(), event(1)), again)) == []
+
+
+def test_replica_behind() -> None:
+    """A replica that is still in the old epoch may replay the new one to those who ask for it."""
+    history = published(2, "two")
+    again = resumed(1, hello(7, "one"), replayed(2, "two"), ack(1, 1, "two"), epoch="two")
+    assert complaints(history, seen(live(hello(0, "two"), event(1, "two")), again)) == []
+
+
+def test_fates() -> None:
+    """A publish without an answer may have happened, once; contents and receipts have one number each."""
+    history = published(2)
+    history.unknown("event", marked("event", "one-3"))
+    third = event(3)
+    assert complaints(history, seen(live(hello(), event(1), event(2)))) == []
+    assert complaints(history, seen(live(hello(), event(1), event(2), third))) == []
+    twice = live(hello(), event(1), event(2), third, {**third, "sequence": 4})
+    assert any("two numbers" in line for line in complaints(history, seen(twice)))
+    history.receipt("event", marked("event", "else"), {"epoch": "one", "sequence": 2})
+    assert any("two receipts" in line for line in complaints(history, []))
+
+
+def test_one_position_one_event() -> None:
+    """Two clients must not see different events under one position."""
+    history = published(1)
+    history.unknown("event", marked("event", "one-2"))
+    history.unknown("event", marked("event", "else"))
+    otherwise = {**event(2), "data": marked("event", "else")}
+    witnesses = seen(live(hello(), event(1), event(2))) + seen(live(hello(), event(1), otherwise))
+    assert any("elsewhere" in line for line in complaints(history, witnesses))
+
+
+def test_where_to_resume() -> None:
+    """A client resumes from the highest of event numbers and heartbeats, and never from the first frame of a resume."""
+    reader = Reader()
+    for frame in (hello(5), event(6), beat(9), event(8)):
+        reader.take(frame)
+    assert reader.place == ("one", 9)
+    reader.connect(9)
+    reader.take(hello(20))
+    assert reader.place == ("one", 9)
