@@ -497,7 +497,7 @@ async def test_dead_connections_are_left(redis_url: str) -> None:
         assert proxy.open == 3
         proxy.freeze()
         await fails(replica.read(1, 1))
-        await replica.read(1, 1)
+        await asyncio.gather(*(replica.read(1, 1) for _ in range(3)))
 
 
 async def test_subscription_into_a_black_hole(redis_url: str) -> None:
