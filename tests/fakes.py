@@ -140,17 +140,25 @@ class FakeSink:
 
     `messages` are the JSON messages in their order. With `room`, it is blocked as soon as more than so many bytes are
     unsent, until `drain()`. Each heartbeat is held against what came before it: every event up to it, from where the
-    client began (`since`, or the first frame), must have been written, but for those that `skips` says are filtered.
+    client began (`since`, or the first frame), must have been written, but for those that `skips` says are filtered;
+    with `lossy` only from the first resync_ack on, which says what was lost. `claims` is what a resync said it has.
     """
 
     def __init__(
-        self, room: int | None = None, *, since: int | None = None, skips: Callable[[int], bool] = lambda _: False
+        self,
+        room: int | None = None,
+        *,
+        since: int | None = None,
+        skips: Callable[[int], bool] = lambda _: False,
+        lossy: bool = False,
     ) -> None:
         self.messages: list[dict[str, Any]] = []
         self.writes = 0
         self.unsent = 0
         self.room = room
         self.skips = skips
+        self.lossy = lossy
+        self.claims = 0
         self.closed: CloseReason | None = None
         self.on_blocked: Callable[[], object] = lambda: None
         self._since = since
@@ -198,6 +206,15 @@ class FakeSink:
 
     # -- what the test does and sees
 
+    def check_place(self, epoch: str, sequence: int) -> None:
+        """Hold a heartbeat, or what would be in one now, against what was written."""
+        if epoch != self._epoch or self.lossy:
+            return
+        if self._begun < 0:
+            self._begun = min(self._passed, default=sequence + 1) - 1
+        missing = set(range(max(self._begun, self.claims) + 1, sequence + 1)) - self._passed
+        assert all(map(self.skips, missing)), f"{sequence} is ahead of what was written, {sorted(missing)} are missing"
+
     def drain(self) -> None:
         """Let the peer read everything."""
         self.unsent = 0
@@ -235,7 +252,7 @@ class FakeSink:
                 self._replayed.append(message["sequence"])
         elif kind == "connected":
             self._epoch = message["epoch"]
-            self._begun = message["lastSeq"] if self._since is None else min(self._since, message["lastSeq"])
+            self._begun = message["lastSeq"] if self._since is None else self._since
         elif kind == "gap":
             self._passed.update(range(message["from"], message["to"] + 1))
         elif kind == "epoch_changed":
@@ -243,6 +260,7 @@ class FakeSink:
             self._begun = 0 if self._epoch else -1
             self._epoch = message["epoch"]
             self._passed.clear()
+            self.claims = 0
         elif kind == "resync_ack":
             if message["epoch"] != self._epoch or message.get("epoch_changed"):
                 self._epoch = message["epoch"]
@@ -251,11 +269,9 @@ class FakeSink:
             if "oldest_available" in message:
                 self._passed.update(range(message["last_sequence"] + 1, message["oldest_available"]))
             self._replayed.clear()
-        elif kind == "ping" and message["epoch"] == self._epoch:
-            if self._begun < 0:
-                self._begun = min(self._passed, default=message["lastSeq"] + 1) - 1
-            missing = set(range(self._begun + 1, message["lastSeq"] + 1)) - self._passed
-            assert all(map(self.skips, missing)), f"the heartbeat {message} is ahead of what was written: {missing}"
+            self.lossy = False
+        elif kind == "ping":
+            self.check_place(message["epoch"], message["lastSeq"])
 
 
 def _outline(message: dict[str, Any]) -> str:

@@ -1,15 +1,20 @@
 """A small world for the kernel's tests: one Redis in memory, replicas on it, clients on them. No tests here."""
 
 import asyncio
+import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
+from msgspec.structs import replace
+
 from kernel import BroadcasterConfig, Client, Encoding, EventBroadcaster, Observer, Patterns, Resume, WireEncoding
+from kernel.names import names_of
 from kernel.subscriptions import EVERYTHING
 from kernel.transport import NOWHERE, Fence, Outgoing
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
+from tests.waiting import eventually
 
 _T = TypeVar("_T")
 
@@ -26,6 +31,9 @@ FAST = BroadcasterConfig(
     supervision_interval_seconds=0.2,
     chunk_bytes=1000,
 )
+
+# The same for a replica that hears everything by its subscription, and checks only what it must.
+HEARING = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
 
 
 class GatedTransport(FakeTransport):
@@ -66,6 +74,13 @@ def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}")
         redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, data))]))
 
 
+async def turns_until(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds, looking at every turn of the loop."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
 def join(
     broadcaster: EventBroadcaster,
     *,
@@ -78,12 +93,20 @@ def join(
     """Connect a client as the server room does."""
     if resume is not None:
         sink_options.setdefault("since", resume.last_sequence)
+        sink_options.setdefault("lossy", resume.epoch not in (None, broadcaster.epoch))
     sink = FakeSink(room, **sink_options)
     client = broadcaster.connect(sink, encoding, patterns=patterns, resume=resume)
     sink.on_blocked = lambda: broadcaster.hub.fall_behind(client)
     if sink.blocked:
         broadcaster.hub.fall_behind(client)
     return client, sink
+
+
+def resync(broadcaster: EventBroadcaster, client: Client, **data: Any) -> None:
+    """Let a client ask for what it missed."""
+    assert isinstance(client.sink, FakeSink)
+    client.sink.claims = data.get("last_sequence", 0)
+    broadcaster.hub.receive(client, json.dumps({"type": "resync", "data": data}))
 
 
 @asynccontextmanager
@@ -98,10 +121,77 @@ async def replica(
     before = asyncio.all_tasks()
     broadcaster = EventBroadcaster(GatedTransport(redis), config, observer)
     await broadcaster.start(without_redis=without_redis)
+    pulse = asyncio.create_task(_pulse(broadcaster))
     try:
+        # the check that follows the subscription is over too
+        await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
         yield broadcaster
     finally:
+        pulse.cancel()
+        await asyncio.wait([pulse])
         await broadcaster.stop()
         await asyncio.sleep(0)
         assert asyncio.all_tasks() <= before, "tasks are left"
         assert broadcaster.connections == 0
+        assert pulse.cancelled() or pulse.result()
+
+
+async def _pulse(broadcaster: EventBroadcaster) -> None:
+    """Look all the time whether a heartbeat would be ahead of what was written."""
+
+    def look() -> None:
+        for client in broadcaster.hub:
+            if isinstance(client.sink, FakeSink):
+                client.sink.check_place(client.place.epoch, client.place.sequence)
+
+    while True:
+        look()
+        await asyncio.sleep(0.0005)
+
+
+def assert_faithful(
+    sink: FakeSink,
+    published: Sequence[str],
+    *,
+    changes: Sequence[Patterns] = (EVERYTHING,),
+    resyncs: Sequence[int] = (),
+) -> None:
+    """Hold everything that a client got in one epoch against what was published: nothing missing, twice, or unwanted.
+
+    `published` are the types of events 1, 2 …; `changes` the client's patterns, the first and one for each reply;
+    `resyncs` the numbers that it asked from, in their order.
+    """
+    changed, asked = iter(changes), iter(resyncs)
+    current = next(changed)
+    since_last = [current]  # the patterns that may have let events pass unseen
+    place = sink.messages[0]["lastSeq"]
+    replayed: int | None = None
+
+    def passed(last: int) -> None:
+        for number in range(place + 1, last + 1):
+            names = names_of(published[number - 1])
+            assert not all(p.matches(names) for p in since_last), f"{number} is missing after {place}"
+
+    for message in sink.messages[1:]:
+        number = message.get("sequence")
+        if message.get("type") == "resync_ack":
+            if replayed is None:
+                place = next(asked)
+            assert message["recovered"]
+            assert message["replayed_count"] == (replayed or 0)
+            replayed = None
+        elif message.get("action"):
+            current = next(changed)
+            since_last.append(current)
+        elif number is not None:
+            if message.get("replay") and replayed is None:
+                place, replayed = next(asked), 0
+            assert bool(message.get("replay")) == (replayed is not None), "live and replayed frames are mixed"
+            assert number > place, f"{number} again, or out of order"
+            passed(number - 1)
+            assert message["type"] == published[number - 1]
+            assert current.matches(names_of(message["type"])), f"{number} is not wanted"
+            replayed = None if replayed is None else replayed + 1
+            place, since_last = number, [current]
+    passed(len(published))
+    assert next(asked, None) is None, "a resync was not answered"
