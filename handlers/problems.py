@@ -77,9 +77,6 @@ def _answer(
     sent = dict(headers or {})
     if status is HTTPStatus.UNAUTHORIZED:
         sent["www-authenticate"] = "Bearer"
-    if status is HTTPStatus.REQUEST_ENTITY_TOO_LARGE:
-        # The rest of the body is not read, so this connection can serve no further request.
-        sent["connection"] = "close"
     problem = Problem(type="about:blank", title=status.phrase, status=status.value, detail=detail, errors=errors)
     return Response(problem, status_code=status.value, media_type=PROBLEM_JSON, headers=sent)
 

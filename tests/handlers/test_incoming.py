@@ -87,7 +87,8 @@ async def test_a_body_announced_as_too_big_is_not_read(make_app: Any, exchange: 
 
     assert (answer.status, answer.pieces_read) == (413, 0)
     assert f"{len(BODY) - 1} bytes" in json.loads(answer.body)["detail"]
-    assert answer.headers["connection"] == "close"
+    # closing on a body that is still being sent would reset the connection, and the client would not see the answer
+    assert "connection" not in answer.headers
     assert broadcaster.calls == []
 
 
