@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets import http11
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
@@ -28,6 +29,10 @@ _logger = logging.getLogger(__name__)
 # uvicorn logs each upgrade with its query string, and so the token in it; websockets would log what is sent
 _quiet = logging.getLogger("handlers.wire.protocol")
 _quiet.setLevel(logging.WARNING)
+# what a client does wrong is answered to the client
+_quiet.addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
+# 100 patterns of 256 characters may come in the query, each character as %XX
+http11.MAX_LINE_LENGTH = 128 * 1024
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):
@@ -102,6 +107,14 @@ class WireProtocol(WebSocketsSansIOProtocol):
         self.blocked = False
         self.on_blocked = None
         self._stop_stall_timer()
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; an upgrade that is too long to be read is answered here, as uvicorn would never do."""
+        super().data_received(data)
+        if self.conn.handshake_exc is not None and not self.close_sent:
+            self.close_sent = True
+            self.transport.write(b"".join(self.conn.data_to_send()))
+            self.transport.close()
 
     def handle_connect(self, event: Request) -> None:
         """Offer this connection to the route."""
