@@ -8,7 +8,7 @@ socket is full, and puts the client back among the live ones at the moment when 
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from kernel.client import Client, Delivery, Resume
+from kernel.client import Client, Resume
 from kernel.control import ResyncAck
 from kernel.errors import SLOW_CLIENT, TransportError
 from kernel.fanout import chunks
@@ -44,36 +44,33 @@ class CatchUp:
 
     async def serve(self, client: Client) -> None:
         """Bring the client to where this replica stands and make it live, or close it if the history has passed it."""
-        while client.delivery is Delivery.BEHIND:
+        while True:
             await client.sink.drained()
             if client.owed is not None:
                 client.tell(client.owed)
                 client.owed = None
-            if client.resumes:
+            elif client.resumes:
                 await self._replay(client, client.resumes.popleft())
-                continue
-            try:
-                frames = await self._log.after(client.place)
-            except Gone:
-                client.sink.close(SLOW_CLIENT)
-                return
-            except (Moved, TransportError):
-                await self._checked()
-                continue
-            if client.resumes or client.delivery is not Delivery.BEHIND or client.sink.blocked:
-                continue
-            if not frames:
-                self._go_live(client)
-                return
-            await self._write(client, frames)
+            else:
+                try:
+                    frames = await self._log.after(client.place)
+                except Gone:
+                    client.sink.close(SLOW_CLIENT)
+                    return
+                except (Moved, TransportError):
+                    await self._checked()
+                    continue
+                if frames:
+                    await self._write(client, frames)
+                elif not client.sink.blocked:
+                    self._go_live(client)
+                    return
 
     async def _write(self, client: Client, frames: list[Frame], *, replay: bool = False) -> int:
-        """Write frames as the socket takes them; stops when the client asks for a replay. Returns the messages sent."""
+        """Write frames as the socket takes them, and return how many messages that were."""
         count = 0
         for run in chunks(frames, self._chunk):
             await client.sink.drained()
-            if client.delivery is not Delivery.BEHIND or (client.resumes and not replay):
-                break
             count += client.take(run, replay=replay)
             await asyncio.sleep(0)
         return count
@@ -83,16 +80,17 @@ class CatchUp:
         log = self._log
         if self._must_ask(resume):
             await self._checked()
-        if not client.place.epoch:
-            client.take([Frame.first_epoch(log.place)])
         target = log.place
-        changed = resume.epoch is not None and resume.epoch != target.epoch
+        told = client.place.epoch
+        if told != target.epoch:
+            client.take([Frame.new_epoch(target.epoch)])
+        changed = (resume.epoch or told or target.epoch) != target.epoch
         beyond = not changed and resume.last_sequence > target.sequence
         first = 0 if changed else min(resume.last_sequence, target.sequence)
         oldest: int | None = None
         count = 0
         client.step_back(Position(target.epoch, first))
-        while client.place.sequence < target.sequence and client.delivery is Delivery.BEHIND:
+        while client.place.sequence < target.sequence:
             await client.sink.drained()
             try:
                 frames = await log.after(client.place)
@@ -107,9 +105,7 @@ class CatchUp:
                 # the numbering began anew meanwhile, and what was left of the old one went with it
                 changed = True
                 break
-            # the first is sent in any case: only a marker can reach beyond the target
-            head, *rest = frames
-            frames = [head, *(f for f in rest if f.place.epoch == target.epoch and f.place.sequence <= target.sequence)]
+            frames = [frame for frame in frames if frame.place.epoch == target.epoch]
             gaps = [frame for frame in frames if frame.entry is None]
             if gaps:
                 oldest = gaps[-1].place.sequence + 1

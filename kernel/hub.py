@@ -74,8 +74,7 @@ class Hub:
         if here.epoch:
             # its own place until the replay begins: what it says it has, as far as that can be true
             known = resume.epoch in (None, here.epoch)
-            last = min(resume.last_sequence, here.sequence) if known else resume.last_sequence
-            client.place = Position(resume.epoch or here.epoch, last)
+            client.place = Position(here.epoch, min(resume.last_sequence, here.sequence) if known else 0)
         self._serve(client)
         return client
 

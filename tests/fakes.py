@@ -268,6 +268,8 @@ class FakeSink:
                 self._begun = min(self._replayed, default=1) - 1
             if "oldest_available" in message:
                 self._passed.update(range(message["last_sequence"] + 1, message["oldest_available"]))
+            if message["recovered"]:
+                self.claims = max(self.claims, message["last_sequence"])
             self._replayed.clear()
             self.lossy = False
         elif kind == "ping":

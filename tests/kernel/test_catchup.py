@@ -6,15 +6,13 @@ from typing import Any
 import pytest
 
 from kernel import Client, EventBroadcaster, Observer, Patterns, Resume
-from kernel.catchup import CatchUp
 from kernel.client import Delivery
 from kernel.control import Pong
 from kernel.errors import SLOW_CLIENT
-from kernel.log import Log
 from kernel.observer import Replayed
 from kernel.transport import Position
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import HEARING, WIRE, GatedTransport, assert_faithful, fill, join, replica, resync
+from tests.kernel.world import HEARING, GatedTransport, assert_faithful, fill, join, replica, resync
 from tests.waiting import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
@@ -381,6 +379,43 @@ async def test_the_numbering_begins_anew_during_a_replay(redis: FakeRedis) -> No
         await eventually(lambda: live(client))
 
 
+@pytest.mark.parametrize("epoch", [None, E1])
+async def test_the_numbering_began_anew_before_a_replay(redis: FakeRedis, epoch: str | None) -> None:
+    """Section 7, epochs: one who has not heard of the new epoch yet does so first, whatever it asks for."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 5)
+        await eventually(lambda: broadcaster.sequence == 255)
+        redis.flush()
+        fill(redis, 30)
+        await eventually(lambda: broadcaster.epoch == E2)
+        resync(broadcaster, client, last_sequence=12, epoch=epoch)
+        sink.room = None
+        sink.drain()
+        ack = await acked(sink)
+        assert sink.outline == ["connected", f"epoch {E2}", *replayed(1, 30), "resync_ack"]
+        assert (ack["epoch"], ack["recovered"], ack["epoch_changed"], ack["replayed_count"]) == (E2, False, True, 30)
+        await eventually(lambda: live(client))
+
+
+async def test_a_client_that_knows_the_new_epoch_first(redis: FakeRedis) -> None:
+    """Section 6, resume: an epoch that only Redis and others know yet is waited for, announced and recovered."""
+    async with replica(redis, HEARING) as broadcaster:
+        redis.hold()
+        redis.flush()
+        fill(redis, 10)
+        client, sink = join(broadcaster, resume=Resume("events", 7, E2))
+        broadcaster.hub.heartbeat(client)
+        ack = await acked(sink)
+        assert sink.messages[0]["epoch"] == E1
+        assert sink.outline == ["connected", "ping", f"epoch {E2}", "r8", "r9", "r10", "resync_ack"]
+        assert (ack["epoch"], ack["recovered"]) == (E2, True)
+        redis.release()
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "11")
+        assert sink.numbers == [8, 9, 10, 11]
+
+
 # -- before Redis was reached
 
 
@@ -600,7 +635,7 @@ async def test_a_resync_of_a_slow_client(redis: FakeRedis) -> None:
 
 
 async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
-    """Section 6, resume: a replay that is asked for while the history is being read goes before what was read."""
+    """Section 6, resume: a replay that is asked for while the history is being read is not forgotten."""
     async with replica(redis, HEARING) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
@@ -610,12 +645,12 @@ async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
         sink.room = None
         sink.drain()
         await eventually(lambda: transport.held["read"])
-        resync(broadcaster, client, last_sequence=349)
+        resync(broadcaster, client, last_sequence=240)
         transport.before["read"].set()
         await acked(sink)
         fill(redis, 1)
         await sink.until(lambda: sink.outline[-1] == "351")
-        assert sink.outline == ["connected", "r350", "resync_ack", "351"]
+        assert_faithful(sink, ["event"] * 351, resyncs=[240])
 
 
 async def test_going_away_during_a_read(redis: FakeRedis) -> None:
@@ -644,33 +679,3 @@ async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
         assert client.delivery is Delivery.BEHIND
         sink.drain()
         await eventually(lambda: live(client))
-
-
-# -- the room itself
-
-
-class Checks:
-    """A position check that never ends, and a note of who was let go live."""
-
-    def __init__(self) -> None:
-        self.live: list[Client] = []
-
-    async def checked(self) -> None:
-        """Wait for ever."""
-        await asyncio.Event().wait()
-
-
-async def test_a_client_that_is_gone_already() -> None:
-    """Section 9: nothing is read or written for a client that is gone."""
-    redis, checks, sink = FakeRedis(), Checks(), FakeSink()
-    room = CatchUp(
-        Log(GatedTransport(redis), 10),
-        checked=checks.checked,
-        go_live=checks.live.append,
-        observer=Observer(),
-        chunk=1000,
-    )
-    client = Client("c", sink, WIRE, Position(E1, 0))
-    client.delivery = Delivery.GONE
-    await room.serve(client)
-    assert (checks.live, sink.messages, redis.calls) == ([], [], [])

@@ -105,7 +105,7 @@ def join(
 def resync(broadcaster: EventBroadcaster, client: Client, **data: Any) -> None:
     """Let a client ask for what it missed."""
     assert isinstance(client.sink, FakeSink)
-    client.sink.claims = data.get("last_sequence", 0)
+    client.sink.claims = max(client.sink.claims, data.get("last_sequence", 0))
     broadcaster.hub.receive(client, json.dumps({"type": "resync", "data": data}))
 
 
