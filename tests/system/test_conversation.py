@@ -1,0 +1,312 @@
+"""The conversation on the WebSocket: first frame, live frames, heartbeats, questions and answers, bad input."""
+
+import json
+import re
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from handlers.examples import EXAMPLES
+from tests.system.client import Client, connected
+from tests.system.parties import KINDS, marked, route_of
+from tests.system.replica import Replica
+
+SUPPORTED = ["ping", "pong", "subscribe", "unsubscribe", "resync", "ack"]
+
+
+@pytest.fixture
+async def client(replica: Replica) -> AsyncIterator[Client]:
+    """A client that has had its first frame."""
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        yield client
+
+
+async def publish(replica: Replica, kind: str = "alert_deleted", mark: str = "x") -> dict[str, Any]:
+    """Publish a message; returns the receipt."""
+    answer = await replica.post(route_of(kind), marked(kind, mark))
+    assert answer.status_code == 202
+    receipt: dict[str, Any] = answer.json()
+    return receipt
+
+
+# -- first frame --------------------------------------------------------------------------------------------------
+
+
+async def test_first_frame(replica: Replica) -> None:
+    """Section 4, first frame: it says hello, names the connection, and where this replica stands."""
+    receipt = await publish(replica)
+    async with connected(replica.websocket()) as client, connected(replica.websocket()) as second:
+        hello = await client.next()
+        assert hello.keys() == {"type", "message", "connection_id", "epoch", "lastSeq"}
+        assert (hello["type"], hello["message"]) == ("connected", "Connected to events channel")
+        assert re.fullmatch(r"ws-events-[0-9a-f]{8}", hello["connection_id"])
+        assert hello["connection_id"] != (await second.next())["connection_id"]
+        assert hello["epoch"] == receipt["epoch"]
+        assert hello["lastSeq"] >= receipt["sequence"]
+        following = [await publish(replica) for _ in range(3)]
+        await client.reached(following[-1]["sequence"])
+        assert client.numbers == [receipt["sequence"] for receipt in following]
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [
+        ({"events": ",".join(f"p{number}" for number in range(101))}, "events"),
+        ({"events": "x" * 257}, "events"),
+        ({"since": "-1"}, "since"),
+        ({"since": "one"}, "since"),
+        ({"since": "1.5"}, "since"),
+        ({"since": ""}, "since"),
+        ({"since": "١"}, "since"),
+        ({"epoch": "0123456789abcdef"}, "epoch"),
+    ],
+)
+async def test_unusable_parameter(replica: Replica, query: dict[str, str], parameter: str) -> None:
+    """Section 4, query: what is not usable counts as absent, and is told after the first frame."""
+    async with connected(replica.websocket(**query)) as client:
+        assert (await client.next())["type"] == "connected"
+        error = await client.next()
+        assert (error["type"], error["error"]) == ("error", "validation_error")
+        assert parameter in error["message"]
+        receipt = await publish(replica)
+        frame = await client.next()
+        assert (frame["sequence"], frame.get("replay")) == (receipt["sequence"], None)
+
+
+async def test_several_unusable_parameters(replica: Replica) -> None:
+    """Section 4, query: each unusable parameter is told; those that are usable hold."""
+    query = {"events": "x" * 300, "since": "never", "epoch": "e", "format": "zlib"}
+    async with connected(replica.websocket(**query)) as client:
+        await client.next()
+        errors = [await client.next() for _ in range(2)]
+        assert {error["error"] for error in errors} == {"validation_error"}
+        receipt = await publish(replica, mark="z" * 2000)
+        await client.reached(receipt["sequence"])
+        assert client.kinds[client.frames.index(client.events[0])] is bytes
+
+
+async def test_most_patterns(replica: Replica) -> None:
+    """Section 4, query: 100 patterns of 256 characters are usable."""
+    patterns = [f"{number:0>254}-{'*' if number else 'x'}" for number in range(99)]
+    async with connected(replica.websocket(events=",".join([*patterns, "alert*"]))) as client:
+        await client.next()
+        receipt = await publish(replica)
+        assert (await client.next())["sequence"] == receipt["sequence"]
+
+
+async def test_unknown_parameter(replica: Replica) -> None:
+    """Section 4, query: parameters of others are none of ours."""
+    async with connected(replica.websocket(utm_source="mail", format="json")) as client:
+        await client.next()
+        receipt = await publish(replica)
+        assert (await client.next())["sequence"] == receipt["sequence"]
+
+
+# -- live frames --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_live_frame(replica: Replica, client: Client, kind: str) -> None:
+    """Section 4, live frame: type, data, number, whether an ack is wanted, and a timestamp where the type has one."""
+    answer = await replica.post(route_of(kind), EXAMPLES[kind])
+    frame = await client.next()
+    timestamp = {"timestamp": EXAMPLES[kind]["timestamp"]} if "timestamp" in EXAMPLES[kind] else {}
+    assert frame == {
+        "type": kind,
+        "data": EXAMPLES[kind]["data"],
+        "sequence": answer.json()["sequence"],
+        "requires_ack": kind == "event",
+        **timestamp,
+    }
+    assert client.kinds[-1] is str
+
+
+@pytest.mark.parametrize(
+    ("score", "level", "wanted"),
+    [(79, "high", False), (80, "low", True), (0, "CRITICAL", True), (100, "critical", True)],
+)
+async def test_requires_ack(replica: Replica, client: Client, score: int, level: str, wanted: bool) -> None:
+    """Section 3, requires_ack: an event of risk 80 or more, or of level critical."""
+    await replica.post("/broadcast/event", marked("event", "x") | {"risk_score": score, "risk_level": level})
+    frame = await client.next()
+    assert (frame["requires_ack"], frame["data"]["risk_level"]) == (wanted, level.lower())
+
+
+async def test_rules_of_messages(replica: Replica, client: Client) -> None:
+    """Section 3, messages: defaults are filled in, letter case is evened out, unknown fields are dropped."""
+    await replica.post("/broadcast/service-status", {"name": "s", "status": "HEALTHY", "unknown": 1})
+    frame = await client.next()
+    assert frame["data"] == {"service": "s", "status": "healthy", "message": None}
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|\+00:00)", frame["timestamp"])
+    await replica.post("/broadcast/infrastructure-alert", {"alertname": "A", "status": "Firing", "fingerprint": "f"})
+    assert (await client.next())["data"] == {
+        "alertname": "A",
+        "status": "firing",
+        "severity": "info",
+        "component": "unknown",
+        "summary": "",
+        "description": "",
+        "started_at": None,
+        "fingerprint": "f",
+        "receiver": "default",
+    }
+    body = marked("worker_status", "w")
+    await replica.post("/broadcast/worker-status", {"type": "worker_status", "data": body})
+    frame = await client.next()
+    assert (frame["data"], frame["timestamp"]) == (body, None)
+
+
+async def test_exact_data(replica: Replica, client: Client) -> None:
+    """Section 3, messages: data comes out as it went in: empty lists, large numbers, fractions, every script."""
+    details = {"empty": [], "none": {}, "large": 2**53 + 1, "small": 0.1, "text": 'Tür "öffnen" \u2028 \\ 🚪'}
+    await replica.post("/broadcast/camera-status", marked("camera_status", "🚪") | {"details": details})
+    assert (await client.next())["data"]["details"] == details
+    await replica.post("/broadcast/detection/batch", marked("detection.batch", "b") | {"detection_ids": []})
+    assert (await client.next())["data"]["detection_ids"] == []
+
+
+# -- heartbeats ---------------------------------------------------------------------------------------------------
+
+
+async def test_heartbeats(replica: Replica) -> None:
+    """Section 4, heartbeat: at its interval, with this client's own place; what its filter skipped counts as passed."""
+    async with connected(replica.websocket(events="nothing.of.this")) as client:
+        hello = await client.next()
+        receipt = await publish(replica)
+        await client.reached(receipt["sequence"])
+        await client.until(lambda: client.heartbeats if len(client.heartbeats) > 3 else None)
+        for heartbeat in client.heartbeats:
+            assert heartbeat.keys() == {"type", "lastSeq", "epoch"}
+            assert heartbeat["epoch"] == hello["epoch"]
+        places = [heartbeat["lastSeq"] for heartbeat in client.heartbeats]
+        assert all(earlier <= later for earlier, later in pairwise(places))
+        assert places[-1] == receipt["sequence"]
+        assert client.events == []
+
+
+# -- questions and answers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ping", ["ping", '{"type":"ping"}', '{"type":"PING"}', '{"type":"Ping","data":null,"x":1}'])
+async def test_ping(client: Client, ping: str) -> None:
+    """Section 4, ping: text or object, in any letter case, is answered by a pong."""
+    await client.send(ping)
+    assert await client.next() == {"type": "pong"}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"type": "pong"},
+        {"type": "ack", "data": {"sequence": 1}},
+        {"type": "ack", "sequence": 1},
+        {"type": "ACK", "data": {"sequence": 10**9}},
+    ],
+)
+async def test_no_answer(client: Client, message: dict[str, Any]) -> None:
+    """Section 4, pong and ack: nothing is answered."""
+    await client.send(message)
+    await client.send("ping")
+    assert await client.next() == {"type": "pong"}
+
+
+async def test_answers_go_to_the_asker(replica: Replica, client: Client) -> None:
+    """Section 4, answers: nobody else gets them."""
+    async with connected(replica.websocket()) as asker:
+        await asker.send({"type": "subscribe", "data": {"events": ["*"]}})
+        await asker.send("nonsense")
+        await asker.take(type="error")
+        receipt = await publish(replica)
+        await client.reached(receipt["sequence"])
+        assert client.messages[1:] == client.events
+
+
+ERRORS: dict[str, tuple[Any, str, str]] = {
+    "no JSON": ("nonsense", "invalid_json", "raw_data_preview"),
+    "half an object": ('{"type":', "invalid_json", "raw_data_preview"),
+    "upper-case ping": ("PING", "invalid_json", "raw_data_preview"),
+    "deep": ("[" * 50_000, "invalid_json", "raw_data_preview"),
+    "a list": ("[]", "invalid_message_format", "validation_errors"),
+    "a number": ("42", "invalid_message_format", "validation_errors"),
+    "null": ("null", "invalid_message_format", "validation_errors"),
+    "no type": ("{}", "invalid_message_format", "validation_errors"),
+    "empty type": ({"type": ""}, "invalid_message_format", "validation_errors"),
+    "long type": ({"type": "x" * 51}, "invalid_message_format", "validation_errors"),
+    "type no string": ({"type": 7}, "invalid_message_format", "validation_errors"),
+    "data no object": ({"type": "ping", "data": []}, "invalid_message_format", "validation_errors"),
+    "binary": (b'{"type":"ping"}', "invalid_message_format", "validation_errors"),
+    "empty binary": (b"", "invalid_message_format", "validation_errors"),
+    "unknown": ({"type": "x" * 50}, "unknown_message_type", "supported_types"),
+    "subscribe without data": ({"type": "subscribe"}, "validation_error", "example"),
+    "no patterns": ({"type": "subscribe", "data": {"events": []}}, "validation_error", "example"),
+    "patterns no list": ({"type": "subscribe", "data": {"events": "event"}}, "validation_error", "example"),
+    "pattern no string": ({"type": "subscribe", "data": {"events": [1]}}, "validation_error", "example"),
+    "empty pattern": ({"type": "subscribe", "data": {"events": [""]}}, "validation_error", "example"),
+    "long pattern": ({"type": "subscribe", "data": {"events": ["x" * 257]}}, "validation_error", "example"),
+    "many patterns": (
+        {"type": "subscribe", "data": {"events": [str(number) for number in range(101)]}},
+        "validation_error",
+        "example",
+    ),
+    "ack without number": ({"type": "ack"}, "validation_error", "reason"),
+    "ack of 0": ({"type": "ack", "data": {"sequence": 0}}, "validation_error", "reason"),
+    "ack of a string": ({"type": "ack", "data": {"sequence": "1"}}, "validation_error", "reason"),
+    "ack of a bool": ({"type": "ack", "data": {"sequence": True}}, "validation_error", "reason"),
+    "ack of a fraction": ({"type": "ack", "sequence": 1.5}, "validation_error", "reason"),
+    "resync before 0": ({"type": "resync", "data": {"last_sequence": -1}}, "validation_error", "reason"),
+    "resync of a string": ({"type": "resync", "data": {"last_sequence": "1"}}, "validation_error", "reason"),
+    "resync of null": ({"type": "resync", "last_sequence": None}, "validation_error", "reason"),
+}
+
+
+@pytest.mark.parametrize("case", ERRORS)
+async def test_bad_input(client: Client, case: str) -> None:
+    """Section 4, bad input: one error frame for each bad frame, and the connection stays."""
+    message, code, detail = ERRORS[case]
+    await client.send(message)
+    await client.send("ping")
+    error = await client.next()
+    assert error.keys() == {"type", "error", "message", "details"}
+    assert (error["type"], error["error"]) == ("error", code)
+    assert isinstance(error["message"], str)
+    assert detail in error["details"]
+    assert await client.next() == {"type": "pong"}
+
+
+async def test_details_of_errors(client: Client) -> None:
+    """Section 4, bad input: previews have 100 characters, null for nothing; unknown types are named; examples work."""
+    await client.send("x" * 101)
+    assert (await client.next())["details"]["raw_data_preview"] == "x" * 100
+    await client.send("")
+    assert (await client.next())["details"]["raw_data_preview"] is None
+    await client.send({"type": "shout"})
+    error = await client.next()
+    assert "shout" in error["message"]
+    assert sorted(error["details"]["supported_types"]) == sorted(SUPPORTED)
+    await client.send({"type": "subscribe"})
+    await client.send((await client.next())["details"]["example"])
+    assert (await client.next())["action"] == "subscribed"
+
+
+async def test_patterns_of_a_connection(client: Client) -> None:
+    """Section 4, bad input: 100 patterns are what a connection may have in all; the same ones again are no more."""
+    patterns = [f"pattern-{number}" for number in range(100)]
+    for events, answer in (
+        (patterns[:60], {"action": "subscribed", "events": patterns[:60]}),
+        (patterns, {"action": "subscribed", "events": patterns}),
+    ):
+        await client.send({"type": "subscribe", "data": {"events": events}})
+        assert await client.next() == answer
+    await client.send({"type": "subscribe", "data": {"events": ["one-more"]}})
+    assert (await client.next())["error"] == "validation_error"
+
+
+async def test_flood_of_bad_input(client: Client) -> None:
+    """Section 4, bad input: however much of it comes, each gets its answer, in order."""
+    for number in range(500):
+        await client.send(json.dumps({"type": f"unknown-{number}"}))
+    for number in range(500):
+        assert f"unknown-{number}" in (await client.next())["message"]

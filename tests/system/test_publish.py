@@ -1,0 +1,336 @@
+"""Publishing over real HTTP, to two replicas of one Redis."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis
+
+from handlers.examples import EXAMPLES
+from tests.system.client import Client, connected
+from tests.system.conftest import Start
+from tests.system.parties import KINDS, marked, route_of
+from tests.system.replica import Replica
+
+PROBLEM = "application/problem+json"
+
+
+@pytest.fixture
+async def client(other: Replica) -> AsyncIterator[Client]:
+    """Somebody who sees on one replica what is published to the other."""
+    async with connected(other.websocket()) as client:
+        await client.next()
+        yield client
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_routes(replica: Replica, client: Client, kind: str) -> None:
+    """Section 2, publish: each route takes bare data and envelope, answers 202 with a receipt, and sends its type."""
+    bare, envelope = marked(kind, "bare"), {**EXAMPLES[kind], "data": marked(kind, "envelope")}
+    receipts = []
+    for body in (bare, envelope, {"data": bare}):
+        answer = await replica.post(route_of(kind), body)
+        assert answer.status_code == 202
+        assert answer.headers["content-type"] == "application/json"
+        receipts.append(answer.json())
+        assert receipts[-1].keys() == {"sequence", "epoch", "subscribers"}
+        assert receipts[-1]["epoch"] == client.frames[0]["epoch"]
+        assert receipts[-1]["subscribers"] == 2
+    frames = [await client.next() for _ in receipts]
+    assert [frame["type"] for frame in frames] == [kind] * 3
+    assert [frame["sequence"] for frame in frames] == [receipt["sequence"] for receipt in receipts]
+    assert [frame["data"] for frame in frames] == [bare, envelope["data"], bare]
+
+
+async def test_numbers(replica: Replica, other: Replica, client: Client) -> None:
+    """Section 2, publish: receipts count up by one, whichever replica is asked."""
+    answers = [await each.post("/broadcast/event", EXAMPLES["event"]) for each in (replica, other, other, replica)]
+    numbers = [answer.json()["sequence"] for answer in answers]
+    assert numbers == list(range(numbers[0], numbers[0] + 4))
+    assert [(await client.next())["sequence"] for _ in numbers] == numbers
+
+
+async def test_batch(replica: Replica, client: Client) -> None:
+    """Section 2, publish: a batch of any mix is numbered consecutively in the order given."""
+    answer = await replica.post("/broadcast/batch", list(EXAMPLES.values()))
+    assert answer.status_code == 202
+    receipts = answer.json()["receipts"]
+    first = receipts[0]["sequence"]
+    assert [receipt["sequence"] for receipt in receipts] == list(range(first, first + len(EXAMPLES)))
+    assert all(receipt.keys() == {"sequence", "epoch", "subscribers"} for receipt in receipts)
+    frames = [await client.next() for _ in receipts]
+    assert [frame["type"] for frame in frames] == list(EXAMPLES)
+    assert [frame["sequence"] for frame in frames] == [receipt["sequence"] for receipt in receipts]
+
+
+async def test_largest_batch(replica: Replica, client: Client) -> None:
+    """Section 2, publish: 1,000 items are a batch, 1,001 and none are not."""
+    item = {"type": "alert_deleted", "data": {"id": "x"}}
+    answer = await replica.post("/broadcast/batch", [item] * 1000)
+    numbers = [receipt["sequence"] for receipt in answer.json()["receipts"]]
+    assert numbers == list(range(numbers[0], numbers[0] + 1000))
+    await client.reached(numbers[-1])
+    assert client.numbers == numbers
+    for items in ([item] * 1001, []):
+        assert (await replica.post("/broadcast/batch", items)).status_code == 400
+
+
+async def test_bad_batch(replica: Replica) -> None:
+    """Section 2, publish: one bad item and nothing is published; the answer says which field of which item."""
+    before = (await replica.post("/broadcast/event", EXAMPLES["event"])).json()["sequence"]
+    items: list[Any] = [EXAMPLES["event"]] * 3 + [{"type": "event", "data": marked("event", "x") | {"risk_score": 101}}]
+    answer = await replica.post("/broadcast/batch", items)
+    assert answer.status_code == 400
+    assert [error["field"] for error in answer.json()["errors"]] == ["[3].data.risk_score"]
+    assert (await replica.post("/broadcast/event", EXAMPLES["event"])).json()["sequence"] == before + 1
+
+
+async def test_idempotency(replica: Replica, other: Replica, client: Client) -> None:
+    """Section 2, Idempotency-Key: the same key on the same path is one publish, on whatever replica, with any body."""
+    first = await replica.post("/broadcast/event", marked("event", "first"), Idempotency_Key="key!~1")
+    assert "idempotent-replayed" not in first.headers
+    for each in (other, replica):
+        again = await each.post("/broadcast/event", marked("event", "again"), Idempotency_Key="key!~1")
+        assert (again.status_code, again.json()) == (202, first.json())
+        assert again.headers["idempotent-replayed"] == "true"
+    elsewhere = await other.post("/broadcast/scene-change", EXAMPLES["scene_change"], Idempotency_Key="key!~1")
+    assert elsewhere.json()["sequence"] == first.json()["sequence"] + 1
+    assert "idempotent-replayed" not in elsewhere.headers
+    assert [(await client.next())["type"] for _ in range(2)] == ["event", "scene_change"]
+
+
+async def test_idempotent_batch(replica: Replica, other: Replica) -> None:
+    """Section 2, Idempotency-Key: a batch has one key and gets all its receipts again."""
+    items = list(EXAMPLES.values())
+    first = await replica.post("/broadcast/batch", items, Idempotency_Key="batch")
+    again = await other.post("/broadcast/batch", items[:1], Idempotency_Key="batch")
+    assert again.json() == first.json()
+    assert again.headers["idempotent-replayed"] == "true"
+
+
+async def test_idempotency_at_once(replica: Replica, other: Replica, client: Client) -> None:
+    """Section 2, Idempotency-Key: publishes under one key at the same time are one publish."""
+    body = marked("event", "at once")
+    posts = [each.post("/broadcast/event", body, Idempotency_Key="at-once") for each in (replica, other) * 5]
+    receipts = [answer.json() for answer in await asyncio.gather(*posts)]
+    assert all(receipt == receipts[0] for receipt in receipts)
+    fence = (await replica.post("/broadcast/event", body)).json()["sequence"]
+    await client.reached(fence)
+    assert client.numbers == [receipts[0]["sequence"], fence]
+
+
+async def test_idempotency_needs_a_valid_body(replica: Replica) -> None:
+    """Section 2, Idempotency-Key: a bad body is a 400 also under a known key."""
+    await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="known")
+    answer = await replica.post("/broadcast/alert/deleted", {"id": 7}, Idempotency_Key="known")
+    assert answer.status_code == 400
+
+
+async def test_idempotency_lifetime(replica: Replica, valkey: str) -> None:
+    """Section 2, Idempotency-Key: a key is remembered for 300 s."""
+    with redis.Redis.from_url(valkey) as link:
+        before = set(link.keys("{shared}:idempotency:*"))
+        await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="lifetime")
+        [longest] = sorted(link.pttl(key) for key in set(link.keys("{shared}:idempotency:*")) - before)[-1:]
+    assert 290_000 < longest <= 300_000
+
+
+@pytest.mark.parametrize("key", ["", "two words", "x" * 129, "ümlaut", "tab\there"])
+async def test_bad_idempotency_key(replica: Replica, key: str) -> None:
+    """Section 2, Idempotency-Key: 1 to 128 visible ASCII characters, anything else is a 400."""
+    async with replica.http() as http:
+        headers = [(b"Idempotency-Key", key.encode())]
+        answer = await http.post("/broadcast/alert/deleted", json={"id": "x"}, headers=headers)
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == PROBLEM
+
+
+async def test_longest_idempotency_key(replica: Replica) -> None:
+    """Section 2, Idempotency-Key: 128 characters are good."""
+    assert (await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="~" * 128)).status_code == 202
+
+
+async def test_trace_context(replica: Replica, client: Client) -> None:
+    """Section 2, headers: a producer's trace goes on, to the frame of its event."""
+    parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+    await replica.post("/broadcast/alert/deleted", {"id": "traced"}, traceparent=parent, tracestate="a=b")
+    await replica.post("/broadcast/alert/deleted", {"id": "plain"})
+    assert (await client.next())["traceparent"].split("-")[1] == parent.split("-")[1]
+    assert "traceparent" not in await client.next()
+
+
+BAD_BODIES = {
+    "not JSON": (b'{"id": ', ""),
+    "not UTF-8": (b'{"id": "\xff"}', ""),
+    "not an object": (b"[]", ""),
+    "missing": ({"event_id": 1}, "id"),
+    "wrong type": ({**EXAMPLES["event"]["data"], "risk_score": "75"}, "risk_score"),
+    "out of range": ({**EXAMPLES["event"]["data"], "risk_score": 101}, "risk_score"),
+    "a bool is no number": ({**EXAMPLES["event"]["data"], "risk_score": True}, "risk_score"),
+    "null where there is none": ({**EXAMPLES["event"]["data"], "summary": None}, "summary"),
+    "in an envelope": (
+        {"type": "event", "data": {**EXAMPLES["event"]["data"], "risk_level": "none"}},
+        "data.risk_level",
+    ),
+    "another type": (EXAMPLES["scene_change"], "type"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_BODIES)
+async def test_bad_body(replica: Replica, case: str) -> None:
+    """Section 2, errors: a bad body is a problem document that names the field, and nothing is published."""
+    body, field = BAD_BODIES[case]
+    before = (await replica.post("/broadcast/event", EXAMPLES["event"])).json()["sequence"]
+    content = body if isinstance(body, bytes) else json.dumps(body)
+    answer = await replica.request(
+        "POST", "/broadcast/event", content=content, headers={"Content-Type": "application/json"}
+    )
+    assert answer.status_code == 400
+    assert answer.headers["content-type"] == PROBLEM
+    problem = answer.json()
+    assert problem["status"] == 400
+    assert {"type", "title", "detail"} <= problem.keys()
+    assert field in [error["field"] for error in problem["errors"]]
+    assert all(error.keys() == {"field", "message"} for error in problem["errors"])
+    assert (await replica.post("/broadcast/event", EXAMPLES["event"])).json()["sequence"] == before + 1
+
+
+async def test_enum_error(replica: Replica) -> None:
+    """Section 2, errors: an enum error lists what is allowed."""
+    answer = await replica.post("/broadcast/event", {**EXAMPLES["event"]["data"], "risk_level": "none"})
+    [error] = answer.json()["errors"]
+    assert all(level in error["message"] for level in ("low", "medium", "high", "critical"))
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/broadcast/nothing", 404),
+        ("POST", "/broadcast/alert/forgotten", 404),
+        ("GET", "/nothing", 404),
+        ("GET", "/broadcast/event", 405),
+        ("DELETE", "/broadcast/batch", 405),
+        ("POST", "/health", 405),
+    ],
+)
+async def test_wrong_way(replica: Replica, method: str, path: str, status: int) -> None:
+    """Section 2, errors: an unknown route or kind is a 404, a wrong method a 405 that says which are right."""
+    answer = await replica.request(method, path)
+    assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
+    assert answer.json()["status"] == status
+    assert status == 404 or answer.headers["allow"]
+
+
+@pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
+async def test_media_type(replica: Replica, content_type: str) -> None:
+    """Section 2, errors: what does not call itself JSON is a 415."""
+    answer = await replica.request(
+        "POST", "/broadcast/alert/deleted", content=b'{"id": "x"}', headers={"Content-Type": content_type}
+    )
+    assert (answer.status_code, answer.headers["content-type"]) == (415, PROBLEM)
+
+
+async def test_too_large(replica: Replica) -> None:
+    """Section 2, errors: a body over the limit is a 413, announced or in chunks; one of just that size is not."""
+    limit = 1048576
+    padding = json.dumps({"id": "x", "unknown": ""}).encode()
+    fits = json.dumps({"id": "x", "unknown": " " * (limit - len(padding))}).encode()
+    assert len(fits) == limit
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for _ in range(40):
+            yield b" " * 65536
+
+    async with replica.http() as http:
+        headers = {"Content-Type": "application/json"}
+        assert (await http.post("/broadcast/alert/deleted", content=fits, headers=headers)).status_code == 202
+        for content in (fits + b" ", 10 * fits, pieces()):
+            answer = await http.post("/broadcast/alert/deleted", content=content, headers=headers)
+            assert (answer.status_code, answer.headers["content-type"]) == (413, PROBLEM)
+        assert (await http.post("/broadcast/alert/deleted", json={"id": "x"})).status_code == 202
+
+
+async def test_too_large_without_end(replica: Replica) -> None:
+    """Section 2, errors: a body that never ends is a 413 as soon as it is over the limit."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    writer.write(
+        b"POST /broadcast/event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\n" + 17 * (b"10000\r\n" + bytes(65536) + b"\r\n")
+    )
+    async with asyncio.timeout(20):
+        assert (await reader.readline()).startswith(b"HTTP/1.1 413 ")
+    writer.transport.abort()
+
+
+async def test_keep_alive_and_pipelining(replica: Replica) -> None:
+    """Section 2, publish: requests on one connection, sent without waiting, are answered in their order."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    body = json.dumps({"id": "x"}).encode()
+    request = (
+        b"POST /broadcast/alert/deleted HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+    )
+    numbers = []
+    async with asyncio.timeout(20):
+        for count in (3, 2):
+            writer.write(request * count)
+            for _ in range(count):
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 202 ")
+                assert b"connection: close" not in head.lower()
+                length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+                numbers.append(json.loads(await reader.readexactly(length))["sequence"])
+    writer.close()
+    await writer.wait_closed()
+    assert numbers == list(range(numbers[0], numbers[0] + 5))
+
+
+async def test_lost_in_the_middle(replica: Replica, client: Client) -> None:
+    """Section 2, publish: a request that breaks off publishes nothing and harms nobody."""
+    _, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    writer.write(
+        b"POST /broadcast/alert/deleted HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b'Content-Length: 100\r\n\r\n{"id": "x"}'
+    )
+    await writer.drain()
+    writer.transport.abort()
+    receipt = (await replica.post("/broadcast/alert/deleted", {"id": "after"})).json()
+    assert (await client.next())["sequence"] == receipt["sequence"]
+
+
+async def test_keys(start: Start, valkey: str, channel: str) -> None:
+    """Section 2, API keys: asked of every publish as Bearer or X-API-Key, and of no other route."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="first, second")
+    path, body = "/broadcast/alert/deleted", {"id": "x"}
+    for headers in ({}, {"X_API_Key": "third"}, {"Authorization": "Bearer firs"}, {"Authorization": "Basic first"}):
+        answer = await replica.post(path, body, **headers)
+        assert (answer.status_code, answer.headers["content-type"]) == (401, PROBLEM)
+        assert answer.headers["www-authenticate"]
+    assert (await replica.post(path, body, X_API_Key="second")).json()["sequence"] == 1
+    assert (await replica.post(path, body, Authorization="Bearer first")).json()["sequence"] == 2
+    for free in ("/health", "/health/live", "/health/ready", "/schema"):
+        assert (await replica.request("GET", free)).status_code == 200
+
+
+async def test_no_redis(start: Start) -> None:
+    """Section 2, errors: without Redis a publish is a 503 that says when to come again."""
+    replica = start(ready=False, redis_url="unix:///nowhere/redis.sock")
+    answer = await replica.post("/broadcast/alert/deleted", {"id": "x"})
+    assert (answer.status_code, answer.headers["content-type"]) == (503, PROBLEM)
+    assert int(answer.headers["retry-after"]) >= 1
+    assert (await replica.post("/broadcast/alert/deleted", {"id": 7})).status_code == 400
+    replica.stop(tolerate="CRITICAL kernel")
+
+
+async def test_schema(replica: Replica) -> None:
+    """Section 2, OpenAPI: /schema is a page that needs no internet, and describes every route with examples."""
+    page = await replica.request("GET", "/schema", headers={"Accept": "text/html"}, follow_redirects=True)
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//cdn" not in page.text
+    document = (await replica.request("GET", "/schema/openapi.json")).json()
+    assert set(document["paths"]) >= {route_of(kind) for kind in KINDS} | {"/broadcast/batch", "/health"}
+    for kind in KINDS:
+        operation = document["paths"][route_of(kind)]["post"]
+        assert operation["requestBody"]["content"]["application/json"]["examples"]
