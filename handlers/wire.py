@@ -6,7 +6,12 @@ handshake, reading and pings stay uvicorn's. Without it (another server) the rou
 """
 
 import asyncio
+import contextlib
+import fcntl
 import logging
+import socket
+import struct
+import termios
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -25,6 +30,8 @@ from kernel import WINDOW_BITS, CloseReason, Joined
 __all__ = ["WireProtocol"]
 
 _CLOSE_SECONDS = 5.0
+# SO_LINGER on, for 0 seconds: closing resets the connection, and the system forgets what it still had to send
+_NO_LINGER = struct.pack("ii", 1, 0)
 _logger = logging.getLogger(__name__)
 # uvicorn logs each upgrade with its query string, and so the token in it; websockets would log what is sent
 _quiet = logging.getLogger("handlers.wire.protocol")
@@ -132,7 +139,7 @@ class WireProtocol(WebSocketsSansIOProtocol):
             self.transport.pause_reading()
         if self.on_blocked is not None:
             self.on_blocked()
-        self._watch(self.transport.get_write_buffer_size())
+        self._watch(self._untaken())
 
     def resume_writing(self) -> None:
         """Be free again."""
@@ -151,11 +158,17 @@ class WireProtocol(WebSocketsSansIOProtocol):
                 self.transport.resume_reading()
         return message
 
+    async def send(self, message: Any) -> None:  # noqa: ANN401  an ASGI event
+        """Send an ASGI event; a refusal by HTTP ends the handshake, which uvicorn forgets and logs as an error."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body":
+            self.handshake_complete = True
+
     def handle_close(self, event: Frame) -> None:
         """Take the peer's close frame, as its word that it goes or as the answer to ours."""
         super().handle_close(event)
         # closing waits for what is unsent, and the peer may have stopped reading
-        self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
+        self.loop.call_later(_CLOSE_SECONDS, self._cut_off)
 
     def handle_parser_exception(self) -> None:
         """End the connection for a message that breaks the protocol (1002, 1007) or is too big (1009).
@@ -181,19 +194,39 @@ class WireProtocol(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         self.read_paused = False
         self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self.transport.abort)
+        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self._cut_off)
 
     def _watch(self, unsent: int) -> None:
         self._stop_stall_timer()
         self._stall_timer = self.loop.call_later(self._stall_seconds, self._stalled, unsent)
 
     def _stalled(self, unsent: int) -> None:
-        left = self.transport.get_write_buffer_size()
+        left = self._untaken()
         if left >= unsent:
             _logger.info("a client took nothing for %g s and is cut off", self._stall_seconds)
-            self.transport.abort()
+            self._cut_off()
         else:
             self._watch(left)
+
+    def _untaken(self) -> int:
+        """How many bytes the peer has not acknowledged.
+
+        The transport's own count is not enough: the system holds megabytes more, and asks for new ones only when a
+        good part of them is gone, which takes a client of some kB a second many minutes.
+        """
+        held = bytes(4)
+        with contextlib.suppress(OSError):  # a system that does not say
+            held = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
+        unsent, *_ = struct.unpack("i", held)
+        return self.transport.get_write_buffer_size() + int(unsent)
+
+    def _cut_off(self) -> None:
+        """End the connection; nothing is kept for a peer that takes nothing, not even by the system."""
+        if self.disconnected:
+            return
+        if self._untaken():
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+        self.transport.abort()
 
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:
