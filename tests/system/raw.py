@@ -80,6 +80,10 @@ class RawSocket:
         """Send anything."""
         self._writer.write(data)
 
+    async def sent(self) -> None:
+        """Wait until the server, or the buffers on the way, have taken nearly all that was sent."""
+        await self._writer.drain()
+
     async def receive(self) -> RawFrame:
         """The next frame."""
         async with asyncio.timeout(PATIENCE):

@@ -1,0 +1,245 @@
+"""Section 9, slow clients: they delay nobody, cost bounded memory, and lose nothing that the history has."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from tests.system.client import connected
+from tests.system.conftest import Start
+from tests.system.history import Connection, History, Witnessed, complaints
+from tests.system.raw import PING, TEXT, raw_socket
+from tests.system.replica import Replica
+from tests.system.slow import FLOOD, Flood, memory_of, slow_client, sockets_of
+from tests.waiting import eventually
+
+MARK = 65536
+MIB = 1 << 20
+
+Serve = Callable[..., Replica]
+
+
+@pytest.fixture
+def serve(start: Start, valkey: str, channel: str) -> Serve:
+    """Start a replica with a low high-water mark on a channel of the test's own."""
+
+    def serve(**settings: object) -> Replica:
+        defaults = {"redis_url": valkey, "redis_event_channel": channel, "websocket_send_buffer_bytes": MARK}
+        return start(**(defaults | settings))
+
+    return serve
+
+
+async def only(connections: int, replica: Replica) -> None:
+    """Wait until the system holds no more than so many connections to the replica, aborted ones included."""
+    await eventually(lambda: sockets_of(replica) <= connections, 20.0)
+
+
+@pytest.mark.parametrize(
+    ("how", "patterns"),
+    [({}, None), ({}, ["alert.*"]), ({"format": "zlib"}, ["alert.*"]), ({"deflate": True}, None)],
+    ids=["text", "filtered text", "filtered zlib", "deflate"],
+)
+async def test_falls_behind_and_catches_up(serve: Serve, how: dict[str, object], patterns: list[str] | None) -> None:
+    """Section 9, slow clients: who does not read delays nobody, gets everything later, and is live again."""
+    replica, history = serve(), History()
+    flood = Flood(history, replica)
+    query = how | ({} if patterns is None else {"events": ",".join(patterns)})
+    async with slow_client(replica, **query) as slow, connected(replica.websocket()) as fast:  # type: ignore[arg-type]
+        await fast.next()
+        await flood.pour(50_000)
+        await slow.reached(flood.last)
+        slow.stall()
+        # random digits, compressed, are half as long
+        await flood.pour(2 * FLOOD if how else FLOOD)
+        await fast.reached(flood.last)
+        assert slow.place < flood.last
+        slow.read()
+        await slow.reached(flood.last)
+        await flood.pour(50_000)
+        await slow.reached(flood.last)
+        await fast.reached(flood.last)
+        assert not any("replay" in frame for frame in slow.frames)
+        everything = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
+        assert complaints(history, [slow.seen("slow", patterns), everything]) == []
+
+
+async def test_again_and_again(serve: Serve) -> None:
+    """Section 9, slow clients: a client that falls behind while it is catching up still gets each event once."""
+    replica, history = serve(), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as slow, asyncio.TaskGroup() as group:
+        publishing = group.create_task(flood.pour(3 * FLOOD))
+
+        def published(number: int) -> bool:
+            return publishing.done() or flood.last >= number
+
+        while not publishing.done():
+            slow.stall()
+            await eventually(partial(published, flood.last + 450), 20.0)
+            slow.read()
+            await slow.reached(flood.last)
+        await slow.reached(flood.last)
+        assert complaints(history, [slow.seen("slow")]) == []
+
+
+async def test_subscribe_while_behind(serve: Serve) -> None:
+    """Section 9, slow clients: from its `subscribed` reply on, what is caught up obeys the new patterns."""
+    replica, history = serve(), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as slow:
+        slow.stall()
+        await flood.pour(FLOOD)
+        await slow.send({"type": "subscribe", "data": {"events": ["alert.deleted"]}})
+        slow.read()
+        await slow.take(action="subscribed")
+        await slow.reached(flood.last)
+        at = slow.frames.index({"action": "subscribed", "events": ["alert.deleted"]})
+        before = [frame["sequence"] for frame in slow.frames[:at] if "sequence" in frame]
+        after = [(frame["sequence"], frame["type"]) for frame in slow.frames[at:] if "sequence" in frame]
+        assert before == list(range(1, len(before) + 1))
+        wanted = [place.sequence for place, each in history.accepted.items() if each.kind == "alert_deleted"]
+        assert after, "the reply came only after everything: it was not behind"
+        assert after == [(number, "alert_deleted") for number in sorted(wanted) if number > len(before)]
+
+
+async def test_out_of_the_history(serve: Serve) -> None:
+    """Section 9, slow clients: who has left the history is closed with 4008, and told of its loss on return."""
+    replica, history = serve(history_size=50), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as slow:
+        slow.stall()
+        await flood.pour(FLOOD)
+        slow.read()
+        code, _ = await slow.closed()
+        assert code == 4008
+        epoch, since = slow.stands_at()
+        assert since < flood.last
+    async with slow_client(replica, since=since, epoch=epoch) as again:
+        verdict = await again.take(type="resync_ack")
+        assert verdict["gap_too_old"]
+        assert not verdict["recovered"]
+        assert verdict["oldest_available"] > since + 1
+        await flood.pour(50_000)
+        await again.reached(flood.last)
+    witness = Witnessed("slow", None, slow.seen("").connections + again.seen("").connections)
+    assert complaints(history, [witness]) == []
+
+
+async def test_memory(serve: Serve) -> None:
+    """Section 9, slow clients: ten that read nothing cost no memory under load, and others go on."""
+    replica, history = serve(), History()
+    flood = Flood(history, replica)
+    async with connected(replica.websocket()) as fast:
+        await flood.pour(FLOOD)
+        await fast.reached(flood.last)
+        before = memory_of(replica)
+        stuck = [slow_client(replica) for _ in range(10)]
+        clients = [await each.__aenter__() for each in stuck]
+        for client in clients:
+            client.stall()
+        await flood.pour(4 * FLOOD)
+        await fast.reached(flood.last)
+        grown = memory_of(replica) - before
+        clients[0].read()
+        await clients[0].reached(flood.last)
+        fast_one = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
+        for each in stuck:
+            await each.__aexit__(None, None, None)
+        assert complaints(history, [clients[0].seen("slow"), fast_one]) == []
+    # 320 MiB were meant for them
+    assert grown < 20 * MIB
+
+
+@pytest.mark.parametrize("opcode", [TEXT, PING], ids=["text", "websocket"])
+async def test_sends_and_never_reads(serve: Serve, opcode: int) -> None:
+    """Section 9, slow clients: who sends and never reads its pongs is read no more from the mark on, then aborted."""
+    replica = serve(websocket_idle_timeout_seconds=2)
+    async with raw_socket(replica, receive_buffer=4096) as deaf:
+        before = memory_of(replica)
+        payload = b"ping" if opcode == TEXT else b"x" * 125
+        sent = 0
+
+        async def send() -> None:
+            nonlocal sent
+            while True:
+                for _ in range(500):
+                    deaf.send(opcode, payload)
+                await deaf.sent()
+                sent += 500 * len(payload)
+
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(20):
+                await send()
+        assert sent < 20 * MIB
+        assert memory_of(replica) - before < 20 * MIB
+        await only(0, replica)
+
+
+async def test_takes_nothing(serve: Serve) -> None:
+    """Section 9, slow clients: who takes nothing for the idle timeout is aborted, who takes a little is not."""
+    replica, history = serve(websocket_idle_timeout_seconds=2), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as stuck, slow_client(replica) as slow:
+        stuck.stall()
+        slow.stall()
+        await flood.pour(FLOOD)
+        begun = time.monotonic()
+
+        async def sip() -> None:
+            while True:
+                slow.read()
+                await slow.take(type="event")
+                slow.stall()
+                await slow.send("ping")
+                await asyncio.sleep(0.5)
+
+        sipping = asyncio.create_task(sip())
+        await only(1, replica)
+        assert time.monotonic() - begun > 1.0
+        # for twice as long as the other one had
+        await asyncio.sleep(max(0.0, begun + 4.0 - time.monotonic()))
+        assert sockets_of(replica) == 1
+        sipping.cancel()
+        stuck.read()
+        assert (await stuck.closed())[0] == 1006
+        slow.read()
+        await slow.reached(flood.last)
+        # a half frame is what an abort leaves
+        assert complaints(history, [slow.seen("slow")]) == []
+
+
+async def test_close_not_taken(serve: Serve) -> None:
+    """Section 9, slow clients: a socket that does not take its close frame within 5 s is aborted."""
+    replica, history = serve(websocket_max_age_seconds=1.5), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as stuck:
+        stuck.stall()
+        await flood.pour(FLOOD)
+        begun = time.monotonic()
+        # far sooner than the idle timeout of 300 s
+        await only(0, replica)
+        assert time.monotonic() - begun < 15
+        stuck.read()
+        assert (await stuck.closed())[0] == 1006
+
+
+async def test_larger_than_the_mark(serve: Serve) -> None:
+    """Section 9, slow clients: a message larger than the high-water mark reaches who reads and who reads late."""
+    replica, history = serve(websocket_send_buffer_bytes=1024), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as slow, connected(replica.websocket()) as fast:
+        await fast.next()
+        slow.stall()
+        for _ in range(4):
+            await flood.pour(500_000, 500_000)
+            await fast.reached(flood.last)
+        slow.read()
+        await slow.reached(flood.last)
+        await flood.pour(500_000, 500_000)
+        await slow.reached(flood.last)
+        await fast.reached(flood.last)
+        everything = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
+        assert complaints(history, [slow.seen("slow"), everything]) == []
