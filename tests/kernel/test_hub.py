@@ -212,6 +212,19 @@ async def test_acks(redis: FakeRedis) -> None:
         assert broadcaster.record_ack(client, 1)
 
 
+async def test_acks_during_a_replay(redis: FakeRedis) -> None:
+    """Section 6, acks: what a client had before it asked for a replay it can acknowledge meanwhile."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers[-1:] == [255])
+        sink.room = 1
+        resync(broadcaster, client, last_sequence=10)
+        await sink.until(lambda: sink.blocked)
+        assert broadcaster.record_ack(client, 255)
+        assert client.acked == 255
+
+
 async def test_heartbeat(redis: FakeRedis) -> None:
     """Section 4, heartbeat: it tells the client's own place; events that its filter skipped count as passed."""
     async with replica(redis) as broadcaster:
@@ -428,14 +441,14 @@ async def test_notices_of_the_slow(redis: FakeRedis) -> None:
 async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
     """Section 9, order: a notice that a client is owed goes before the next one, or not at all."""
     async with replica(redis) as broadcaster:
-        _, sink = join(broadcaster, room=10)
+        client, sink = join(broadcaster, room=10)
         redis.down = True
         await eventually(broadcaster.is_degraded)
         sink.room = None
         # drained, but its task has not run yet when the next notice comes
         sink.drain()
         broadcaster._circuit_moved(type(broadcaster.get_circuit_state().state).CLOSED)
-        await sink.until(lambda: sink.of("service_status"))
+        await eventually(lambda: client.delivery is Delivery.LIVE)
         assert sink.outline == ["connected", "healthy"]
 
 
