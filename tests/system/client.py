@@ -66,6 +66,10 @@ class Client:
         """The next message with these fields, passing over others."""
         return await self._first(lambda frame: fields.items() <= frame.items())
 
+    def skip(self) -> None:
+        """Pass over everything that is here."""
+        self._looked_at = len(self.frames)
+
     async def reached(self, sequence: int) -> None:
         """Wait until this client's own place is at `sequence` or beyond: every matching event up to it is here."""
         await self.until(lambda: self.place >= sequence or None)

@@ -19,11 +19,11 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
 
-__all__ = ["Connection", "History", "Reader", "Witnessed", "complaints", "content_of", "matches"]
+__all__ = ["NAMES", "Connection", "History", "Reader", "Witnessed", "complaints", "content_of", "matches"]
 
 Frame = Mapping[str, Any]
 
-_NAMES: Final = {
+NAMES: Final = {
     "event": ["event.created"],
     "service_status": ["service.status_changed"],
     "camera_status": ["camera.status_changed"],
@@ -56,7 +56,7 @@ def matches(patterns: Sequence[str] | None, kind: str, data: Frame) -> bool:
     """Whether a client with these patterns (None: it never subscribed) gets such a message."""
     if patterns is None:
         return True
-    names = [kind, *_NAMES.get(kind, ())]
+    names = [kind, *NAMES.get(kind, ())]
     if kind in ("camera_status", "worker_status"):
         names.append(data["event_type"].lower())
     return any(fnmatchcase(name, pattern.lower()) for pattern in patterns for name in names)

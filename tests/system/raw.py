@@ -29,8 +29,14 @@ class RawFrame(NamedTuple):
     @property
     def text(self) -> str:
         """The message of an unfragmented text frame; each is compressed by itself (no context takeover)."""
-        data = zlib.decompress(self.payload + b"\x00\x00\xff\xff", -15) if self.compressed else self.payload
-        return data.decode()
+        return self.inflated().decode()
+
+    def inflated(self, window_bits: int = 15) -> bytes:
+        """The payload, out of its compression if it has one."""
+        if not self.compressed:
+            return self.payload
+        # RFC 7692 section 7.2.2: the empty block at the end was left out
+        return zlib.decompressobj(-window_bits).decompress(self.payload + b"\x00\x00\xff\xff")
 
     @property
     def json(self) -> dict[str, Any]:

@@ -1,0 +1,194 @@
+"""How frames come: plain, as `format=zlib`, with permessage-deflate, and both at once."""
+
+import json
+import zlib
+from typing import Any
+
+import pytest
+
+from tests.system.client import Client, connected
+from tests.system.parties import marked
+from tests.system.raw import BINARY, TEXT, RawFrame, RawSocket, raw_socket
+from tests.system.replica import Replica
+
+CHROME = "permessage-deflate; client_max_window_bits"
+FIREFOX = "permessage-deflate"
+LIBRARY = "permessage-deflate; client_max_window_bits; server_max_window_bits=12"
+SAFARI = "x-webkit-deflate-frame, permessage-deflate; client_max_window_bits"
+
+
+async def publish(replica: Replica, size: int, mark: str = "x") -> dict[str, Any]:
+    """Publish an alert_deleted whose whole frame is about `size` bytes of text that compresses well."""
+    answer = await replica.post("/broadcast/alert/deleted", {"id": mark, "reason": "abc " * (size // 4)})
+    receipt: dict[str, Any] = answer.json()
+    return receipt
+
+
+async def next_event(raw: RawSocket) -> RawFrame:
+    """The next frame that is an event."""
+    while b'"sequence"' not in _plain(frame := await raw.receive()):
+        pass
+    return frame
+
+
+def _plain(frame: RawFrame) -> bytes:
+    """The message in a frame, whatever it is packed in."""
+    if frame.opcode == TEXT:
+        return frame.text.encode()
+    data = frame.inflated()
+    assert data[:1] == b"\x00"
+    return zlib.decompress(data[1:])
+
+
+# -- format=zlib --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+async def test_zlib(replica: Replica, deflate: bool) -> None:
+    """Section 4, format=zlib: a message of the threshold's size is 0x00 and a zlib stream, a smaller one is text."""
+    async with connected(replica.websocket(format="zlib"), deflate=deflate) as client:
+        await client.next()
+        base = len(json.dumps((await _sized(replica, client, "")), separators=(",", ":")))
+        for missing, kind in ((1, str), (0, bytes)):
+            frame = await _sized(replica, client, "r" * (1024 - missing - base))
+            assert len(json.dumps(frame, separators=(",", ":"))) == 1024 - missing
+            assert client.kinds[client.frames.index(frame)] is kind
+
+
+async def _sized(replica: Replica, client: Client, reason: str) -> dict[str, Any]:
+    """A frame as it comes out; its number has a constant width, in a test as short as this one nearly always."""
+    await replica.post("/broadcast/alert/deleted", {"id": "x", "reason": reason})
+    return await client.next()
+
+
+async def test_zlib_counts_bytes(replica: Replica) -> None:
+    """Section 4, format=zlib: the size is in UTF-8 bytes, not in characters."""
+    async with connected(replica.websocket(format="zlib")) as client:
+        await client.next()
+        await replica.post("/broadcast/alert/deleted", {"id": "x", "reason": "🚪" * 256})
+        frame = await client.next()
+        assert (frame["data"]["reason"], client.kinds[client.frames.index(frame)]) == ("🚪" * 256, bytes)
+
+
+async def test_zlib_of_answers_and_replay(replica: Replica) -> None:
+    """Section 4, format=zlib: whatever the message, long answers and replayed events too."""
+    receipt = await publish(replica, 3000)
+    async with connected(replica.websocket(format="zlib", since=receipt["sequence"] - 1)) as client:
+        frame = await client.take(replay=True)
+        assert client.kinds[client.frames.index(frame)] is bytes
+        await client.take(type="resync_ack")
+        patterns = ["x" * 200 + str(number) for number in range(10)]
+        await client.send({"type": "subscribe", "data": {"events": patterns}})
+        assert await client.next() == {"action": "subscribed", "events": patterns}
+        assert client.kinds[-1] is bytes
+
+
+@pytest.mark.parametrize("query", [{}, {"format": "json"}, {"format": "xml"}, {"format": "ZLIB"}])
+async def test_text_only(replica: Replica, query: dict[str, str]) -> None:
+    """Section 4, format: json is the default, and means text frames only."""
+    async with connected(replica.websocket(**query)) as client:
+        receipt = await publish(replica, 5000)
+        await client.reached(receipt["sequence"])
+        assert set(client.kinds) == {str}
+
+
+# -- permessage-deflate -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("offer", [CHROME, FIREFOX, LIBRARY, SAFARI])
+async def test_negotiated(replica: Replica, offer: str) -> None:
+    """Section 4, permessage-deflate: what browsers and libraries offer is taken, without context takeover."""
+    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+        agreed = [part.strip() for part in raw.headers["sec-websocket-extensions"].split(";")]
+        assert agreed[0] == "permessage-deflate"
+        assert "server_no_context_takeover" in agreed
+        assert (await raw.receive()).json["type"] == "connected"
+        for mark in ("one", "two"):
+            await publish(replica, 2000, mark)
+            # each is inflated by itself: nothing of the one before is needed
+            frame = await next_event(raw)
+            assert (frame.opcode, frame.compressed, frame.json["data"]["id"]) == (TEXT, True, mark)
+            assert len(frame.payload) < 500
+
+
+@pytest.mark.parametrize("bits", [8, 9, 10, 11])
+async def test_window_too_small(replica: Replica, bits: int) -> None:
+    """Section 4, permessage-deflate: who needs a smaller window than the shared one gets no extension, and no RSV1."""
+    async with raw_socket(
+        replica, Sec_WebSocket_Extensions=f"permessage-deflate; server_max_window_bits={bits}"
+    ) as raw:
+        assert "sec-websocket-extensions" not in raw.headers
+        await publish(replica, 2000)
+        frame = await next_event(raw)
+        assert (frame.opcode, frame.compressed) == (TEXT, False)
+
+
+async def test_window_is_kept(replica: Replica) -> None:
+    """Section 4, permessage-deflate: no frame needs a larger window than was agreed."""
+    offer = "permessage-deflate; server_max_window_bits=12"
+    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+        assert "server_max_window_bits=12" in raw.headers["sec-websocket-extensions"]
+        block = "".join(chr(33 + number * 7919 % 90) for number in range(8000))
+        await replica.post("/broadcast/alert/deleted", {"id": "x", "reason": block + block})
+        text = (await next_event(raw)).inflated(12)
+        assert json.loads(text)["data"]["reason"] == block + block
+
+
+@pytest.mark.parametrize(
+    "offer",
+    [
+        f"permessage-deflate; server_max_window_bits=9, {CHROME}",
+        f"permessage-deflate; server_max_window_bits=9; client_max_window_bits, {FIREFOX}",
+    ],
+)
+async def test_second_choice(replica: Replica, offer: str) -> None:
+    """Section 4, permessage-deflate: of several offers the first that suits is taken."""
+    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+        assert raw.headers["sec-websocket-extensions"].startswith("permessage-deflate")
+        await publish(replica, 2000)
+        assert (await next_event(raw)).compressed
+
+
+async def test_no_offer(replica: Replica) -> None:
+    """Section 4, permessage-deflate: who does not offer it does not get it."""
+    async with raw_socket(replica) as raw:
+        assert "sec-websocket-extensions" not in raw.headers
+        await publish(replica, 2000)
+        frame = await next_event(raw)
+        assert (frame.opcode, frame.compressed) == (TEXT, False)
+
+
+async def test_messages_to_the_server(replica: Replica) -> None:
+    """Section 4, permessage-deflate: what the client sends may be compressed too, message by message."""
+    async with connected(replica.websocket(), deflate=True) as client:
+        for number in range(3):
+            await client.send({"type": "subscribe", "data": {"events": [f"pattern-{number}" * 20]}})
+            assert (await client.take(action="subscribed"))["events"] == [f"pattern-{number}" * 20]
+
+
+async def test_both(replica: Replica) -> None:
+    """Section 4, permessage-deflate: it is independent of format=zlib; what zlib has packed is binary all the same."""
+    async with raw_socket(replica, "/ws/events?format=zlib", Sec_WebSocket_Extensions=CHROME) as raw:
+        assert "sec-websocket-extensions" in raw.headers
+        for size, opcode in ((500, TEXT), (3000, BINARY)):
+            await publish(replica, size)
+            frame = await next_event(raw)
+            assert frame.opcode == opcode
+            assert json.loads(_plain(frame))["data"]["reason"] == "abc " * (size // 4)
+
+
+async def test_all_kinds_of_clients(replica: Replica, other: Replica) -> None:
+    """Section 4, compression: clients of every kind, on both replicas, get the same messages in the same order."""
+    first: list[Client] = []
+    for each in (replica, other):
+        for query in ({}, {"format": "zlib"}):
+            first += [await Client.open(each.websocket(**query), deflate=deflate) for deflate in (False, True)]
+    for client in first:
+        await client.next()
+    items = [{"type": "event", "data": marked("event", f"m{n}") | {"reasoning": "why " * n * 20}} for n in range(60)]
+    receipts = (await replica.post("/broadcast/batch", items)).json()["receipts"]
+    for client in first:
+        await client.reached(receipts[-1]["sequence"])
+        assert [frame["data"] for frame in client.events] == [item["data"] for item in items]
+        assert client.numbers == [receipt["sequence"] for receipt in receipts]
+        await client.leave()
