@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from kernel import Client, EventBroadcaster, Observer, Patterns, Resume
+from kernel import Client, Observer, Patterns, Resume
 from kernel.client import Delivery
 from kernel.control import Pong
 from kernel.errors import SLOW_CLIENT
 from kernel.observer import Replayed
 from kernel.transport import Position
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import HEARING, GatedTransport, assert_faithful, fill, join, replica, resync
+from tests.kernel.world import HEARING, assert_faithful, fill, gated, join, replica, resync
 from tests.waiting import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
@@ -40,13 +40,6 @@ def redis() -> FakeRedis:
     redis = FakeRedis()
     fill(redis, 250)
     return redis
-
-
-def gated(broadcaster: EventBroadcaster) -> GatedTransport:
-    """Return the replica's transport."""
-    transport = broadcaster._transport
-    assert isinstance(transport, GatedTransport)
-    return transport
 
 
 # -- verdicts

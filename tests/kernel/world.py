@@ -74,6 +74,13 @@ def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}")
         redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, data))]))
 
 
+def gated(broadcaster: EventBroadcaster) -> GatedTransport:
+    """Return a replica's transport."""
+    transport = broadcaster._transport
+    assert isinstance(transport, GatedTransport)
+    return transport
+
+
 async def turns_until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds, looking at every turn of the loop."""
     async with asyncio.timeout(5):
@@ -115,11 +122,12 @@ async def replica(
     config: BroadcasterConfig = FAST,
     *,
     observer: Observer | None = None,
+    transport: GatedTransport | None = None,
     without_redis: bool = False,
 ) -> AsyncIterator[EventBroadcaster]:
     """Run a replica; when it stops, no task of it may be left."""
     before = asyncio.all_tasks()
-    broadcaster = EventBroadcaster(GatedTransport(redis), config, observer)
+    broadcaster = EventBroadcaster(transport or GatedTransport(redis), config, observer)
     await broadcaster.start(without_redis=without_redis)
     pulse = asyncio.create_task(_pulse(broadcaster))
     try:
