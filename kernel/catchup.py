@@ -46,9 +46,8 @@ class CatchUp:
         """Bring the client to where this replica stands and make it live, or close it if the history has passed it."""
         while True:
             await client.sink.drained()
-            if client.owed is not None:
-                client.tell(client.owed)
-                client.owed = None
+            if client.owed:
+                client.tell(client.owed.pop(next(iter(client.owed))))
             elif client.resumes:
                 await self._replay(client, client.resumes.popleft())
             else:

@@ -81,7 +81,7 @@ class Client:
         self.delivery = Delivery.BEHIND
         self.audience: Audience[Client, Encoding] | None = None
         self.resumes: deque[Resume] = deque()
-        self.owed: Control | None = None  # a notice that came while the socket was full
+        self.owed: dict[type[Control], Control] = {}  # notices that came while the socket was full
         self.acks = 0
         self._acked = 0
         self._acked_epoch = ""
@@ -95,6 +95,13 @@ class Client:
     def tell(self, control: Control) -> None:
         """Send a control message, behind everything that was sent before."""
         self.sink.write(ready_control(control, self.encoding))
+
+    def notify(self, notice: Control) -> None:
+        """Send a notice now, or when the socket has drained if it is full; of each kind the newest counts."""
+        if self.sink.blocked or self.owed:
+            self.owed[type(notice)] = notice
+        else:
+            self.tell(notice)
 
     def take(self, frames: list[Frame], *, replay: bool = False) -> int:
         """Send what matches of `frames`, and stand behind them; return how many messages that were.

@@ -20,11 +20,7 @@ async def drain(clients: list[Client], seconds: float) -> None:
     begin = loop.time()
     step = seconds / len(clients) if clients else 0.0
     for number, client in enumerate(clients, 1):
-        notice = Shutdown.within(round(number * step * 1000))
-        if client.sink.blocked:
-            client.owed = notice
-        else:
-            client.tell(notice)
+        client.notify(Shutdown.within(round(number * step * 1000)))
         if number % _AT_ONCE == 0:
             await asyncio.sleep(0)
     for number, client in enumerate(clients, 1):

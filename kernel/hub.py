@@ -174,8 +174,4 @@ class Hub:
     def tell_all(self, control: Control) -> None:
         """Send a control message to everybody; whose socket is full gets it as soon as it has drained."""
         for client in self:
-            # what it is owed already must not come after
-            if client.sink.blocked or client.owed is not None:
-                client.owed = control
-            else:
-                client.tell(control)
+            client.notify(control)
