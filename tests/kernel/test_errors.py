@@ -1,0 +1,50 @@
+"""The exception tree and the close reasons."""
+
+from kernel.errors import (
+    GOING_AWAY,
+    IDLE_TIMEOUT,
+    INTERNAL_ERROR,
+    SLOW_CLIENT,
+    TRY_AGAIN_LATER,
+    UNAUTHORIZED,
+    BroadcasterError,
+    BroadcastFailed,
+    CircuitOpen,
+    FieldError,
+    MessageInvalid,
+    NotStarted,
+    TransportError,
+    TransportUnavailable,
+    WriteRefused,
+)
+
+
+def test_tree() -> None:
+    """One `except BroadcasterError` catches all, and one `except TransportError` what a retry may mend."""
+    for error in (MessageInvalid, NotStarted, CircuitOpen, BroadcastFailed, TransportError):
+        assert issubclass(error, BroadcasterError)
+    assert issubclass(TransportUnavailable, TransportError)
+    assert issubclass(WriteRefused, TransportError)
+    assert not issubclass(CircuitOpen, TransportError)
+
+
+def test_invalid_names_its_fields() -> None:
+    """A message that breaks the rules says where, or nothing of a place when the whole body is at fault."""
+    errors = [FieldError("data.status", "must be one of low, high"), FieldError("", "is not JSON")]
+    error = MessageInvalid(errors)
+    assert str(error) == "data.status: must be one of low, high; is not JSON"
+    assert error.errors == errors
+
+
+def test_retry_after() -> None:
+    """Both refusals of a publish say in how many seconds to come back."""
+    assert CircuitOpen(12.5).retry_after == 12.5
+    assert BroadcastFailed("Redis cannot be reached", 1.0).retry_after == 1.0
+
+
+def test_close_codes() -> None:
+    """Section 4, close codes: each reason has the code of the table, and fits into a close frame."""
+    reasons = [IDLE_TIMEOUT, UNAUTHORIZED, INTERNAL_ERROR, GOING_AWAY, TRY_AGAIN_LATER, SLOW_CLIENT]
+    assert [reason.code for reason in reasons] == [1000, 1008, 1011, 1012, 1013, 4008]
+    assert IDLE_TIMEOUT.text == "Idle timeout"
+    assert all(len(reason.text.encode()) <= 123 for reason in reasons)
