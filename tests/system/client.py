@@ -74,6 +74,11 @@ class Client:
         """Wait until this client's own place is at `sequence` or beyond: every matching event up to it is here."""
         await self.until(lambda: self.place >= sequence or None)
 
+    async def receives(self, count: int) -> None:
+        """Wait until so many more messages have come."""
+        before = len(self.frames)
+        await self.until(lambda: len(self.frames) >= before + count or None)
+
     async def until(self, found: Callable[[], T | None]) -> T:
         """Wait until `found` gives something; it is asked after each message."""
         async with asyncio.timeout(PATIENCE):

@@ -1,0 +1,315 @@
+"""What Redis holds and carries, what strangers may put there, and how a replica finds what it did not hear."""
+
+import asyncio
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from handlers.examples import EXAMPLES
+from tests.system.client import connected
+from tests.system.conftest import Start
+from tests.system.history import History, complaints
+from tests.system.parties import KINDS, Producer, Witness
+from tests.system.replica import ROOT, Replica
+from tests.waiting import eventually
+
+TRACED = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}
+
+
+@pytest.fixture
+def link(private_redis: str) -> Iterator[Any]:
+    """A Redis of the test's own."""
+    with redis.Redis.from_url(private_redis) as link:
+        yield link
+
+
+async def publish(replica: Replica, count: int = 1) -> list[int]:
+    """Publish so many messages; their numbers."""
+    items = [{"type": "alert_deleted", "data": {"id": f"m{number}"}} for number in range(count)]
+    answer = await replica.post("/broadcast/batch", items)
+    return [receipt["sequence"] for receipt in answer.json()["receipts"]]
+
+
+def publish_silently(link: Any, count: int) -> None:
+    """Number and keep events without announcing them here: what a replica sees whose subscription is deaf."""
+    script = (ROOT / "kernel" / "publish.lua").read_text()
+    for number in range(count):
+        id = f"silent-{number}"
+        tail = f',"id":"{id}","type":"alert_deleted","data":{{"id":"silent","reason":null}}}}'
+        keys = ["{security_events}:position", "{security_events}:history", id]
+        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", "", 0, "", id, 1000, id, tail)
+
+
+# -- documented -----------------------------------------------------------------------------------------------------
+
+
+async def test_payload(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, payload: JSON with the epoch, and of each event number, id, type, trace context and data."""
+    replica = start(redis_url=private_redis)
+    with link.pubsub(ignore_subscribe_messages=True) as ear:
+        ear.subscribe("security_events")
+        ear.get_message(timeout=5)
+        receipt = (await replica.post("/broadcast/event", EXAMPLES["event"], **TRACED)).json()
+        await replica.post("/broadcast/batch", list(EXAMPLES.values()))
+        one, batch = (json.loads(_heard(ear)) for _ in range(2))
+        assert one.keys() == batch.keys() == {"epoch", "events"}
+        assert one["epoch"] == batch["epoch"] == receipt["epoch"]
+        [event] = one["events"]
+        assert (event["sequence"], event["type"]) == (receipt["sequence"], "event")
+        assert event["data"] == EXAMPLES["event"]["data"]
+        assert event["traceparent"].split("-")[1] == TRACED["traceparent"].split("-")[1]
+        assert event["tracestate"] == "a=b"
+        assert [each["type"] for each in batch["events"]] == list(EXAMPLES)
+        assert [each["data"] for each in batch["events"]] == [each["data"] for each in EXAMPLES.values()]
+        numbers = [each["sequence"] for each in batch["events"]]
+        assert numbers == list(range(numbers[0], numbers[0] + len(EXAMPLES)))
+        ids = [each["id"] for each in (event, *batch["events"])]
+        assert len(set(ids)) == len(ids)
+        assert not ear.get_message(timeout=0.01)  # the events of one call are announced together
+    kept = link.xrange("{security_events}:history")
+    assert [fields[b"id"].decode() for _, fields in kept] == ids
+
+
+def _heard(ear: Any) -> bytes:
+    while (message := ear.get_message(timeout=5)) is None:
+        pass
+    payload: bytes = message["data"]
+    return payload
+
+
+async def test_keys(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, keys: position, history and idempotency, with the channel as their hash tag; the last ones expire."""
+    replica = start(redis_url=private_redis, redis_event_channel="my {odd} channel")
+    await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="key")
+    await publish(replica, 4)
+    prefix = b"{my {odd} channel}:"
+    keys = {key: link.type(key) for key in link.scan_iter()}
+    assert keys.pop(prefix + b"position") == b"hash"
+    assert keys.pop(prefix + b"history") == b"stream"
+    assert keys
+    for key, kind in keys.items():
+        assert (key.startswith(prefix + b"idempotency:"), kind) == (True, b"string")
+        assert 0 < link.pttl(key) <= 300_000
+    position = link.hgetall(prefix + b"position")
+    assert position == {b"epoch": replica.health()["epoch"].encode(), b"sequence": b"5"}
+    assert [name for name, _ in link.xrange(prefix + b"history")] == [b"%d-0" % number for number in range(1, 6)]
+
+
+# -- one numbering --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["valkey", "redis_server"])
+async def test_one_numbering(start: Start, request: pytest.FixtureRequest, channel: str, server: str) -> None:
+    """Section 7, numbering: several producers on two replicas make one unbroken row of numbers for all clients."""
+    settings = {"redis_url": request.getfixturevalue(server), "redis_event_channel": channel}
+    pair = start(**settings), start(**settings)
+    history = History()
+    witnesses = [Witness("here"), Witness("there")]
+    for witness, replica in zip(witnesses, pair, strict=True):
+        await witness.connect(replica)
+
+    async def produce(replica: Replica, name: str) -> None:
+        producer = Producer(history, name)
+        async with replica.http() as http:
+            for number in range(50):
+                await producer.publish(http, KINDS[number % len(KINDS)])
+
+    await asyncio.gather(*(produce(replica, f"{replica.url}-{twin}") for replica in pair for twin in range(2)))
+    epoch = pair[0].health()["epoch"]
+    assert sorted(history.accepted) == [(epoch, number) for number in range(1, 201)]
+    for witness in witnesses:
+        await witness.reaches(epoch, 200)
+        assert witness.client is not None
+        assert witness.client.numbers == list(range(1, 201))
+        await witness.leave(politely=True)
+    assert complaints(history, [witness.seen for witness in witnesses]) == []
+
+
+# -- subscriptions that end or are deaf -----------------------------------------------------------------------------
+
+
+async def test_cut_subscription(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, nothing is lost: replicas whose subscriptions are cut again and again miss no event."""
+    pair = start(redis_url=private_redis), start(redis_url=private_redis)
+    history = History()
+    witnesses = [Witness("here"), Witness("there"), Witness("some", ["alert.*", "worker.*"])]
+    for witness, replica in zip(witnesses, (*pair, pair[1]), strict=True):
+        await witness.connect(replica)
+    producer = Producer(history, "m")
+    async with pair[0].http() as http:
+        for number in range(200):
+            if number % 50 == 20:
+                assert link.client_kill_filter(_type="pubsub") == 2
+            await producer.publish(http, KINDS[number % len(KINDS)])
+            if number % 50 == 49:
+                await eventually(lambda: link.pubsub_numsub("security_events")[0][1] == 2, 15)
+    epoch = pair[0].health()["epoch"]
+    for witness in witnesses:
+        await witness.reaches(epoch, 200)
+        await witness.leave(politely=True)
+    assert complaints(history, [witness.seen for witness in witnesses]) == []
+
+
+async def test_deaf_subscription(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, nothing is lost: what was never announced is found by the position check, also if nothing follows."""
+    replica = start(redis_url=private_redis, position_check_seconds=0.5)
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        publish_silently(link, 30)
+        await client.reached(30)
+        assert client.numbers == list(range(1, 31))
+        assert all("replay" not in frame for frame in client.events)
+        await publish(replica)
+        await client.reached(31)
+        assert client.numbers == list(range(1, 32))
+
+
+async def test_gap(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, gap: what the history no longer has is announced exactly where it would have been."""
+    replica = start(redis_url=private_redis, position_check_seconds=0.5)
+    async with connected(replica.websocket()) as client, connected(replica.websocket(events="nothing")) as filtered:
+        await publish(replica, 2)
+        with link.pipeline(transaction=True) as at_once:
+            publish_silently(at_once, 8)
+            at_once.xdel("{security_events}:history", "3-0", "4-0", "7-0")
+            at_once.execute()
+        await client.reached(10)
+        said = [
+            (each["from"], each["to"]) if each.get("type") == "gap" else each["sequence"]
+            for each in client.messages[1:]
+        ]
+        assert said == [1, 2, (3, 4), 5, 6, (7, 7), 8, 9, 10]
+        await filtered.reached(10)
+        assert [(each["from"], each["to"]) for each in filtered.messages[1:]] == [(3, 4), (7, 7)]
+    async with connected(replica.websocket(since=0)) as later:
+        ack = await later.take(type="resync_ack")
+        assert later.numbers == [1, 2, 5, 6, 8, 9, 10]
+        assert (ack["replayed_count"], ack["recovered"], ack["gap_too_old"]) == (7, False, True)
+    replica.stop(tolerate="are lost: no longer in the history")
+
+
+# -- strangers ------------------------------------------------------------------------------------------------------
+
+
+def _poison(epoch: str) -> list[bytes]:
+    """What others may put on the channel."""
+    event = {"id": "x", "type": "alert_deleted", "data": {"id": "poison"}}
+    documents: list[Any] = [
+        {},
+        [],
+        None,
+        "text",
+        {"epoch": epoch},
+        {"epoch": epoch, "events": {}},
+        {"epoch": epoch, "events": [None]},
+        {"epoch": epoch, "events": [{"sequence": 4}]},
+        {"epoch": epoch, "events": [event]},
+        {"epoch": epoch, "events": [event | {"sequence": "4"}]},
+        {"epoch": epoch, "events": [event | {"sequence": 4.5}]},
+        {"epoch": epoch, "events": [event | {"sequence": 0}]},
+        {"epoch": epoch, "events": [event | {"sequence": -1}]},
+        {"epoch": epoch, "events": [event | {"sequence": 1}]},
+        {"epoch": epoch, "events": [event | {"sequence": 3}]},
+        {"epoch": epoch, "events": [event | {"sequence": 5}]},
+        {"epoch": epoch, "events": [event | {"sequence": 1 << 62}]},
+        {"epoch": epoch, "events": [event | {"sequence": 1 << 80}]},
+        {"epoch": "elsewhere", "events": [event | {"sequence": 4}]},
+        {"epoch": "", "events": [event | {"sequence": 4}]},
+        {"epoch": "x" * 1000, "events": []},
+        {"type": "alert_deleted", "data": {"id": "poison"}},
+    ]
+    raw = [b"", b"\x00", b"\xff\xfe", b"{", b"[" * 100_000, b" " * 1_000_000, b'{"epoch":"\xff","events":[]}']
+    return [json.dumps(document).encode() for document in documents] + raw
+
+
+async def test_poison(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, strangers: what is no such document is skipped, logged once, and the listener goes on."""
+    replica = start(redis_url=private_redis)
+    async with connected(replica.websocket()) as client:
+        epoch = (await client.next())["epoch"]
+        await publish(replica, 3)
+        for _ in range(3):
+            for document in _poison(epoch):
+                assert link.publish("security_events", document) == 1
+        numbers = await publish(replica, 3)
+        await client.reached(numbers[-1])
+        assert numbers == [4, 5, 6]
+        assert client.messages[1:] == client.events
+        assert client.numbers == [1, 2, 3, 4, 5, 6]
+        assert all(frame["data"]["id"].startswith("m") for frame in client.events)
+    health = replica.health()
+    assert (health["status"], health["listener_healthy"], health["epoch"]) == ("healthy", True, epoch)
+    assert len(re.findall("WARNING.*documents on the channel", replica.log)) == 1
+    assert "poison" not in replica.log
+
+
+async def test_foreign_keys(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, strangers: keys that cannot be used mean a new epoch, announced, and the service goes on."""
+    replica = start(redis_url=private_redis)
+    async with connected(replica.websocket()) as client:
+        before = (await client.next())["epoch"]
+        await publish(replica, 2)
+        link.delete("{security_events}:position", "{security_events}:history")
+        link.set("{security_events}:position", "mine")
+        link.set("{security_events}:history", "mine")
+        answer = await replica.post("/broadcast/alert/deleted", {"id": "x"})
+        assert (answer.status_code, answer.json()["sequence"]) == (202, 1)
+        epoch = answer.json()["epoch"]
+        assert epoch != before
+        assert await client.take(type="epoch_changed") == {"type": "epoch_changed", "epoch": epoch}
+        assert (await client.next())["sequence"] == 1
+
+
+# -- new epochs -----------------------------------------------------------------------------------------------------
+
+
+async def test_flush(link: Any, private_redis: str, start: Start) -> None:
+    """Section 7, epochs: a Redis that lost everything means one new epoch for all, announced between the two."""
+    pair = start(redis_url=private_redis), start(redis_url=private_redis)
+    history = History()
+    witnesses = [Witness("here"), Witness("there"), Witness("some", ["alert.*"])]
+    for witness, replica in zip(witnesses, (*pair, pair[0]), strict=True):
+        await witness.connect(replica)
+    producer = Producer(history, "m")
+    async with pair[0].http() as here, pair[1].http() as there:
+        for _ in range(2):
+            for http in (here, there):
+                await producer.publish_batch(http, KINDS)
+        epoch = pair[0].health()["epoch"]
+        for witness in witnesses:
+            await witness.reaches(epoch, history.last(epoch))
+        link.flushall()
+        await eventually(lambda: all(replica.health()["epoch"] != epoch for replica in pair), 15)
+        renewed = pair[0].health()["epoch"]
+        assert pair[1].health()["epoch"] == renewed
+        for http in (here, there):
+            await producer.publish_batch(http, KINDS)
+    for witness in witnesses:
+        await witness.reaches(renewed, history.last(renewed))
+        await witness.leave(politely=True)
+    assert history.last(renewed) == 2 * len(KINDS)
+    assert complaints(history, [witness.seen for witness in witnesses]) == []
+    for witness in witnesses:
+        changes = [each for each in witness.seen.connections[0].frames if each.get("type") == "epoch_changed"]
+        assert changes == [{"type": "epoch_changed", "epoch": renewed}]
+
+
+async def test_resume_over_epochs(link: Any, private_redis: str, start: Start) -> None:
+    """Section 6, resume: whose epoch is gone gets the new one from its start, and is told so."""
+    replica = start(redis_url=private_redis)
+    await publish(replica, 3)
+    before = replica.health()["epoch"]
+    link.flushall()
+    await publish(replica, 5)
+    await eventually(lambda: replica.health()["sequence"] == 5 and replica.health()["epoch"] != before)
+    async with connected(replica.websocket(since=3, epoch=before)) as client:
+        hello = await client.next()
+        ack = await client.take(type="resync_ack")
+        assert client.numbers == [1, 2, 3, 4, 5]
+        assert (ack["epoch"], ack["recovered"], ack["epoch_changed"]) == (hello["epoch"], False, True)
+        assert await publish(replica) == [6]
+        assert (await client.next())["sequence"] == 6

@@ -1,0 +1,311 @@
+"""Resuming: what was missed, from any replica, from memory and from Redis, and the verdict on it."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis
+
+from tests.network import Proxy
+from tests.system.client import Client, connected
+from tests.system.conftest import FAST, Start
+from tests.system.history import History, complaints
+from tests.system.parties import KINDS, Producer, Witness
+from tests.system.replica import Replica
+from tests.waiting import eventually
+
+# More than the replicas keep in memory.
+MANY = 3 * int(FAST["message_buffer_size"])
+
+
+async def publish(replica: Replica, count: int) -> list[int]:
+    """Publish so many messages; their numbers."""
+    items = [{"type": "alert_deleted", "data": {"id": f"m{number}"}} for number in range(count)]
+    answer = await replica.post("/broadcast/batch", items)
+    return [receipt["sequence"] for receipt in answer.json()["receipts"]]
+
+
+def verdict(hello: dict[str, Any], since: int, count: int, **more: object) -> dict[str, Any]:
+    """A resync_ack as it should be."""
+    expected = {"type": "resync_ack", "channel": "events", "epoch": hello["epoch"], "last_sequence": since}
+    return {**expected, "replayed_count": count, "recovered": True, **more}
+
+
+@pytest.fixture
+async def client(replica: Replica) -> AsyncIterator[Client]:
+    """A client that has had its first frame."""
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        yield client
+
+
+# -- by query -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missed", [0, 1, 5, MANY])
+@pytest.mark.parametrize("with_epoch", [False, True])
+async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch: bool) -> None:
+    """Section 6, resume: from any replica, of memory or Redis: what was missed, the verdict, then live events."""
+    numbers = await publish(replica, MANY)
+    since = numbers[-1] - missed
+    epoch = {"epoch": replica.health()["epoch"]} if with_epoch else {}
+    for each in (replica, other):
+        async with connected(each.websocket(since=since, **epoch)) as client:
+            hello = await client.next()
+            frames = [await client.next() for _ in range(missed)]
+            assert [frame["sequence"] for frame in frames] == list(range(since + 1, numbers[-1] + 1))
+            assert all(frame["replay"] is True for frame in frames)
+            assert await client.next() == verdict(hello, since, missed)
+            [number] = await publish(replica, 1)
+            frame = await client.next()
+            assert (frame["sequence"], "replay" in frame) == (number, False)
+        numbers.append(number)
+        since = number - missed
+
+
+async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) -> None:
+    """Section 6, resume: no hole and no repeat between replayed and live frames, however many come meanwhile."""
+    history = History()
+    everything = Witness("everything")
+    some = Witness("some", ["alert.*", "camera.offline"], deflate=True)
+    witnesses = [everything, some, *(Witness(f"latecomer {number}") for number in range(4))]
+    for witness in witnesses:
+        await witness.connect(pair[0])
+    done = asyncio.Event()
+
+    async def produce(replica: Replica, name: str) -> None:
+        producer, choice = Producer(history, name), random.Random(name)
+        async with replica.http() as http:
+            for _ in range(60):
+                await producer.publish_batch(http, choice.choices(KINDS, k=5))
+        done.set()
+
+    async def come_and_go(witness: Witness) -> None:
+        choice = random.Random(witness.seen.name)
+        while not done.is_set():
+            client = witness.client
+            assert client is not None
+            await client.receives(choice.randrange(40))
+            await witness.leave()
+            await witness.connect(choice.choice(pair))
+
+    await asyncio.gather(*(produce(each, each.url) for each in pair), *map(come_and_go, witnesses[1:]))
+    epoch = pair[0].health()["epoch"]
+    for witness in witnesses:
+        await witness.reaches(epoch, history.last(epoch))
+        await witness.leave(politely=True)
+    assert len(history.accepted) == 600
+    assert complaints(history, [witness.seen for witness in witnesses]) == []
+
+
+async def test_beyond_the_newest(replica: Replica) -> None:
+    """Section 6, resume: a number beyond Redis's own replays nothing, is not recovered, and live frames go on."""
+    [last] = await publish(replica, 1)
+    async with connected(replica.websocket(since=last + 100)) as client:
+        hello = await client.next()
+        assert await client.next() == verdict(hello, last + 100, 0, recovered=False)
+        [number] = await publish(replica, 1)
+        assert (await client.next())["sequence"] == number
+
+
+async def test_largest_number(replica: Replica) -> None:
+    """Section 6, resume: no number is too large to be answered."""
+    async with connected(replica.websocket(since=10**30)) as client:
+        assert (await client.take(type="resync_ack"))["last_sequence"] == 10**30
+
+
+# -- by resync ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("missed", [3, MANY])
+async def test_resync(replica: Replica, client: Client, missed: int) -> None:
+    """Section 6, resync: what came before comes again, marked as replayed; then the verdict, then live frames."""
+    numbers = await publish(replica, MANY)
+    await client.reached(numbers[-1])
+    client.skip()
+    since = numbers[-1] - missed
+    data = {"channel": "my cameras", "last_sequence": since, "epoch": client.frames[0]["epoch"]}
+    await client.send({"type": "resync", "data": data})
+    frames = [await client.next() for _ in range(missed)]
+    assert [(frame["sequence"], frame["replay"]) for frame in frames] == [(n, True) for n in numbers[-missed:]]
+    assert await client.next() == verdict(client.frames[0], since, missed, channel="my cameras")
+    [number] = await publish(replica, 1)
+    frame = await client.next()
+    assert (frame["sequence"], "replay" in frame) == (number, False)
+
+
+async def test_resync_at_top_level(replica: Replica, client: Client) -> None:
+    """Section 4, resync: its fields may stand at top level; channel and epoch may be left out."""
+    [number] = await publish(replica, 1)
+    await client.reached(number)
+    client.skip()
+    await client.send({"type": "Resync", "last_sequence": number - 1})
+    assert (await client.next())["sequence"] == number
+    assert await client.next() == verdict(client.frames[0], number - 1, 1, channel="unknown")
+
+
+async def test_several_resyncs(replica: Replica, client: Client) -> None:
+    """Section 6, resync: several in a row are answered each, in order, with all that belongs to them."""
+    numbers = await publish(replica, 10)
+    await client.reached(numbers[-1])
+    client.skip()
+    for since in numbers[:5]:
+        await client.send({"type": "resync", "data": {"last_sequence": since, "channel": str(since)}})
+    for since in numbers[:5]:
+        frames = [await client.next() for _ in range(numbers[-1] - since)]
+        assert [frame["sequence"] for frame in frames] == list(range(since + 1, numbers[-1] + 1))
+        assert (await client.next())["channel"] == str(since)
+
+
+async def test_resync_of_everything(start: Start, valkey: str, channel: str) -> None:
+    """Section 6, resync: `last_sequence` absent is 0."""
+    replica = start(redis_url=valkey, redis_event_channel=channel)
+    await publish(replica, MANY)
+    async with connected(replica.websocket()) as client:
+        hello = await client.next()
+        await client.send({"type": "resync"})
+        await client.take(type="resync_ack")
+        assert client.numbers == list(range(1, MANY + 1))
+        assert client.messages[-1] == verdict(hello, 0, MANY, channel="unknown")
+
+
+async def test_another_epoch(replica: Replica) -> None:
+    """Section 6, resume: with another epoch the whole history is replayed, and the verdict says why."""
+    numbers = await publish(replica, 5)
+    async with connected(replica.websocket(since=numbers[-2], epoch="elsewhere", events="alert_deleted")) as client:
+        hello = await client.next()
+        ack = await client.take(type="resync_ack")
+        assert client.numbers[-5:] == numbers
+        count = len(client.events)
+        assert ack == verdict(hello, numbers[-2], count, recovered=False, epoch_changed=True)
+        [number] = await publish(replica, 1)
+        assert (await client.next())["sequence"] == number
+
+
+# -- what is no longer kept -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def forgetful(start_for_module: Start, valkey: str) -> Replica:
+    """A replica whose Redis keeps some 100 events, of which 1,000 have been published."""
+    replica = start_for_module(
+        redis_url=valkey, redis_event_channel="forgetful", history_size=100, message_buffer_size=5
+    )
+    asyncio.run(publish(replica, 1000))
+    return replica
+
+
+def oldest_kept(url: str) -> int:
+    """The oldest number in the history."""
+    with redis.Redis.from_url(url) as link:
+        [(name, _)] = link.xrange("{forgetful}:history", count=1)
+    return int(name.split(b"-")[0])
+
+
+async def test_history_size(forgetful: Replica, valkey: str) -> None:
+    """Section 6, history: at least the newest HISTORY_SIZE events are kept, and not all for ever."""
+    assert 1 < oldest_kept(valkey) <= 901
+
+
+@pytest.mark.parametrize("since", [0, 1, 100])
+async def test_gap_too_old(forgetful: Replica, valkey: str, since: int) -> None:
+    """Section 6, resume: what is kept is sent, and the verdict names the oldest."""
+    oldest = oldest_kept(valkey)
+    async with connected(forgetful.websocket(since=since)) as client:
+        hello = await client.next()
+        ack = await client.take(type="resync_ack")
+        assert client.numbers == list(range(oldest, 1001))
+        expected = verdict(hello, since, 1001 - oldest, recovered=False, gap_too_old=True, oldest_available=oldest)
+        assert ack == expected
+
+
+async def test_just_before_the_oldest(forgetful: Replica, valkey: str) -> None:
+    """Section 6, resume: the number before the oldest is not a gap; the one before that is."""
+    oldest = oldest_kept(valkey)
+    for since, recovered in ((oldest - 1, True), (oldest - 2, False)):
+        async with connected(forgetful.websocket(since=since)) as client:
+            assert (await client.take(type="resync_ack"))["recovered"] is recovered
+            assert client.numbers == list(range(oldest, 1001))
+
+
+# -- while Redis is away --------------------------------------------------------------------------------------------
+
+
+async def test_ahead_of_this_replica(start: Start, valkey: str, channel: str) -> None:
+    """Section 6, resume: a number that Redis has and this replica has not yet is waited for."""
+    async with Proxy(valkey) as way:
+        first = start(redis_url=valkey, redis_event_channel=channel)
+        settings = {"redis_event_channel": channel, "position_check_seconds": 15}
+        late = await asyncio.to_thread(start, redis_url=way.url, **settings)
+        way.answers.clear()
+        numbers = await publish(first, 3)
+        async with connected(late.websocket(since=numbers[1])) as client:
+            hello = await client.next()
+            assert hello["lastSeq"] == 0
+            await client.send("ping")
+            await client.take(type="pong")
+            await client.until(lambda: client.heartbeats or None)
+            assert client.numbers == []
+            way.answers.set()
+            assert (await client.take(replay=True))["sequence"] == numbers[2]
+            assert await client.next() == verdict(hello, numbers[1], 1)
+        await asyncio.to_thread(late.stop)
+
+
+async def test_resume_without_redis(start: Start, valkey: str, channel: str) -> None:
+    """Section 6, resume: what memory cannot answer waits for Redis, while heartbeats and replies go on."""
+    async with Proxy(valkey) as way:
+        settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2}
+        replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
+        numbers = await publish(replica, MANY)
+        way.refuse()
+        way.cut()
+        await eventually(lambda: replica.health()["is_degraded"], 15)
+        async with (
+            connected(replica.websocket(since=numbers[0])) as old,
+            connected(replica.websocket(since=numbers[-2])) as recent,
+        ):
+            assert (await recent.take(type="resync_ack"))["recovered"] is True
+            assert recent.numbers == numbers[-1:]
+            await old.send("ping")
+            await old.take(type="pong")
+            await old.until(lambda: old.heartbeats or None)
+            assert old.events == []
+            await way.listen()
+            assert (await old.take(type="resync_ack"))["recovered"] is True
+            assert old.numbers == numbers[1:]
+        await eventually(lambda: not replica.health()["is_degraded"], 15)
+        await asyncio.to_thread(replica.stop, tolerate="CRITICAL kernel")
+
+
+async def test_before_redis_was_there(start: Start, valkey: str, channel: str) -> None:
+    """Section 6, resume: who came before Redis gets `epoch_changed` when it is there, and live events from there on."""
+    first = start(redis_url=valkey, redis_event_channel=channel)
+    numbers = await publish(first, 3)
+    async with Proxy(valkey) as way:
+        way.refuse()
+        settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2, "ready": False}
+        replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
+        async with (
+            connected(replica.websocket()) as client,
+            connected(replica.websocket(since=numbers[0])) as resumed,
+        ):
+            for each in (client, resumed):
+                hello = await each.next()
+                assert (hello["epoch"], hello["lastSeq"]) == ("", 0)
+                notice = await each.next()
+                assert (notice["type"], notice["data"]["status"]) == ("service_status", "degraded")
+            await way.listen()
+            changed = {"type": "epoch_changed", "epoch": first.health()["epoch"]}
+            assert await client.take(type="epoch_changed") == changed
+            assert await resumed.take(type="epoch_changed") == changed
+            assert (await resumed.take(type="resync_ack"))["recovered"] is True
+            assert resumed.numbers == numbers[1:]
+            await eventually(lambda: replica.health()["listener_healthy"], 15)
+            numbers += await publish(first, 2)
+            for each, missed in ((client, 3), (resumed, 1)):
+                await each.reached(numbers[-1])
+                assert each.numbers == numbers[missed:]
+        await asyncio.to_thread(replica.stop, tolerate="CRITICAL kernel")
