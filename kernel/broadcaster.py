@@ -95,6 +95,7 @@ class EventBroadcaster(Publisher):
             chunk=config.chunk_bytes,
         )
         self._subscribe_seconds = config.position_check_seconds
+        self._changing = asyncio.Lock()
         self._started = False
         self.draining = False
 
@@ -104,8 +105,11 @@ class EventBroadcaster(Publisher):
         Raises `TransportError` if Redis cannot be reached; with `without_redis` it starts degraded instead, and
         recovers by itself.
         """
-        if self._started:
-            return
+        async with self._changing:
+            if not self._started:
+                await self._start(without_redis)
+
+    async def _start(self, without_redis: bool) -> None:
         try:
             await self._listener.reach()
         except TransportError as error:
@@ -123,13 +127,14 @@ class EventBroadcaster(Publisher):
 
     async def stop(self) -> None:
         """Let go of every client and of Redis."""
-        if not self._started:
-            return
-        self._started = False
-        await self._listener.stop()
-        for client in self.hub:
-            self.hub.disconnect(client)
-        await self._transport.close()
+        async with self._changing:
+            if self._started:
+                self._started = False
+                await self._listener.stop()
+                for client in self.hub:
+                    self.hub.disconnect(client)
+                await self._log.close()
+                await self._transport.close()
 
     async def drain(self, seconds: float) -> None:
         """Take no more clients and let those that are here go, spread over `seconds`; publishing goes on."""

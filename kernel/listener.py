@@ -97,8 +97,7 @@ class Listener:
         tasks = [task for task in (self._supervisor, *self._tasks.values()) if task is not None]
         for task in tasks:
             task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         self._supervisor = None
 

@@ -56,6 +56,13 @@ class Log:
         """Where this replica stands."""
         return self.ring.place
 
+    async def close(self) -> None:
+        """Give up the reads under way."""
+        tasks = list(self._reading.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
     def offer(self, announcements: Iterable[Announcement]) -> Offered:
         """Judge what has arrived: what follows the newest event is taken, what is known already is passed over.
 

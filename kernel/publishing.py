@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
+from kernel.decoding import MAX_BATCH
 from kernel.envelope import encode_tail
 from kernel.errors import BroadcastFailed, FieldError, MessageInvalid, TransportError
 from kernel.link import Link
@@ -97,7 +98,6 @@ class Publisher:
     async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
         """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
         options = options or _NONE
-        self._link.require()
         id = secrets.token_hex(8)
         single = len(messages) == 1
         events = []
@@ -143,7 +143,12 @@ class Publisher:
     async def broadcast_batch(
         self, messages: Sequence[Message], *, options: PublishOptions | None = None
     ) -> list[Receipt]:
-        """Publish 1 to 1,000 messages of any mix, in their order, under consecutive numbers."""
+        """Publish 1 to 1,000 messages of any mix, in their order, under consecutive numbers.
+
+        Raises `MessageInvalid` for none or more.
+        """
+        if not 1 <= len(messages) <= MAX_BATCH:
+            raise MessageInvalid([FieldError("", f"must be 1 to {MAX_BATCH:,} messages")])
         return await self.publish(messages, options)
 
     async def broadcast_event(self, data: EventData, *, options: PublishOptions | None = None) -> Receipt:

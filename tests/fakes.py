@@ -208,7 +208,7 @@ class FakeSink:
 
     def check_place(self, epoch: str, sequence: int) -> None:
         """Hold a heartbeat, or what would be in one now, against what was written."""
-        if epoch != self._epoch or self.lossy:
+        if epoch != self._epoch or self.lossy or self.closed is not None:
             return
         if self._begun < 0:
             self._begun = min(self._passed, default=sequence + 1) - 1

@@ -1,82 +1,92 @@
-"""Letting clients go before the end."""
+"""The drain: every client is told and closed, one after the other, and gets its events until then."""
 
 import asyncio
-from itertools import pairwise
 
-from kernel.client import Client
-from kernel.control import Shutdown
-from kernel.drain import drain
+import pytest
+
 from kernel.errors import GOING_AWAY
-from kernel.frames import AsgiEncoding
-from kernel.transport import NOWHERE
-from tests.fakes import FakeSink
-
-_ENCODING = AsgiEncoding(None, level=6)
+from tests.fakes import FakeRedis
+from tests.kernel.world import fill, join, replica
+from tests.waiting import eventually
 
 
-def _clients(count: int) -> tuple[list[Client], list[FakeSink]]:
-    sinks = [FakeSink() for _ in range(count)]
-    return [Client(f"client-{i}", sink, _ENCODING, NOWHERE) for i, sink in enumerate(sinks)], sinks
+@pytest.fixture
+def redis() -> FakeRedis:
+    """Return an empty Redis."""
+    return FakeRedis()
 
 
-async def test_told_and_closed() -> None:
-    """Section 9, drain: every client is told to reconnect, and is closed with 1012."""
-    clients, sinks = _clients(3)
-    await drain(clients, 0.0)
-    for sink in sinks:
-        [notice] = sink.of("system.shutdown")
-        assert notice["data"] == {"reason": "Server shutting down", "reconnect": True, "delay_ms": 0}
-        assert sink.closed == GOING_AWAY
+async def test_told_and_closed(redis: FakeRedis) -> None:
+    """Section 9, drain: each client hears when, the delays spread over the time given, and is closed with 1012 then."""
+    async with replica(redis) as broadcaster:
+        sinks = [join(broadcaster)[1] for _ in range(4)]
+        begun = asyncio.get_running_loop().time()
+        drain = asyncio.create_task(broadcaster.drain(0.2))
+        await asyncio.sleep(0)
+        assert broadcaster.draining
+        assert [sink.messages[-1] for sink in sinks] == [
+            {
+                "type": "system.shutdown",
+                "data": {"reason": "Server shutting down", "reconnect": True, "delay_ms": delay},
+            }
+            for delay in (50, 100, 150, 200)
+        ]
+        for number, sink in enumerate(sinks, 1):
+            await sink.until(lambda sink=sink: sink.closed)
+            assert asyncio.get_running_loop().time() - begun >= number * 0.05
+        await drain
+        assert [sink.closed for sink in sinks] == [GOING_AWAY] * 4
+        assert GOING_AWAY.code == 1012
 
 
-async def test_delays_are_spread() -> None:
-    """Section 9, drain: the announced delays are spread evenly over the time, and each close keeps to its own."""
-    clients, sinks = _clients(5)
-    loop = asyncio.get_running_loop()
-    begin = loop.time()
-    closed: list[float] = []
-    task = asyncio.create_task(drain(clients, 0.5))
-    for sink in sinks:
-        while sink.closed is None:
-            await asyncio.sleep(0.001)
-        closed.append(loop.time() - begin)
-    await task
-    delays = [sink.of("system.shutdown")[0]["data"]["delay_ms"] for sink in sinks]
-    assert delays == [100, 200, 300, 400, 500]
-    assert all(at >= delay / 1000 - 0.01 for at, delay in zip(closed, delays, strict=True))
-    assert all(later > earlier for earlier, later in pairwise(closed))
+async def test_events_go_on(redis: FakeRedis) -> None:
+    """Section 9, drain: events go on to each client until its own close, and publishing goes on altogether."""
+    async with replica(redis) as broadcaster:
+        first, second = (join(broadcaster)[1] for _ in range(2))
+        drain = asyncio.create_task(broadcaster.drain(0.2))
+        await first.until(lambda: first.closed)
+        fill(redis, 1)
+        await second.until(lambda: second.numbers == [1])
+        assert second.closed is None
+        assert first.numbers == []
+        await drain
 
 
-async def test_a_blocked_client_is_owed_the_notice() -> None:
-    """Section 9, slow clients: nothing is sent on top of a full socket, so the notice waits until it has drained."""
-    [client], [sink] = _clients(1)
-    sink.room = 0
-    sink.write(['{"type":"pong"}'])
-    assert sink.blocked
-    await drain([client], 0.0)
-    assert not sink.of("system.shutdown")
-    assert [type(notice) for notice in client.owed.values()] == [Shutdown]
-    assert sink.closed == GOING_AWAY
+@pytest.mark.parametrize("clients", [0, 3])
+async def test_at_once(redis: FakeRedis, clients: int) -> None:
+    """Section 11, settings: with no seconds for it everybody is told and closed at once."""
+    async with replica(redis) as broadcaster:
+        sinks = [join(broadcaster)[1] for _ in range(clients)]
+        async with asyncio.timeout(5):
+            await broadcaster.drain(0.0)
+        assert [sink.outline for sink in sinks] == [["connected", "system.shutdown"]] * clients
+        assert all(sink.closed == GOING_AWAY for sink in sinks)
 
 
-async def test_nobody() -> None:
-    """A replica without clients has nothing to wait for."""
-    await asyncio.wait_for(drain([], 60.0), 1.0)
-
-
-async def test_the_loop_turns() -> None:
-    """Many clients are told and closed in pieces, between which the loop turns."""
-    clients, sinks = _clients(1000)
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
+async def test_a_large_fleet(redis: FakeRedis) -> None:
+    """Section 9, drain: the loop turns while thousands are told and closed."""
+    async with replica(redis) as broadcaster:
+        for _ in range(900):
+            join(broadcaster)
+        turns = 0
+        drain = asyncio.create_task(broadcaster.drain(0.0))
+        while not drain.done():
             turns += 1
             await asyncio.sleep(0)
+        assert turns >= 4
 
-    counter = asyncio.create_task(count())
-    await drain(clients, 0.0)
-    counter.cancel()
-    assert turns > 2
-    assert all(sink.closed for sink in sinks)
+
+async def test_a_full_client(redis: FakeRedis) -> None:
+    """Section 9, drain: one whose socket is full hears it as soon as it has drained, other notices or not."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, room=10)
+        drain = asyncio.create_task(broadcaster.drain(0.5))
+        await asyncio.sleep(0)
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        assert sink.outline == ["connected"]
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.closed)
+        assert sink.outline == ["connected", "system.shutdown", "degraded"]
+        await drain

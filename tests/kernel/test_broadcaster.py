@@ -1,0 +1,260 @@
+"""The broadcaster: its rooms wired together, from start to stop."""
+
+import asyncio
+from types import SimpleNamespace
+
+import pytest
+from msgspec.structs import replace
+
+from kernel import (
+    BroadcasterConfig,
+    CircuitState,
+    EventBroadcaster,
+    Observer,
+    Resume,
+    TransportUnavailable,
+    get_broadcaster,
+)
+from kernel.retry import backoff
+from tests.fakes import FakeRedis
+from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, fill, gated, join, replica
+from tests.waiting import eventually
+
+E1, E2 = "epoch-1", "epoch-2"
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    """Return a Redis with 30 events."""
+    redis = FakeRedis()
+    fill(redis, 30)
+    return redis
+
+
+def test_defaults() -> None:
+    """Section 11, settings: the kernel's numbers are those of the service."""
+    assert BroadcasterConfig() == BroadcasterConfig(
+        message_buffer_size=100,
+        max_retries=3,
+        base_delay=1.0,
+        max_delay=30.0,
+        circuit_failure_threshold=5,
+        circuit_recovery_seconds=30.0,
+        position_check_seconds=5.0,
+        supervision_interval_seconds=30.0,
+        chunk_bytes=262144,
+    )
+
+
+@pytest.mark.parametrize("retries", [0, 3, 10])
+def test_retry_lifetime(retries: int) -> None:
+    """Section 2, errors: a publish's id lives longer than its retries can take, deadlines and jitter included."""
+    config = BroadcasterConfig(max_retries=retries)
+    longest = sum(backoff(n, 1.0, 30.0, 1.0) for n in range(retries)) + (retries + 1) * 5.0
+    assert longest < config.retry_lifetime < longest + 30
+
+
+# -- start and stop
+
+
+async def test_twice(redis: FakeRedis) -> None:
+    """Section 12, start and stop: both are safe to call twice, also at the same time."""
+    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    await broadcaster.stop()
+    await asyncio.gather(broadcaster.start(), broadcaster.start())
+    await broadcaster.start()
+    assert len(redis.ears) == 1
+    assert len(asyncio.all_tasks()) == 4
+    await asyncio.gather(broadcaster.stop(), broadcaster.stop())
+    await broadcaster.stop()
+    assert (len(redis.ears), len(asyncio.all_tasks())) == (0, 1)
+
+
+async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
+    """Section 12, start: from its return on no publish is without this replica."""
+    async with EventBroadcaster(GatedTransport(redis), FAST) as broadcaster:
+        assert len(redis.ears) == 1
+        _, sink = join(broadcaster)
+        fill(redis, 1)
+        await sink.until(lambda: sink.numbers == [31])
+
+
+async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
+    """Section 12, start: a subscription that takes its time comes later."""
+
+    class Silent(GatedTransport):
+        async def listen(self, idle: float):  # type: ignore[no-untyped-def, override]
+            await asyncio.Event().wait()
+            yield
+
+    broadcaster = EventBroadcaster(Silent(redis), FAST)
+    async with asyncio.timeout(5):
+        await broadcaster.start()
+    assert broadcaster.ready
+    assert not broadcaster.is_listener_healthy()
+    await broadcaster.stop()
+
+
+async def test_start_without_redis(redis: FakeRedis) -> None:
+    """Section 12, start: it raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
+    redis.down = True
+    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    with pytest.raises(TransportUnavailable):
+        await broadcaster.start()
+    assert (broadcaster.ready, broadcaster.is_degraded(), len(asyncio.all_tasks())) == (False, False, 1)
+    redis.down = False
+    await broadcaster.start()
+    assert broadcaster.ready
+    await broadcaster.stop()
+
+
+async def test_start_degraded(redis: FakeRedis) -> None:
+    """Section 8, Redis down at start: degraded from the first second, not ready, and recovering by itself."""
+    redis.down = True
+    async with replica(redis, without_redis=True) as broadcaster:
+        status = broadcaster.get_circuit_state()
+        assert (status.state, status.total_failures) == (CircuitState.OPEN, 1)
+        assert broadcaster.is_degraded()
+        assert not broadcaster.ready
+        assert not broadcaster.is_listener_healthy()
+        assert (broadcaster.epoch, broadcaster.sequence) == ("", 0)
+        redis.down = False
+        await eventually(lambda: broadcaster.ready and broadcaster.is_listener_healthy())
+        assert (broadcaster.epoch, broadcaster.sequence) == (E1, 30)
+        assert not broadcaster.is_degraded()
+
+
+async def test_start_without_redis_although_it_is_there(redis: FakeRedis) -> None:
+    """Section 8, Redis down at start: a service that may start without Redis starts normally with it."""
+    async with replica(redis, without_redis=True) as broadcaster:
+        assert broadcaster.ready
+        assert not broadcaster.is_degraded()
+
+
+async def test_stop_lets_go_of_everything(redis: FakeRedis) -> None:
+    """Section 12, stop: clients go, whatever they were doing, and so does every task."""
+    async with replica(redis) as broadcaster:
+        gated(broadcaster).before["read"].clear()
+        join(broadcaster)
+        join(broadcaster, room=10)
+        join(broadcaster, resume=Resume("events", 0, E1))
+        join(broadcaster, resume=Resume("events", 99, E1))
+        await eventually(lambda: gated(broadcaster).held["read"])
+        fill(redis, 5)
+        assert broadcaster.connections == 4
+
+
+async def test_a_second_life(redis: FakeRedis) -> None:
+    """Section 12, start and stop: a broadcaster can be started again, and what passed meanwhile is caught up with."""
+    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    await broadcaster.start()
+    await broadcaster.stop()
+    assert not broadcaster.is_listener_healthy()
+    fill(redis, 5)
+    await broadcaster.start()
+    assert broadcaster.sequence == 35
+    _, sink = join(broadcaster)
+    fill(redis, 1)
+    await sink.until(lambda: sink.numbers == [36])
+    await broadcaster.stop()
+
+
+# -- what it tells about itself
+
+
+async def test_position(redis: FakeRedis) -> None:
+    """Section 10, health: epoch and sequence are those of the last event delivered here."""
+    async with replica(redis) as broadcaster:
+        assert (broadcaster.epoch, broadcaster.sequence, broadcaster.connections) == (E1, 30, 0)
+        client, _ = join(broadcaster)
+        fill(redis, 2)
+        await eventually(lambda: broadcaster.sequence == 32)
+        assert broadcaster.connections == 1
+        broadcaster.disconnect(client)
+        assert broadcaster.connections == 0
+
+
+async def test_get_messages_since(redis: FakeRedis) -> None:
+    """Section 12, get_messages_since: what the replica has in memory, marked as replayed if asked for."""
+    async with replica(redis) as broadcaster:
+        messages = broadcaster.get_messages_since(28)
+        assert messages == [
+            {"type": "event", "data": {}, "sequence": number, "requires_ack": False} for number in (29, 30)
+        ]
+        marked = broadcaster.get_messages_since(28, mark_as_replay=True)
+        assert marked == [{**message, "replay": True} for message in messages]
+        assert len(broadcaster.get_messages_since(0)) == FAST.message_buffer_size
+        assert broadcaster.get_messages_since(30) == []
+        redis.flush()
+        fill(redis, 1)
+        await eventually(lambda: broadcaster.epoch == E2 and broadcaster.sequence == 1)
+        assert [message["sequence"] for message in broadcaster.get_messages_since(0)] == [1]
+
+
+def test_get_broadcaster(redis: FakeRedis) -> None:
+    """Section 12, get_broadcaster: one instance per application, however many ask."""
+    state = SimpleNamespace(broadcaster=EventBroadcaster(GatedTransport(redis)))
+    assert get_broadcaster(state) is get_broadcaster(state) is state.broadcaster
+
+
+async def test_an_observer_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """Manner: an observer is a guest; one that fails is logged and switched off, and events go on."""
+
+    class Broken(Observer):
+        def delivered(self, delivered: object) -> None:
+            raise ZeroDivisionError
+
+    async with replica(redis, observer=Broken()) as broadcaster:
+        _, sink = join(broadcaster)
+        for number in (31, 32):
+            fill(redis, 1)
+            await sink.until(lambda number=number: sink.numbers[-1:] == [number])
+    assert len([record for record in caplog.records if "an observer failed" in record.message]) == 1
+
+
+# -- several replicas
+
+
+async def test_any_replica_will_do(redis: FakeRedis) -> None:
+    """Section 6, position: a client may reconnect to any replica, and misses nothing on the way."""
+    async with replica(redis) as one, replica(redis) as two:
+        client, first = join(one)
+        fill(redis, 10)
+        await first.until(lambda: first.numbers[-1:] == [40])
+        one.disconnect(client)
+        fill(redis, 30)
+        _, second = join(two, resume=Resume("events", 40, E1))
+        fill(redis, 1)
+        await second.until(lambda: second.numbers[-1:] == [71] and second.of("resync_ack"))
+        assert_faithful(second, ["event"] * 71, resyncs=[40])
+        assert first.numbers + second.numbers == list(range(31, 72))
+
+
+async def test_replicas_agree(redis: FakeRedis) -> None:
+    """Section 7, epochs: whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
+    async with replica(redis) as one, replica(redis, HEARING) as two:
+        sinks = [join(broadcaster)[1] for broadcaster in (one, two)]
+        fill(redis, 5)
+        await eventually(lambda: one.sequence == two.sequence == 35)
+        redis.rewind(33)
+        await eventually(lambda: one.epoch == E2)
+        fill(redis, 5)
+        await eventually(lambda: one.sequence == two.sequence == 5)
+        assert sinks[0].outline == sinks[1].outline
+        assert sinks[0].outline[1:] == ["31", "32", "33", "34", "35", f"epoch {E2}", "1", "2", "3", "4", "5"]
+
+
+async def test_a_long_outage(redis: FakeRedis) -> None:
+    """Section 8, degraded: connections are accepted, and when Redis is back all comes, to old and new clients."""
+    config = replace(FAST, message_buffer_size=5)
+    async with replica(redis, config) as broadcaster:
+        _, old = join(broadcaster)
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        fill(redis, 100)
+        _, new = join(broadcaster)
+        _, resuming = join(broadcaster, resume=Resume("events", 3, E1))
+        redis.down = False
+        for sink, first in ((old, 31), (new, 31), (resuming, 4)):
+            await sink.until(lambda sink=sink: sink.numbers[-1:] == [130])
+            assert sink.numbers == list(range(first, 131))
