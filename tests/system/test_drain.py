@@ -1,0 +1,191 @@
+"""How a replica goes: clients are told, spread and closed, publishes still taken, newcomers sent elsewhere."""
+
+import asyncio
+import json
+import signal
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.system.client import Client, connected
+from tests.system.conftest import Start
+from tests.system.raw import raw_socket
+from tests.system.replica import Replica
+from tests.waiting import eventually
+
+DRAIN = 1.0
+
+
+@pytest.fixture
+def draining(start: Start, valkey: str, channel: str) -> Callable[..., Replica]:
+    """Start a replica whose drain takes a second."""
+
+    def make(**settings: Any) -> Replica:
+        return start(**{"redis_url": valkey, "redis_event_channel": channel, "drain_seconds": DRAIN} | settings)
+
+    return make
+
+
+async def begun(replica: Replica) -> None:
+    """Wait until the drain has begun."""
+    await eventually(lambda: "draining" in replica.log)
+
+
+async def clients_of(replica: Replica, count: int) -> list[Client]:
+    """So many clients that have had their first frame."""
+    clients = [await Client.open(replica.websocket()) for _ in range(count)]
+    for client in clients:
+        await client.next()
+    return clients
+
+
+async def timed_close(client: Client) -> tuple[float, int]:
+    """When a client was closed, after its notice; and when it was to be, in seconds and milliseconds."""
+    notice = await client.take(type="system.shutdown")
+    told = time.monotonic()
+    assert notice["data"].keys() == {"reason", "reconnect", "delay_ms"}
+    assert (notice["data"]["reason"], notice["data"]["reconnect"]) == ("Server shutting down", True)
+    assert (await client.closed())[0] == 1012
+    return time.monotonic() - told, notice["data"]["delay_ms"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_clients_are_spread(draining: Callable[..., Replica], number: signal.Signals) -> None:
+    """Section 9, drain: every client is told when, and closed with 1012 then, spread over DRAIN_SECONDS; exit 0."""
+    replica = draining()
+    clients = await clients_of(replica, 8)
+    replica.signal(number)
+    closes = await asyncio.gather(*map(timed_close, clients))
+    assert await asyncio.to_thread(replica.ended) == 0
+    delays = sorted(delay for _, delay in closes)
+    assert delays[0] >= 0
+    assert delays[-1] <= DRAIN * 1000
+    gaps = [later - earlier for earlier, later in pairwise(delays)]
+    assert all(50 <= gap <= 250 for gap in gaps), delays
+    for after, delay in closes:
+        assert delay / 1000 - 0.1 <= after <= delay / 1000 + 0.5, closes
+
+
+async def test_meanwhile(draining: Callable[..., Replica]) -> None:
+    """Section 9, drain: health answers, readiness fails, publishes are taken and delivered, upgrades are refused."""
+    replica = draining(drain_seconds=2)
+    [early, late] = await clients_of(replica, 2)
+    replica.signal()
+    await begun(replica)
+    answer = await replica.post("/broadcast/alert/deleted", {"id": "meanwhile"})
+    assert (answer.status_code, answer.headers["connection"]) == (202, "close")
+    assert (await replica.request("GET", "/health/live")).status_code == 200
+    ready = await replica.request("GET", "/health/ready")
+    assert ready.status_code == 503
+    health = await replica.request("GET", "/health")
+    assert (health.status_code, health.json()["status"]) == (200, "draining")
+    with pytest.raises(InvalidStatus) as refused:
+        await Client.open(replica.websocket())
+    assert refused.value.response.status_code == 503
+    for client in (early, late):
+        assert (await client.take(type="alert_deleted"))["data"]["id"] == "meanwhile"
+    await early.closed()
+    answer = await replica.post("/broadcast/alert/deleted", {"id": "later"})
+    assert answer.status_code == 202
+    assert (await late.take(type="alert_deleted"))["data"]["id"] == "later"
+    await late.closed()
+    assert await asyncio.to_thread(replica.ended) == 0
+
+
+async def test_publishes_in_flight(draining: Callable[..., Replica]) -> None:
+    """Section 9, drain: a publish that has begun is finished."""
+    replica = draining()
+    [client] = await clients_of(replica, 1)
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    body = json.dumps({"id": "in flight"}).encode()
+    writer.write(
+        b"POST /broadcast/alert/deleted HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%s" % (len(body), body[:5])
+    )
+    await writer.drain()
+    replica.signal()
+    await client.closed()
+    writer.write(body[5:])
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    writer.close()
+    await writer.wait_closed()
+    assert answer.startswith(b"HTTP/1.1 202 ")
+    assert await asyncio.to_thread(replica.ended) == 0
+
+
+async def test_kept_alive_connections_do_not_hold_it(draining: Callable[..., Replica]) -> None:
+    """Section 9, drain: an idle HTTP connection does not keep the process."""
+    replica = draining(drain_seconds=0)
+    async with replica.http() as http:
+        await http.get("/health")
+        started = time.monotonic()
+        replica.signal()
+        assert await asyncio.to_thread(replica.ended) == 0
+        assert time.monotonic() - started < 5
+
+
+async def test_client_that_does_not_answer(draining: Callable[..., Replica]) -> None:
+    """Section 9, drain: who does not answer its close frame within 5 s is cut off, and does not keep the process."""
+    replica = draining(drain_seconds=0.1)
+    async with raw_socket(replica) as raw:
+        assert (await raw.receive()).json["type"] == "connected"
+        started = time.monotonic()
+        replica.signal()
+        assert (await raw.receive_close()).code == 1012
+        await raw.ended()
+        assert await asyncio.to_thread(replica.ended) == 0
+        assert time.monotonic() - started < 9
+
+
+async def test_second_signal(draining: Callable[..., Replica]) -> None:
+    """Section 9, drain: a second signal ends it at once."""
+    replica = draining(drain_seconds=60)
+    clients = await clients_of(replica, 2)
+    replica.signal()
+    await clients[1].take(type="system.shutdown")
+    started = time.monotonic()
+    replica.signal()
+    await asyncio.to_thread(replica.ended)
+    assert time.monotonic() - started < 5
+    for client in clients:
+        assert (await client.closed())[0] in (1012, 1006)
+
+
+async def test_reconnecting_elsewhere(
+    draining: Callable[..., Replica], start: Start, valkey: str, channel: str
+) -> None:
+    """Section 9, drain: who goes on elsewhere from where it was loses nothing."""
+    replica, other = draining(), start(redis_url=valkey, redis_event_channel=channel)
+    [client] = await clients_of(replica, 1)
+    async with other.http() as http:
+        await http.post("/broadcast/alert/deleted", json={"id": "1"})
+        await client.reached(1)
+        replica.signal()
+        await client.take(type="system.shutdown")
+        await http.post("/broadcast/alert/deleted", json={"id": "2"})
+        await client.closed()
+        await http.post("/broadcast/alert/deleted", json={"id": "3"})
+    async with connected(other.websocket(since=client.place, epoch=client.frames[0]["epoch"])) as again:
+        await again.take(type="resync_ack", recovered=True)
+        assert client.numbers + again.numbers == [1, 2, 3]
+    assert await asyncio.to_thread(replica.ended) == 0
+
+
+async def test_greatest_age(draining: Callable[..., Replica]) -> None:
+    """Section 11, WEBSOCKET_MAX_AGE_SECONDS: at that age, give or take 20 %, a connection is closed with 1012."""
+    replica = draining(websocket_max_age_seconds=1)
+    started = time.monotonic()
+    clients = await clients_of(replica, 6)
+
+    async def age(client: Client) -> float:
+        assert (await client.closed())[0] == 1012
+        return time.monotonic() - started
+
+    ages = await asyncio.gather(*map(age, clients))
+    assert 0.75 <= min(ages) <= max(ages) <= 1.6
+    assert len({round(each, 3) for each in ages}) > 1

