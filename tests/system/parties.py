@@ -81,20 +81,24 @@ class Producer:
 class Witness:
     """A client that resumes by itself wherever it is sent, and keeps everything that it saw.
 
-    It connects with its patterns, `since` and `epoch`; more of the query (`format`) and of the socket as given.
+    It connects with its patterns, `since` and `epoch`, and what `query` has more; `options` are those of `Client.open`.
     """
 
-    def __init__(self, name: str, patterns: Sequence[str] | None = None, **options: Any) -> None:
+    def __init__(
+        self, name: str, patterns: Sequence[str] | None = None, *, query: Data | None = None, **options: Any
+    ) -> None:
         self.seen = Witnessed(name, patterns)
         self.client: Client | None = None
+        self.query = dict(query or {})
         self._options = options
         self._reader = Reader()
         self._read = 0
 
-    async def connect(self, replica: Replica, **query: object) -> Client:
+    async def connect(self, replica: Replica) -> Client:
         """Connect, resuming from where it stands if it stands anywhere; returns the open connection."""
         since = self._reader.sequence
         epoch = self._reader.epoch if since is not None else ""
+        query: Data = dict(self.query)
         if self.seen.patterns is not None:
             query["events"] = ",".join(self.seen.patterns)
         if since is not None:

@@ -40,15 +40,16 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
 
 
 class Replica:
-    """`python -m handlers serve` on a free port.
+    """`python -m handlers serve`, or another `module` that serves as well, on a free port.
 
     `settings` are those of the environment, in lower case. The log goes to a file of its own; `stop` reads it.
     """
 
-    def __init__(self, log: Path, **settings: object) -> None:
+    def __init__(self, log: Path, *, module: str = "handlers serve", **settings: object) -> None:
         self.settings = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.1, **settings}
         self.port = 0
         self._log = log
+        self._module = module
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- the process ----------------------------------------------------------------------------------------------
@@ -56,7 +57,7 @@ class Replica:
     def start(self, *, ready: bool = True) -> Self:
         """Start it and wait until it is ready, or only until it answers."""
         # warnings are shown, and no log may have one
-        command = [sys.executable, "-W", "always", "-m", "handlers", "serve"]
+        command = [sys.executable, "-W", "always", "-m", *self._module.split()]
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(**self.settings), stderr=log)
         wait_until(lambda: self._running_on() or self._process_has_ended())

@@ -1,0 +1,142 @@
+"""The fallback for servers that take no ready frames: the same conversation over plain ASGI."""
+
+import random
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tests.system.client import Client, connected
+from tests.system.conftest import Start
+from tests.system.history import History, complaints
+from tests.system.parties import KINDS, Producer, Witness
+from tests.system.raw import TEXT, raw_socket
+from tests.system.replica import Replica
+
+
+@pytest.fixture(scope="module", params=["websockets-sansio"])
+def plain(start_for_module: Start, valkey: str, request: pytest.FixtureRequest) -> Replica:
+    """A replica under stock uvicorn."""
+    return start_for_module(
+        module="tests.system.plain_asgi",
+        ws=request.param,
+        redis_url=valkey,
+        redis_event_channel=f"plain-{request.param}",
+        websocket_token="secret",
+        allowed_origins="https://good.example",
+        websocket_send_buffer_bytes=65536,
+        websocket_idle_timeout_seconds=3,
+    )
+
+
+async def publish(replica: Replica, count: int, size: int = 10) -> list[int]:
+    """Publish so many messages of that many characters; their numbers."""
+    items = [{"type": "alert_deleted", "data": {"id": f"m{n}", "reason": "x" * size}} for n in range(count)]
+    answer = await replica.post("/broadcast/batch", items)
+    return [receipt["sequence"] for receipt in answer.json()["receipts"]]
+
+
+@pytest.mark.parametrize("deflate", [False, True])
+async def test_conversation(plain: Replica, deflate: bool) -> None:
+    """Section 4, over plain ASGI: first frame, events, patterns, questions, errors and heartbeats are the same."""
+    async with connected(plain.websocket(token="secret"), deflate=deflate) as client:
+        hello = await client.next()
+        assert (hello["type"], hello["message"]) == ("connected", "Connected to events channel")
+        await client.send("ping")
+        assert await client.next() == {"type": "pong"}
+        await client.send("nonsense")
+        assert (await client.next())["error"] == "invalid_json"
+        await client.send(b"binary")
+        assert (await client.next())["error"] == "invalid_message_format"
+        numbers = await publish(plain, 3, size=5000)
+        assert [(await client.next())["sequence"] for _ in numbers] == numbers
+        await client.send({"type": "subscribe", "data": {"events": ["event"]}})
+        assert await client.next() == {"action": "subscribed", "events": ["event"]}
+        [number] = await publish(plain, 1)
+        await client.reached(number)
+        assert client.numbers == numbers
+        heartbeat = client.heartbeats[-1]
+        assert heartbeat == {"type": "ping", "lastSeq": number, "epoch": hello["epoch"]}
+        assert set(client.kinds) == {str}
+
+
+async def test_zlib(plain: Replica) -> None:
+    """Section 4, over plain ASGI: format=zlib packs what is long."""
+    async with connected(plain.websocket(token="secret", format="zlib")) as client:
+        await client.next()
+        for size, kind in ((10, str), (3000, bytes)):
+            [number] = await publish(plain, 1, size)
+            assert (await client.next())["sequence"] == number
+            assert client.kinds[-1] is kind
+
+
+@pytest.mark.parametrize("missed", [5, 60])
+async def test_replay(plain: Replica, missed: int) -> None:
+    """Section 6, over plain ASGI: replay from memory and from Redis, the verdict, and live events after it."""
+    numbers = await publish(plain, 60)
+    async with connected(plain.websocket(token="secret", since=numbers[-1] - missed)) as client:
+        await client.next()
+        frames = [await client.next() for _ in range(missed)]
+        assert [(frame["sequence"], frame["replay"]) for frame in frames] == [(n, True) for n in numbers[-missed:]]
+        ack = await client.next()
+        assert (ack["type"], ack["replayed_count"], ack["recovered"]) == ("resync_ack", missed, True)
+        [number] = await publish(plain, 1)
+        assert (await client.next())["sequence"] == number
+
+
+async def test_admission(plain: Replica) -> None:
+    """Section 4, over plain ASGI: wrong credentials, wrong origins and silence end as they do elsewhere."""
+    async with connected(plain.websocket()) as client:
+        assert (await client.closed())[0] == 1008
+    with pytest.raises(InvalidStatus) as refused:
+        await Client.open(plain.websocket(token="secret"), origin="https://evil.example")
+    assert refused.value.response.status_code == 403
+    async with connected(plain.websocket(token="secret")) as client:
+        assert await client.closed() == (1000, "Idle timeout")
+
+
+async def test_slow_client(plain: Replica) -> None:
+    """Section 9, over plain ASGI: who does not read delays nobody, and gets everything in order when it reads again."""
+    path = "/ws/events?token=secret"
+    async with (
+        connected(plain.websocket(token="secret")) as fast,
+        raw_socket(plain, path, receive_buffer=4096) as slow,
+    ):
+        numbers: list[int] = []
+        for _ in range(20):
+            await fast.send({"type": "pong"})
+            numbers += await publish(plain, 100, size=4000)
+        await fast.reached(numbers[-1])
+        assert fast.numbers == numbers
+        received: list[int] = []
+        while not received or received[-1] < numbers[-1]:
+            message = (await slow.receive()).json
+            if "sequence" in message:
+                assert "replay" not in message
+                received.append(message["sequence"])
+                if len(received) % 100 == 0:
+                    slow.send(TEXT, b'{"type":"pong"}')
+        assert received == numbers
+        numbers = await publish(plain, 1)
+        while (message := (await slow.receive()).json).get("sequence") != numbers[0]:
+            assert message["type"] == "ping"
+
+
+async def test_history(plain: Replica) -> None:
+    """Sections 5 to 7, over plain ASGI: clients that come and go end with exactly their own events."""
+    history, choice = History(), random.Random(1)
+    witnesses = [Witness("all"), Witness("alerts", ["alert.*"]), Witness("zlib", query={"format": "zlib"})]
+    for witness in witnesses:
+        witness.query["token"] = "secret"
+        await witness.connect(plain)
+    producer = Producer(history, "m")
+    async with plain.http() as http:
+        for _ in range(40):
+            await producer.publish_batch(http, choice.choices(KINDS, k=5))
+            witness = choice.choice(witnesses)
+            await witness.leave(politely=choice.random() < 0.5)
+            await witness.connect(plain)
+    [epoch] = {place.epoch for place in history.accepted}
+    for witness in witnesses:
+        await witness.reaches(epoch, history.last(epoch))
+        await witness.leave(politely=True)
+    assert complaints(history, [witness.seen for witness in witnesses]) == []
