@@ -1,0 +1,51 @@
+"""The running service against its own OpenAPI document."""
+
+from typing import Any
+
+import pytest
+import schemathesis
+from hypothesis import HealthCheck, given, settings
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from tests.system.parties import KINDS, route_of
+from tests.system.replica import Replica
+
+# To JSON Schema 34.0 is an integer; here types are strict, and it is not.
+EXCLUDED = [positive_data_acceptance]
+
+OPERATIONS = [("POST", route_of(kind)) for kind in KINDS] + [
+    ("POST", "/broadcast/batch"),
+    ("GET", "/health"),
+    ("GET", "/health/live"),
+    ("GET", "/health/ready"),
+]
+# a GET takes nothing that could be wrong
+TRIED = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
+    (*operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation[0] == "POST"
+]
+
+
+@pytest.fixture(scope="module")
+def document(pair: tuple[Replica, Replica]) -> Any:
+    """What the service says of itself."""
+    return schemathesis.openapi.from_url(f"{pair[0].url}/schema/openapi.json")
+
+
+@pytest.mark.parametrize(("method", "path", "mode"), TRIED)
+def test_answers_are_as_described(document: Any, method: str, path: str, mode: GenerationMode) -> None:
+    """Section 2, OpenAPI: whatever is sent, the answer has a status, headers and a body that the document describes."""
+    operation = document[path][method]
+
+    @given(case=operation.as_strategy(generation_mode=mode))
+    @settings(max_examples=12, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    def try_it(case: Any) -> None:
+        case.call_and_validate(excluded_checks=EXCLUDED)
+
+    try_it()
+
+
+def test_every_route_is_described(document: Any) -> None:
+    """Section 2, OpenAPI: the document has each route of the contract once, and is tried as a whole above."""
+    described = {(found.ok().method.upper(), found.ok().path) for found in document.get_all_operations()}
+    assert described - {("GET", "/metrics")} == set(OPERATIONS)
