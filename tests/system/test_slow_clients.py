@@ -243,3 +243,44 @@ async def test_larger_than_the_mark(serve: Serve) -> None:
         await fast.reached(flood.last)
         everything = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
         assert complaints(history, [slow.seen("slow"), everything]) == []
+
+
+async def test_drain_is_bounded(serve: Serve) -> None:
+    """Section 9, drain: it ends in bounded time, whoever takes nothing, answers nothing or sends half a request."""
+    replica, history = serve(drain_seconds=1), History()
+    async with slow_client(replica) as stuck, raw_socket(replica) as mute, connected(replica.websocket()) as good:
+        await good.next()
+        stuck.stall()
+        await Flood(history, replica).pour(FLOOD)
+        silent, half = [(await asyncio.open_connection("127.0.0.1", replica.port))[1] for _ in range(2)]
+        half.write(b"POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        await half.drain()
+        begun = time.monotonic()
+        replica.signal()
+        assert (await good.closed())[0] == 1012
+        assert await asyncio.to_thread(replica.ended, 60) == 0
+        # 1 s for clients, 5 s for the closes, 10 s for requests, and the rest for a slow machine
+        assert time.monotonic() - begun < 25
+        await mute.ended()
+        for writer in (silent, half):
+            writer.close()
+        everything = Witnessed("good", None, [Connection("", None, "", good.frames)])
+        assert complaints(history, [everything]) == []
+    assert "Traceback" not in replica.log
+
+
+async def test_drain_of_a_slow_client(serve: Serve) -> None:
+    """Section 9, drain: a slow client is told when its socket has drained, and gets events until its close."""
+    replica, history = serve(drain_seconds=6), History()
+    flood = Flood(history, replica)
+    async with slow_client(replica) as slow:
+        slow.stall()
+        await flood.pour(FLOOD)
+        replica.signal()
+        await eventually(lambda: replica.health()["status"] == "draining")
+        slow.read()
+        await slow.take(type="system.shutdown")
+        await slow.reached(flood.last)
+        assert (await slow.closed())[0] == 1012
+        assert await asyncio.to_thread(replica.ended) == 0
+        assert complaints(history, [slow.seen("slow")]) == []

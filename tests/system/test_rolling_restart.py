@@ -1,0 +1,64 @@
+"""A rolling restart under load: replicas come and go, by the book and by accident, and nothing is lost."""
+
+import asyncio
+import random
+from collections.abc import Sequence
+
+from tests.system.conftest import Start
+from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
+from tests.system.history import History, complaints
+
+CLIENTS = 100
+DRAIN_SECONDS = 3.0
+OPTIONS: tuple[dict[str, bool], ...] = ({}, {"deflate": True}, {}, {})
+
+
+async def test_rolling_restart(start: Start, valkey: str, channel: str) -> None:
+    """Section 9, drain: a rolling restart, polite and rude, loses nothing, and clients come back spread over time."""
+    rng = random.Random(1)
+    shared = {"redis_url": valkey, "redis_event_channel": channel, "drain_seconds": DRAIN_SECONDS}
+    replicas = [start(**shared) for _ in range(3)]
+    history, stop, gone = History(), asyncio.Event(), asyncio.Event()
+    producers = [Persistent(history, f"producer-{number}", replicas, rng) for number in range(3)]
+    crowd = [
+        Wanderer(f"client-{number}", FILTERS[number % len(FILTERS)], rng, **OPTIONS[number % len(OPTIONS)])
+        for number in range(CLIENTS)
+    ]
+    async with asyncio.TaskGroup() as group:
+        for wanderer in crowd:
+            group.create_task(wanderer.stay(replicas, gone))
+        for producer in producers:
+            group.create_task(producer.publish(0.06, stop))
+        while not all(wanderer.returns for wanderer in crowd):
+            await asyncio.sleep(0.05)
+        drains = []
+        for replica in replicas:
+            had = (await asyncio.to_thread(replica.health))["connections"]
+            begun = asyncio.get_running_loop().time()
+            await asyncio.to_thread(replica.stop)
+            drains.append((begun, asyncio.get_running_loop().time(), had))
+            await asyncio.to_thread(replica.start)
+        for replica in replicas:
+            replica.kill()
+            await asyncio.to_thread(replica.start)
+        stop.set()
+        epoch = replicas[0].health()["epoch"]
+        while not all(producer.idle for producer in producers):
+            await asyncio.sleep(0.05)
+        await settled(history, epoch, crowd)
+        gone.set()
+    assert complaints(history, [wanderer.seen for wanderer in crowd]) == []
+    assert {place.epoch for place in history.accepted} == {epoch}
+    frames = [frame for wanderer in crowd for each in wanderer.seen.connections for frame in each.frames]
+    assert not [frame for frame in frames if frame.get("type") in ("gap", "epoch_changed")]
+    assert all(frame["recovered"] for frame in frames if frame.get("type") == "resync_ack")
+    assert sum(producer.retries for producer in producers)
+    for begun, ended, had in drains:
+        times = sorted(r.at for w in crowd for r in w.returns if r.code == 1012 and begun <= r.at <= ended + 1)
+        assert len(times) >= had
+        assert peak(times) <= 2 * had / DRAIN_SECONDS + 3, (had, [time - begun for time in times])
+
+
+def peak(times: Sequence[float]) -> int:
+    """The most that fall into any one second."""
+    return max(sum(first <= time < first + 1 for time in times) for first in times)
