@@ -15,6 +15,7 @@ from typing import Any
 
 from kernel.errors import TransportError
 from kernel.frames import Frame
+from kernel.hearing import Hearing
 from kernel.link import Link
 from kernel.log import Gone, Log, Moved
 from kernel.observer import Lost, Observer, Refilled
@@ -64,8 +65,9 @@ class Listener:
         self._tasks: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self.subscribed = asyncio.Event()
-        self._heard = False
-        self._suspicious = False
+        self._idle = min(_IDLE, check_seconds)
+        self._hearing = Hearing(self._idle)
+        self._listening = False
         self._deaf = False
         self._checked_at = float("-inf")
         self._warned_at = float("-inf")
@@ -128,7 +130,7 @@ class Listener:
         while True:
             await self._link.closed.wait()
             try:
-                async with aclosing(self._transport.listen(min(_IDLE, self._check_seconds))) as batches:
+                async with aclosing(self._transport.listen(self._idle)) as batches:
                     async for batch in batches:
                         if not self.subscribed.is_set():
                             self.subscribed.set()
@@ -147,7 +149,8 @@ class Listener:
                 reason = "unexpected error"
             finally:
                 self.subscribed.clear()
-                self._deaf = self._suspicious = False
+                self._deaf = False
+                self._hearing.begin()
             delay = backoff(attempt, *self._delays, random.random())  # noqa: S311  jitter
             _logger.warning("listener restarts in %.1f s: %s", delay, reason)
             self._observer.listener_restarted(reason)
@@ -155,11 +158,11 @@ class Listener:
             attempt += 1
 
     async def _take(self, batch: Batch) -> None:
-        self._heard = True
         async with self._delivering:
             offered = self._log.offer(batch.announcements)
             if offered.frames:
                 await self._deliver(offered.frames, None)
+            self._hearing.hear(self._log.place)
         if batch.foreign:
             self._observer.foreign(batch.foreign)
         if offered.misfits:
@@ -176,7 +179,7 @@ class Listener:
         attempt = 0
         while True:
             if self._link.closed.is_set():
-                pause = min(_IDLE, self._check_seconds) if self._suspicious else self._check_seconds
+                pause = self._idle if self._hearing.doubtful else self._check_seconds
                 try:
                     async with asyncio.timeout(pause):
                         await self._wanted.wait()
@@ -219,6 +222,7 @@ class Listener:
         """Where the numbering stands in Redis; the script itself begins a new epoch where that is due."""
         self._held += self._misfits
         self._misfits.clear()
+        self._listening = self.subscribed.is_set()
         return await self._transport.position(self._log.ring.fence, probe=probe)
 
     async def _catch_up(self, position: Position) -> None:
@@ -227,19 +231,17 @@ class Listener:
             if not self._log.place.epoch:
                 await self._begin(position)
             else:
-                missed = await self._refill(position)
-                # What was fetched here may still be on its way. If not even that has come by the next check, the
-                # subscription is alive but deaf.
-                silent = self.subscribed.is_set() and not self._heard
-                self._deaf = silent and self._suspicious
-                self._suspicious = silent and missed
-                self._heard = False
-            epoch, last = self._log.place
-        unexplained = sum(misfit.epoch != epoch or misfit.sequence > last for misfit in self._held)
+                await self._refill(position)
+            place = self._log.place
+            explained = sum(m.epoch == place.epoch and m.sequence <= place.sequence for m in self._held)
+            if explained:
+                self._hearing.hear(place)
+            self._checked_at = asyncio.get_running_loop().time()
+            if self._listening:
+                self._deaf = self._hearing.deaf(place, self._checked_at)
+        if len(self._held) > explained:
+            self._observer.foreign(len(self._held) - explained)
         self._held.clear()
-        if unexplained:
-            self._observer.foreign(unexplained)
-        self._checked_at = asyncio.get_running_loop().time()
 
     async def _begin(self, position: Position) -> None:
         """First contact: fill the ring with what is newest, for those who resume; nobody has missed anything yet."""
@@ -258,8 +260,8 @@ class Listener:
         # those who came before Redis was reached learn the epoch and go on from here
         await self._deliver([Frame.first_epoch(self._log.place)], NOWHERE)
 
-    async def _refill(self, position: Position) -> bool:
-        """Deliver what the log lacks up to `position`; whether it lacked anything."""
+    async def _refill(self, position: Position) -> None:
+        """Deliver what the log lacks up to `position`."""
         before = self._log.place
         epoch, last = position
         if epoch != before.epoch:
@@ -279,10 +281,8 @@ class Listener:
                 expected = frame.place.sequence + 1
             await self._deliver(frames, None)
         here = self._log.place
-        if here == before:
-            return False
-        self._observer.refilled(Refilled(before, here))
-        first = before.sequence + 1 if epoch == before.epoch else 1
-        if first <= here.sequence:
-            _logger.info("refilled from the history: events %d to %d", first, here.sequence)
-        return True
+        if here != before:
+            self._observer.refilled(Refilled(before, here))
+            first = before.sequence + 1 if epoch == before.epoch else 1
+            if first <= here.sequence:
+                _logger.info("refilled from the history: events %d to %d", first, here.sequence)

@@ -97,15 +97,26 @@ async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
 
 async def test_start_without_redis(redis: FakeRedis) -> None:
     """Section 12, start: it raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
+
+    class Counting(GatedTransport):
+        closed = 0
+
+        async def close(self) -> None:
+            self.closed += 1
+            await super().close()
+
     redis.down = True
-    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    transport = Counting(redis)
+    broadcaster = EventBroadcaster(transport, FAST)
     with pytest.raises(TransportUnavailable):
         await broadcaster.start()
     assert (broadcaster.ready, broadcaster.is_degraded(), len(asyncio.all_tasks())) == (False, False, 1)
+    assert transport.closed == 1
     redis.down = False
     await broadcaster.start()
     assert broadcaster.ready
     await broadcaster.stop()
+    assert transport.closed == 2
 
 
 async def test_start_degraded(redis: FakeRedis) -> None:

@@ -378,6 +378,19 @@ async def test_large_batches_are_cut(redis: FakeRedis) -> None:
         assert sink.writes - 1 >= 100 * 64 // FAST.chunk_bytes
 
 
+async def test_the_loop_turns_between_the_pieces(redis: FakeRedis) -> None:
+    """Section 9: a refill of megabytes does not hold up the loop, even if nobody is there."""
+    log = Log(GatedTransport(redis), 20)
+    hub = Hub(log, checked=asyncio.Event().wait, degraded=lambda: False, observer=Observer(), chunk=100)
+    log.ring.start(Position(E1, 240))
+    delivery = asyncio.create_task(hub.deliver(await log.stored(Position(E1, 240), 250), None))
+    places = set()
+    while not delivery.done():
+        await asyncio.sleep(0)
+        places.add(log.place.sequence)
+    assert len(places) == 10
+
+
 # -- notices
 
 

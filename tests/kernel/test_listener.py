@@ -259,13 +259,15 @@ async def test_deaf(redis: FakeRedis, ears: Ears) -> None:
     """Section 7, delivery: a subscription that hears nothing while events pass is found and made anew."""
     async with replica(redis, observer=ears) as broadcaster:
         _, sink = join(broadcaster)
+        fill(redis, 1)
+        await sink.until(lambda: sink.numbers == [251])
         redis.deaf = True
         fill(redis, 1)
         await eventually(lambda: ears.restarts)
         redis.deaf = False
         assert ears.restarts[0] == "the subscription heard nothing while events passed"
         fill(redis, 1)
-        await sink.until(lambda: sink.numbers == [251, 252])
+        await sink.until(lambda: sink.numbers == [251, 252, 253])
         await eventually(broadcaster.is_listener_healthy)
 
 
@@ -279,6 +281,40 @@ async def test_slow_but_not_deaf(redis: FakeRedis, ears: Ears) -> None:
             redis.release()
             checks = redis.calls.count("position")
             await eventually(lambda checks=checks: redis.calls.count("position") >= checks + 2)
+        assert ears.restarts == []
+
+
+async def test_an_outage_is_not_deaf(redis: FakeRedis, ears: Ears) -> None:
+    """Section 7, delivery: what was missed before a subscription was made is no sign that it is deaf."""
+    async with replica(redis, observer=ears) as broadcaster:
+        redis.hang_up()
+        await turns_until(lambda: not broadcaster.is_listener_healthy())
+        unheard(redis, 3)
+        await eventually(lambda: broadcaster.sequence == 253 and broadcaster.is_listener_healthy())
+        await asyncio.sleep(4 * FAST.position_check_seconds)
+        assert ears.restarts == ["fake: subscription lost"]
+
+
+async def test_a_hole_is_not_deaf(redis: FakeRedis, ears: Ears) -> None:
+    """Section 7, delivery: a subscription that missed some but heard what came behind them is alive."""
+    async with replica(redis, observer=ears) as broadcaster:
+        unheard(redis, 3)
+        fill(redis, 1)
+        await eventually(lambda: broadcaster.sequence == 254)
+        await asyncio.sleep(4 * FAST.position_check_seconds)
+        assert ears.restarts == []
+
+
+async def test_many_checks_are_not_deafness(redis: FakeRedis, ears: Ears) -> None:
+    """Section 7, delivery: however often somebody asks, what is on its way has its time to arrive."""
+    async with replica(redis, HEARING, observer=ears) as broadcaster:
+        redis.hold()
+        fill(redis, 3)
+        for _ in range(5):
+            await broadcaster._listener.checked()
+        redis.release()
+        fill(redis, 1)
+        await eventually(lambda: broadcaster.sequence == 254)
         assert ears.restarts == []
 
 
@@ -504,8 +540,7 @@ async def test_failures_open_the_circuit(redis: FakeRedis, ears: Ears) -> None:
         assert (status.state, status.failure_count) == (CircuitState.OPEN, 5)
         assert not broadcaster.is_listener_healthy()
         calls = len(redis.calls)
-        for _ in range(100):
-            await asyncio.sleep(0)
+        await asyncio.sleep(5 * FAST.max_delay)
         assert len(redis.calls) == calls
 
 
@@ -700,14 +735,15 @@ async def test_an_unexpected_error_in_a_check(redis: FakeRedis, ears: Ears, capl
             return await super().position(fence, probe=probe)
 
     transport = BrokenTransport(redis)
-    async with replica(redis, observer=ears, transport=transport) as broadcaster:
+    config = replace(FAST, base_delay=0.1, max_delay=0.1)
+    async with replica(redis, config, observer=ears, transport=transport) as broadcaster:
         _, sink = join(broadcaster)
         begun = asyncio.get_running_loop().time()
         transport.broken = 3
         unheard(redis, 1)
         await sink.until(lambda: sink.numbers == [251])
         assert ears.restarts == ["the task ended"] * 3
-        assert asyncio.get_running_loop().time() - begun >= 3 * FAST.base_delay
+        assert asyncio.get_running_loop().time() - begun >= 3 * config.base_delay
         await eventually(lambda: "ZeroDivisionError" in caplog.text)
 
 

@@ -1,0 +1,73 @@
+"""Hearing: a deaf subscription is told apart from a quiet one, a slow one and a new one."""
+
+from kernel.hearing import Hearing
+from kernel.transport import Position
+
+
+def at(sequence: int, epoch: str = "e") -> Position:
+    """Return a place."""
+    return Position(epoch, sequence)
+
+
+def listening(sequence: int = 10) -> Hearing:
+    """Return the hearing of a subscription whose first check, at time 0, found this place; its patience is 1 s."""
+    hearing = Hearing(1.0)
+    assert not hearing.deaf(at(sequence), 0.0)
+    return hearing
+
+
+def test_quiet() -> None:
+    """Section 7, delivery: where nothing is published nothing is due."""
+    hearing = listening()
+    assert not any(hearing.deaf(at(10), float(now)) for now in range(1, 9))
+    assert not hearing.doubtful
+
+
+def test_deaf() -> None:
+    """Section 7, delivery: what was published and not announced in time shows that the subscription is deaf."""
+    hearing = listening()
+    assert not hearing.deaf(at(11), 5.0)
+    assert hearing.doubtful
+    assert not hearing.deaf(at(12), 5.9)
+    assert hearing.deaf(at(12), 6.0)
+
+
+def test_deaf_without_further_events() -> None:
+    """Section 7, delivery: it is found also when no further event arrives, and although it once heard."""
+    hearing = listening()
+    hearing.hear(at(11))
+    assert not hearing.deaf(at(12), 5.0)
+    assert hearing.deaf(at(12), 6.0)
+
+
+def test_late() -> None:
+    """Section 7, delivery: an announcement that comes in time, or anything behind it, is enough."""
+    hearing = listening()
+    assert not hearing.deaf(at(11), 5.0)
+    hearing.hear(at(11))
+    assert not hearing.doubtful
+    assert not hearing.deaf(at(12), 7.0)
+    hearing.hear(at(14))
+    assert not hearing.deaf(at(14), 9.0)
+
+
+def test_a_new_subscription() -> None:
+    """Section 7, delivery: what was published before a subscription is not due, nor what is heard before its check."""
+    hearing = listening()
+    assert not hearing.deaf(at(11), 5.0)
+    hearing.begin()
+    assert not hearing.doubtful
+    hearing.hear(at(11))
+    assert not hearing.deaf(at(20), 9.0)
+    assert not hearing.deaf(at(20), 19.0)
+
+
+def test_a_new_epoch() -> None:
+    """Section 7, epochs: numbers of the old epoch say nothing about the new one."""
+    hearing = listening()
+    assert not hearing.deaf(at(11), 5.0)
+    assert not hearing.deaf(at(3, "f"), 9.0)
+    assert not hearing.doubtful
+    assert not hearing.deaf(at(4, "f"), 10.0)
+    hearing.hear(at(2, "g"))
+    assert not hearing.doubtful
