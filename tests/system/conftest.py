@@ -1,13 +1,16 @@
 """Services for the tests: two replicas that most tests share, and more of any kind for those that need their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import count
-from typing import Any
+from pathlib import Path
+from typing import Self
 
 import pytest
+import redis
 
 from handlers.embedded import EmbeddedValkey
-from tests.system.replica import Replica, killed_at_the_end
+from tests.system.replica import Replica, wait_until
 
 # Everything that goes by intervals goes fast, so that no test waits for it.
 FAST = {
@@ -18,9 +21,38 @@ FAST = {
     "message_buffer_size": 20,
 }
 
-Start = Callable[..., Replica]
-
 _numbers = count(1)
+
+
+class Start:
+    """Starts replicas: `start(**settings)`; those that are still there at the end of the block are stopped in order."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._replicas: list[Replica] = []
+
+    def __call__(self, *, ready: object = True, **settings: object) -> Replica:
+        """Start one with these settings, and wait until it is ready, or only until it answers."""
+        replica = Replica(self._folder / f"replica-{next(_numbers)}.log", **(FAST | settings))
+        self._replicas.append(replica)
+        return replica.start(ready=bool(ready))
+
+    def pair(self, **settings: object) -> tuple[Replica, Replica]:
+        """Start two alike, at the same time."""
+        with ThreadPoolExecutor() as pool:
+            first, second = pool.map(lambda _: self(**settings), range(2))
+        return first, second
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for replica in self._replicas if kind is None else ():
+                replica.stop()
+        finally:
+            for replica in self._replicas:
+                replica.kill()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -30,58 +62,47 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.system)
 
 
-def _starter(replicas: list[Replica], folder: pytest.TempPathFactory) -> Start:
-    def start(*, ready: bool = True, **settings: Any) -> Replica:
-        log = folder.getbasetemp() / f"replica-{next(_numbers)}.log"
-        replica = Replica(log, **(FAST | settings))
-        replicas.append(replica)
-        return replica.start(ready=ready)
-
-    return start
-
-
 @pytest.fixture
 def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """Start a replica with these settings; those that are still there at the end are stopped in order."""
-    replicas: list[Replica] = []
-    with killed_at_the_end(replicas):
-        yield _starter(replicas, tmp_path_factory)
-        for replica in replicas:
-            replica.stop()
+    """Start replicas for one test."""
+    with Start(tmp_path_factory.getbasetemp()) as start:
+        yield start
 
 
 @pytest.fixture(scope="module")
 def start_for_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
-    """The same for the tests of one module."""
-    replicas: list[Replica] = []
-    with killed_at_the_end(replicas):
-        yield _starter(replicas, tmp_path_factory)
-        for replica in replicas:
-            replica.stop()
+    """Start replicas for the tests of one module."""
+    with Start(tmp_path_factory.getbasetemp()) as start:
+        yield start
 
 
 @pytest.fixture(scope="session")
 def pair(valkey: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Replica, Replica]]:
     """Two replicas on one Redis, for all tests that change no settings and break nothing."""
-    replicas: list[Replica] = []
-    with killed_at_the_end(replicas):
-        start = _starter(replicas, tmp_path_factory)
-        shared = {"redis_url": valkey, "redis_event_channel": "shared"}
-        yield start(**shared), start(**shared)
-        for replica in replicas:
-            replica.stop()
+    with Start(tmp_path_factory.getbasetemp()) as start:
+        yield start.pair(redis_url=valkey, redis_event_channel="shared")
 
 
 @pytest.fixture
-def replica(pair: tuple[Replica, Replica]) -> Replica:
+def settled(pair: tuple[Replica, Replica], valkey: str) -> tuple[Replica, Replica]:
+    """The two, when both have delivered what the test before has published."""
+    with redis.Redis.from_url(valkey) as link:
+        epoch, sequence = link.hmget("{shared}:position", "epoch", "sequence")
+    place = (epoch or b"").decode(), int(sequence or 0)
+    wait_until(lambda: all((health["epoch"], health["sequence"]) == place for health in map(Replica.health, pair)))
+    return pair
+
+
+@pytest.fixture
+def replica(settled: tuple[Replica, Replica]) -> Replica:
     """One of the two."""
-    return pair[0]
+    return settled[0]
 
 
 @pytest.fixture
-def other(pair: tuple[Replica, Replica]) -> Replica:
+def other(settled: tuple[Replica, Replica]) -> Replica:
     """The other one."""
-    return pair[1]
+    return settled[1]
 
 
 @pytest.fixture

@@ -6,8 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -45,7 +44,7 @@ class Replica:
     `settings` are those of the environment, in lower case. The log goes to a file of its own; `stop` reads it.
     """
 
-    def __init__(self, log: Path, *, module: str = "handlers serve", **settings: object) -> None:
+    def __init__(self, log: Path, *, module: Any = "handlers serve", **settings: object) -> None:
         self.settings = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.1, **settings}
         self.port = 0
         self._log = log
@@ -155,13 +154,3 @@ class Replica:
 
     def _process_has_ended(self) -> bool:
         return self._running.poll() is not None
-
-
-@contextmanager
-def killed_at_the_end(replicas: list[Replica]) -> Iterator[None]:
-    """Whatever a failed test leaves running ends here."""
-    try:
-        yield
-    finally:
-        for replica in replicas:
-            replica.kill()

@@ -24,7 +24,7 @@ def plain(start_for_module: Start, valkey: str, request: pytest.FixtureRequest) 
         websocket_token="secret",
         allowed_origins="https://good.example",
         websocket_send_buffer_bytes=65536,
-        websocket_idle_timeout_seconds=3,
+        websocket_idle_timeout_seconds=2,
     )
 
 

@@ -106,7 +106,7 @@ async def test_keys(link: Any, private_redis: str, start: Start) -> None:
 async def test_one_numbering(start: Start, request: pytest.FixtureRequest, channel: str, server: str) -> None:
     """Section 7, numbering: several producers on two replicas make one unbroken row of numbers for all clients."""
     settings = {"redis_url": request.getfixturevalue(server), "redis_event_channel": channel}
-    pair = start(**settings), start(**settings)
+    pair = start.pair(**settings)
     history = History()
     witnesses = [Witness("here"), Witness("there")]
     for witness, replica in zip(witnesses, pair, strict=True):
@@ -134,7 +134,7 @@ async def test_one_numbering(start: Start, request: pytest.FixtureRequest, chann
 
 async def test_cut_subscription(link: Any, private_redis: str, start: Start) -> None:
     """Section 7, nothing is lost: replicas whose subscriptions are cut again and again miss no event."""
-    pair = start(redis_url=private_redis), start(redis_url=private_redis)
+    pair = start.pair(redis_url=private_redis)
     history = History()
     witnesses = [Witness("here"), Witness("there"), Witness("some", ["alert.*", "worker.*"])]
     for witness, replica in zip(witnesses, (*pair, pair[1]), strict=True):
@@ -269,7 +269,7 @@ async def test_foreign_keys(link: Any, private_redis: str, start: Start) -> None
 
 async def test_flush(link: Any, private_redis: str, start: Start) -> None:
     """Section 7, epochs: a Redis that lost everything means one new epoch for all, announced between the two."""
-    pair = start(redis_url=private_redis), start(redis_url=private_redis)
+    pair = start.pair(redis_url=private_redis)
     history = History()
     witnesses = [Witness("here"), Witness("there"), Witness("some", ["alert.*"])]
     for witness, replica in zip(witnesses, (*pair, pair[0]), strict=True):

@@ -245,10 +245,10 @@ def test_port_in_use(replica: Replica) -> None:
 # -- demo, tail -------------------------------------------------------------------------------------------------
 
 
-def test_demo_and_tail(pair: tuple[Replica, Replica]) -> None:
+def test_demo_and_tail(settled: tuple[Replica, Replica]) -> None:
     """Section 1, demo and tail: 200 messages of every family, the same again by their seed; each is a line of tail."""
-    with tail("--url", pair[1].websocket()) as watching:
-        runs = [run("demo", "--url", pair[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
+    with tail("--url", settled[1].websocket()) as watching:
+        runs = [run("demo", "--url", settled[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
         posted = [[line.split() for line in each.stdout.splitlines()] for each in runs]
         last = posted[1][-1][0]
         watching.waits_for(rf"^\S+ +{last} ")
@@ -288,7 +288,7 @@ def test_tail_of_some(replica: Replica) -> None:
 async def test_tail_comes_back(start: Start, valkey: str, channel: str) -> None:
     """Section 1, tail: when the service is restarted it reconnects, resumes and misses nothing."""
     settings = {"redis_url": valkey, "redis_event_channel": channel}
-    replica, other = start(**settings), start(**settings)
+    replica, other = start.pair(**settings)
     with tail("--url", replica.websocket()) as watching:
         await replica.post("/broadcast/alert/deleted", {"id": "before"})
         await asyncio.to_thread(watching.waits_for, "alert before")

@@ -51,7 +51,7 @@ async def test_two_replicas(start: Start, valkey: str, channel: str) -> None:
     """Sections 5 to 7: every client ends with exactly the events that it asked for, in order and none twice."""
     # some of what is missed is in memory, some only in Redis
     settings = {"redis_url": valkey, "redis_event_channel": channel, "message_buffer_size": 10}
-    pair = start(**settings), start(**settings)
+    pair = start.pair(**settings)
     history = History(marked=False)
     witnesses = []
     for number in range(50):
