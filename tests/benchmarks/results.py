@@ -1,0 +1,79 @@
+"""What was measured: every value of every round, its medians, and the tables made of them."""
+
+import statistics
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Column", "Results", "Table"]
+
+
+class Column(NamedTuple):
+    """A figure in a table: `scale` makes the unit of `header` out of the value's own."""
+
+    metric: str
+    header: str
+    digits: int = 0
+    scale: float = 1.0
+
+
+class Table(NamedTuple):
+    """How a row is printed; with `base`, a last column compares the first figure with that subject's."""
+
+    title: str
+    columns: Sequence[Column]
+    base: str = ""
+
+
+class Results:
+    """Values by row, case (what was asked) and subject (of whom)."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
+
+    def add(self, row: str, case: str, subject: str, values: dict[str, float]) -> None:
+        """Keep one round's values."""
+        kept = self._values.setdefault(row, {}).setdefault((case, subject), {})
+        for metric, value in values.items():
+            kept.setdefault(metric, []).append(value)
+
+    def median(self, row: str, case: str, subject: str, metric: str) -> float | None:
+        """The median over the rounds, or None if this was not measured."""
+        values = self._values.get(row, {}).get((case, subject), {}).get(metric)
+        return statistics.median(values) if values else None
+
+    def every(self, row: str, metric: str) -> Iterable[tuple[str, str, float]]:
+        """Case, subject and median of one metric of a row."""
+        for (case, subject), metrics in self._values.get(row, {}).items():
+            if metric in metrics:
+                yield case, subject, statistics.median(metrics[metric])
+
+    def table(self, row: str, table: Table) -> str:
+        """A row as a Markdown table."""
+        heads = ["", "", *(column.header for column in table.columns)]
+        if table.base:
+            heads.append(f"x {table.base}")
+        lines = [heads, ["---", "---", *("---:" for _ in heads[2:])]]
+        previous = ""
+        for (case, subject), metrics in self._values.get(row, {}).items():
+            cells = [_number(metrics.get(c.metric), c) for c in table.columns]
+            if table.base:
+                cells.append(self._ratio(row, case, subject, table))
+            lines.append(["" if case == previous else case, subject, *cells])
+            previous = case
+        return f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+    def as_json(self) -> dict[str, Any]:
+        """All values of all rounds."""
+        return {
+            row: [{"case": case, "subject": subject, **metrics} for (case, subject), metrics in cases.items()]
+            for row, cases in self._values.items()
+        }
+
+    def _ratio(self, row: str, case: str, subject: str, table: Table) -> str:
+        metric = table.columns[0].metric
+        own, base = self.median(row, case, subject, metric), self.median(row, case, table.base, metric)
+        return f"{own / base:.1f}" if own and base else ""
+
+
+def _number(values: list[float] | None, column: Column) -> str:
+    return f"{statistics.median(values) * column.scale:,.{column.digits}f}" if values else ""

@@ -1,0 +1,17 @@
+"""What is measured, a file each, in the order of the tables."""
+
+from tests.benchmarks.bench import Row
+from tests.benchmarks.rows import compression, connections, growth, held, paced, publish, saturated, single
+
+__all__ = ["ROWS"]
+
+ROWS: list[Row] = [
+    saturated.ROW,
+    single.ROW,
+    paced.ROW,
+    *publish.ROWS,
+    *connections.ROWS,
+    compression.ROW,
+    *growth.ROWS,
+    held.ROW,
+]

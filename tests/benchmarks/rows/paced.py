@@ -1,0 +1,110 @@
+"""Paced: so many events a second to 1,000 clients, each timed from when its request was due to each socket."""
+
+import contextlib
+
+from tests.benchmarks.bench import Bench, Row
+from tests.benchmarks.results import Column, Table
+from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND, Server, data_of
+
+__all__ = ["ALIKE", "MIXES", "ROW", "SETS", "STUCK", "paced"]
+
+CLIENTS = 1000
+
+ALIKE = "100/s"
+MIXES = "100/s, 10 mixes of patterns"
+SETS = "100/s, 1,000 sets of patterns"
+STUCK = "100/s, one stuck client beside"
+HALF = "50/s"
+
+_VARIANTS = (
+    (ALIKE, OURS, 100),
+    (ALIKE, SEND, 100),
+    (MIXES, OURS, 100),
+    (SETS, OURS, 100),
+    (STUCK, OURS, 100),
+    (HALF, OURS, 50),
+    (HALF, FASTAPI, 50),
+    (HALF, CHANNELS, 50),
+)
+
+# Each lets the event through, so that what differs is the price of the patterns alone.
+_MIXES = (
+    "event",
+    "event.*",
+    "*",
+    "ev*,alert.*",
+    "event,camera_status",
+    "event.created",
+    "[a-f]*",
+    "e?ent",
+    "*.created",
+    "event*,detection.*,alert_*",
+)
+
+
+def run(bench: Bench) -> None:
+    """Start every variant, and let them take turns."""
+    seconds = 2 if bench.quick else 4
+    with contextlib.ExitStack() as stack:
+        servers = []
+        for case, subject, rate in _VARIANTS:
+            for server in stack.enter_context(bench.servers(subject, WEBSOCKET_SEND_BUFFER_BYTES="262144")):
+                _join(server, case)
+                servers.append((case, rate, server))
+        for number in range(bench.rounds + 1):
+            for case, rate, server in servers:
+                values = paced(server, rate, seconds if number else 0.5)
+                if number:
+                    bench.results.add("paced", case, server.subject.name, values)
+            bench.say(f"  round {number} of {bench.rounds}")
+
+
+def paced(server: Server, rate: int, seconds: float) -> dict[str, float]:
+    """One round: latency in microseconds, CPU for each delivery."""
+    events = max(1, int(rate * seconds))
+    server.load.expect(events, stamped=True)
+    cpu = server.cpu()
+    server.load.post(server.one(data_of(350)), events, rate=rate)
+    got = server.load.wait()
+    used = server.cpu() - cpu
+    return {
+        "p50": got.latency.p50,
+        "p99": got.latency.p99,
+        "max": got.latency.max,
+        "cpu": used / got.frames * 1e6,
+        "busy": used / (events / rate),
+        "client_busy": got.cpu / (events / rate),
+    }
+
+
+def _join(server: Server, case: str) -> None:
+    if case == MIXES:
+        for mix in _MIXES:
+            server.connect(CLIENTS // len(_MIXES), f"/ws/events?events={mix}")
+    elif case == SETS:
+        server.connect(CLIENTS, "/ws/events?events=event*,camera-{}.*,alert_created")
+    else:
+        server.connect(CLIENTS)
+    if case == STUCK:
+        server.connect(1, stuck=True)
+        # more than its socket's buffers and the high-water mark hold: from here on it is behind
+        for _ in range(10):
+            server.load.expect(2000)
+            server.publish(data_of(350), 2000)
+            server.load.wait()
+
+
+ROW = Row(
+    "paced",
+    Table(
+        "Paced, 1,000 clients: from HTTP request to socket",
+        (
+            Column("p50", "p50 ms", 2, 1e-3),
+            Column("p99", "p99 ms", 2, 1e-3),
+            Column("max", "max ms", 2, 1e-3),
+            Column("cpu", "CPU µs each", 2),
+            Column("busy", "server busy %", 0, 100),
+        ),
+    ),
+    run,
+)

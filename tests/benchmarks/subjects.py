@@ -1,0 +1,274 @@
+"""Who is measured: this service and its peers, how each is started, joined and published to.
+
+A `Server` is one of them as a running process, with a load client of its own. What is measured stands in `rows/`.
+"""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, NamedTuple, Self
+
+import msgspec
+import redis
+
+from tests.benchmarks.load import STAMP, Connected, Load, Received
+from tests.benchmarks.machine import built, cpu_seconds, memory, pin_to_server_core
+
+__all__ = [
+    "CHANNELS",
+    "FASTAPI",
+    "OURS",
+    "RAW",
+    "ROUTES",
+    "SEND",
+    "SOCKETIO",
+    "Server",
+    "Subject",
+    "batch_request",
+    "data_of",
+    "frame_of",
+    "request",
+]
+
+_PEERS = Path(__file__).parent / "peers"
+_LARGEST_BODY = 900_000
+_POSTERS = 4
+_encode = msgspec.json.encode
+
+
+class Subject(NamedTuple):
+    """One to be measured.
+
+    `way` is how many events at once are published to it: this service's batch route, `PUBLISH` of ready frames, the
+    library's own `emit`, or a request that says how often. `speed` is a guess of its deliveries a second, by which the
+    length of a round is chosen. `until` and `hello` are its greeting, as the load client wants them.
+    """
+
+    name: str
+    module: str
+    way: Literal["batch", "publish", "emit", "repeat"]
+    speed: int
+    path: str = "/ws"
+    until: str = "connected"
+    hello: str = ""
+    package: str = ""
+
+    @property
+    def source(self) -> Path:
+        """The file that it is built from, if it is a program in C."""
+        return _PEERS / self.module
+
+    def available(self) -> bool:
+        """Whether it can run here."""
+        if self.source.suffix == ".c":
+            return built(self.source) is not None
+        return not self.package or find_spec(self.package) is not None
+
+
+OURS = Subject("this service", "handlers", "batch", 4_000_000, path="/ws/events")
+FASTAPI = Subject("FastAPI, a send per client", "fastapi_loop", "publish", 70_000, package="fastapi")
+CHANNELS = Subject("Litestar channels plugin", "litestar_channels", "publish", 90_000)
+SOCKETIO = Subject(
+    "python-socketio",
+    "socketio_server",
+    "emit",
+    40_000,
+    path="/socket.io/?EIO=4&transport=websocket",
+    until="40{",
+    hello="40",
+    package="socketio",
+)
+RAW = Subject("raw asyncio transports", "raw_transports", "repeat", 170_000, until="")
+SEND = Subject("C, one send(2) each", "send.c", "repeat", 200_000, until="")
+ROUTES = Subject("Litestar routes", "litestar_routes", "repeat", 0)
+
+
+def data_of(size: int) -> dict[str, Any]:
+    """An event's data, whose frame on the wire has about `size` bytes and bears a time stamp."""
+    data = {
+        "id": 1,
+        "event_id": 1,
+        "batch_id": "batch-0001",
+        "camera_id": "front_door",
+        "risk_score": 40,
+        "risk_level": "medium",
+        "summary": f"{STAMP} A person at the door",
+        "reasoning": "",
+        "started_at": "2026-01-31T12:00:00.000Z",
+    }
+    # words, as compressible as text is
+    words = " ".join(f"{word} {number}" for number in range(size // 20) for word in ("person", "parcel", "left"))
+    return {**data, "reasoning": words[: max(0, size - len(frame_of(data)))]}
+
+
+def frame_of(data: dict[str, Any]) -> bytes:
+    """The message that peers send: what this service makes of the data."""
+    return _encode({"type": "event", "data": data, "sequence": 1000000, "requires_ack": False})
+
+
+def request(path: str, body: bytes, *headers: str) -> bytes:
+    """An HTTP request, ready."""
+    lines = (f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers)
+    return "\r\n".join((*lines, f"Content-Length: {len(body)}", "", "")).encode() + body
+
+
+def batch_request(data: dict[str, Any], size: int) -> bytes:
+    """A request with `size` events for this service's batch route."""
+    return request("/broadcast/batch", b"[" + b",".join([_encode({"type": "event", "data": data})] * size) + b"]")
+
+
+class Server:
+    """A subject's process on a core of its own, and its load client; `shared` leaves it on all cores."""
+
+    def __init__(
+        self,
+        subject: Subject,
+        redis_url: str,
+        *,
+        channel: str = "",
+        fallback: bool = False,
+        shared: bool = False,
+        **settings: str,
+    ) -> None:
+        self.subject = subject
+        self.channel = channel or f"bench-{secrets.token_hex(4)}"
+        self._fallback = fallback
+        self.redis_url = redis_url
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._process = subprocess.Popen(self._command(), env={**os.environ, **self._environ(), **settings})
+        if not shared:
+            pin_to_server_core(self._process.pid)
+        self._wait_until_it_listens()
+        self.load = self.extra_load()
+        self.load.open_posters(_POSTERS, self.port)
+
+    def connect(self, clients: int, path: str = "", **how: Any) -> Connected:
+        """Add clients, by the subject's own greeting and path unless told otherwise."""
+        how = {"until": self.subject.until, "hello": self.subject.hello, **how}
+        if how.get("deflate") and how["until"]:
+            how["until"] = "*"  # the greeting may be compressed
+        return self.load.connect(clients, self.port, path or self.subject.path, **how)
+
+    def extra_load(self) -> Load:
+        """Another load client of the same kind."""
+        return Load(fallback=self._fallback)
+
+    def one(self, data: dict[str, Any]) -> bytes:
+        """The request that publishes one event."""
+        match self.subject.way:
+            case "batch":
+                return request("/broadcast/event", _encode(data))
+            case "emit":
+                return request("/publish", _encode(data))
+            case _:
+                return request("/publish", frame_of(data))
+
+    def publish(self, data: dict[str, Any], events: int) -> None:
+        """Publish many events as fast as they are taken."""
+        match self.subject.way:
+            case "batch":
+                most = max(1, min(500, events, _LARGEST_BODY // len(frame_of(data))))
+                self.load.post(batch_request(data, most), events // most)
+                if events % most:
+                    self.load.post(batch_request(data, events % most))
+            case "repeat":
+                self.load.post(request("/publish", frame_of(data), f"X-Repeat: {events}"))
+            case "publish":
+                with redis.Redis.from_url(self.redis_url) as link, link.pipeline(transaction=False) as pipeline:
+                    for _ in range(events):
+                        pipeline.publish(self.channel, frame_of(data))
+                    pipeline.execute()
+            case "emit":
+                import socketio
+
+                manager = socketio.RedisManager(self.redis_url, channel=self.channel, write_only=True)
+                for _ in range(events):
+                    manager.emit("event", data)
+
+    def saturate(self, data: dict[str, Any], events: int) -> dict[str, float]:
+        """One round of publishing as fast as possible: deliveries a second, and CPU microseconds for each.
+
+        `busy` and `client_busy` are the shares of the time that the server and the load client used.
+        """
+        self.load.expect(events)
+        cpu, start = self.cpu(), time.monotonic_ns()
+        self.publish(data, events)
+        got = self.load.wait(120)
+        return self._figures(got, start, cpu)
+
+    def _figures(self, got: Received, start: int, cpu: float) -> dict[str, float]:
+        used, seconds = self.cpu() - cpu, (got.last - start) / 1e9
+        return {
+            "rate": got.frames / seconds,
+            "cpu": used / got.frames * 1e6,
+            "busy": min(1.0, used / seconds),
+            "client_busy": min(1.0, got.cpu / seconds),
+        }
+
+    def cpu(self) -> float:
+        """CPU seconds that the server has used."""
+        return cpu_seconds(self._process.pid)
+
+    def memory(self) -> int:
+        """Bytes of memory that the server occupies."""
+        return memory(self._process.pid)
+
+    @property
+    def pid(self) -> int:
+        """The server's process."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """End clients and server."""
+        self.load.close()
+        self._process.terminate()
+        try:
+            self._process.wait(10)
+        except subprocess.TimeoutExpired:  # not every peer ends when it is asked to
+            self._process.kill()
+            self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _command(self) -> list[str]:
+        module = self.subject.module
+        if self.subject.way == "batch":
+            return [sys.executable, "-m", module, "serve", "--port", str(self.port)]
+        if self.subject.source.suffix == ".c":
+            return [str(built(self.subject.source)), str(self.port)]
+        return [sys.executable, "-m", f"tests.benchmarks.peers.{module}", str(self.port), self.redis_url, self.channel]
+
+    def _environ(self) -> dict[str, str]:
+        return {
+            "REDIS_URL": self.redis_url,
+            "REDIS_EVENT_CHANNEL": self.channel,
+            "WEBSOCKET_PING_INTERVAL_SECONDS": "3600",  # peers send no heartbeats either
+            "WEBSOCKET_IDLE_TIMEOUT_SECONDS": "3600",
+            "DRAIN_SECONDS": "0",
+            "LOG_LEVEL": "ERROR",
+        }
+
+    def _wait_until_it_listens(self) -> None:
+        deadline = time.monotonic() + 30
+        while self._process.poll() is None and time.monotonic() < deadline:
+            try:
+                socket.create_connection(("127.0.0.1", self.port)).close()
+            except OSError:
+                time.sleep(0.05)
+            else:
+                return
+        raise RuntimeError(f"{self.subject.name} does not listen")

@@ -1,0 +1,84 @@
+"""The benchmarks' own correctness: everybody gets everything, and tables say what was measured. No times are judged."""
+
+import pytest
+
+from tests.benchmarks.aims import AIMS, aims_table
+from tests.benchmarks.machine import built
+from tests.benchmarks.picture import picture
+from tests.benchmarks.results import Results
+from tests.benchmarks.rows import ROWS
+from tests.benchmarks.rows.paced import paced
+from tests.benchmarks.rows.single import one_at_a_time
+from tests.benchmarks.subjects import OURS, RAW, SEND, Server, Subject, data_of, frame_of
+
+_CLIENTS = 20
+_NEEDS_COMPILER = pytest.mark.skipif(built(SEND.source) is None, reason="no C compiler")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize(
+    "fallback", [pytest.param(False, marks=_NEEDS_COMPILER, id="C"), pytest.param(True, id="Python")]
+)
+def test_this_service_delivers_everything(redis_url: str, fallback: bool) -> None:
+    """Saturated, one at a time, paced, deflated, with patterns and beside a stuck client: all events reach all."""
+    with Server(OURS, redis_url, fallback=fallback) as server:
+        server.connect(_CLIENTS - 10)
+        server.connect(5, "/ws/events?events=event*,camera-{}.*")
+        server.connect(5, deflate=True)
+        server.connect(1, stuck=True)
+        assert server.load.clients == _CLIENTS
+        assert server.saturate(data_of(350), 1000)["rate"] > 0
+        assert server.saturate(data_of(4096), 300)["rate"] > 0
+        one = one_at_a_time(server, data_of(350), 3)
+        assert 0 < one["first"] <= one["last"]
+
+    with Server(OURS, redis_url, fallback=fallback) as server:
+        server.connect(_CLIENTS)
+        latency = paced(server, rate=100, seconds=0.3)
+        assert 0 < latency["p50"] <= latency["p99"] <= latency["max"] < 60e6
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("subject", [RAW, pytest.param(SEND, marks=_NEEDS_COMPILER)], ids=lambda subject: subject.name)
+def test_the_limits_deliver_everything(redis_url: str, subject: Subject) -> None:
+    """What this service is compared with does the work that it is compared for."""
+    with Server(subject, redis_url) as server:
+        server.connect(_CLIENTS)
+        assert server.saturate(data_of(350), 50)["rate"] > 0
+        assert one_at_a_time(server, data_of(4096), 3)["bytes"] > 4000
+
+
+def test_events_have_the_size_that_is_asked_for() -> None:
+    """A frame is as long as the tables say, within the numbers' digits."""
+    for size in (350, 4096):
+        frame = frame_of(data_of(size))
+        assert abs(len(frame) - size) < 10
+
+
+def test_tables_show_medians_ratios_and_whether_aims_are_met() -> None:
+    """A table has a line for each case and subject; an aim that was not measured is left out."""
+    results = Results()
+    row = next(row for row in ROWS if row.name == "saturated")
+    case = "1,000 clients, 350 B"
+    for rate in (3e6, 5e6, 4e6):
+        results.add("saturated", case, OURS.name, {"rate": rate, "cpu": 0.1234})
+    results.add("saturated", case, row.table.base, {"rate": 70e3})
+    table = results.table("saturated", row.table)
+    assert f"| {case} | {OURS.name} | 4,000,000 | 0.12 |" in table
+    assert "| 57.1 |" in table
+    assert aims_table(results).count("\n") == 2
+    assert "| >= 30.00 | 57.14 | met |" in aims_table(results)
+    assert all(aim.value(Results()) is None for aim in AIMS)
+
+
+def test_the_picture_has_a_line_for_each_subject() -> None:
+    """One panel for clients, one for replicas; nothing where nothing was measured."""
+    results = Results()
+    assert picture(results) is None
+    for clients, rate in ((1, 1e4), (10_000, 3e6)):
+        results.add("clients", f"{clients:,} clients", OURS.name, {"rate": rate})
+        results.add("replicas", f"{clients % 9} replicas", OURS.name, {"rate": rate})
+    drawn = picture(results)
+    assert drawn is not None
+    assert drawn.startswith("<svg ")
+    assert drawn.count('fill="none"') == 2
