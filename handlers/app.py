@@ -1,42 +1,54 @@
 """The composition root: settings in, a Litestar application out, everything wired and nothing decided."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 
 from handlers.broadcast import broadcast_router
 from handlers.health import health_routes
+from handlers.metrics import metrics_route
 from handlers.problems import exception_handlers
 from handlers.schema import openapi_config
 from handlers.settings import Settings
 from handlers.websocket import websocket_route
-from kernel import BroadcasterConfig, EventBroadcaster, RedisTransport, get_broadcaster
+from kernel import BroadcasterConfig, EventBroadcaster, Observer, RedisTransport, get_broadcaster
+from telemetry import Exposition, Telemetry
 
 __all__ = ["create_app"]
 
 
 def create_app(settings: Settings, redis_url: str) -> Litestar:
     """The service for these settings on that Redis; it starts and stops with the application's lifespan."""
-    broadcaster = _broadcaster(settings, redis_url)
+    release = version("event-broadcaster")
+    telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, version=release)
+    broadcaster = _broadcaster(settings, redis_url, telemetry.observer)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
         # not ready, but alive: a Redis that comes later is found
         await broadcaster.start(without_redis=True)
+        telemetry.start(broadcaster)
         try:
             yield
         finally:
             await broadcaster.stop()
+            await telemetry.stop()
 
     return Litestar(
-        route_handlers=[broadcast_router(settings), *health_routes, websocket_route(settings)],
+        route_handlers=[
+            Router("/", route_handlers=[broadcast_router(settings)], middleware=telemetry.middleware),
+            *health_routes,
+            metrics_route(Exposition(broadcaster)),
+            websocket_route(settings),
+        ],
         dependencies={"broadcaster": Provide(provide_broadcaster, sync_to_thread=False)},
         exception_handlers=exception_handlers,
-        openapi_config=openapi_config(settings, version=version("event-broadcaster")),
+        openapi_config=openapi_config(settings, version=release),
         state=State({"broadcaster": broadcaster}),
         lifespan=[lifespan],
         logging_config=None,
@@ -48,7 +60,7 @@ def provide_broadcaster(state: State) -> EventBroadcaster:
     return get_broadcaster(state)
 
 
-def _broadcaster(settings: Settings, redis_url: str) -> EventBroadcaster:
+def _broadcaster(settings: Settings, redis_url: str, observer: Observer | None) -> EventBroadcaster:
     config = BroadcasterConfig(
         message_buffer_size=settings.message_buffer_size,
         max_retries=settings.broadcast_max_retries,
@@ -66,5 +78,6 @@ def _broadcaster(settings: Settings, redis_url: str) -> EventBroadcaster:
         history_size=settings.history_size,
         deadline=settings.position_check_seconds,
         retry_lifetime=config.retry_lifetime,
+        observer=observer,
     )
-    return EventBroadcaster(transport, config)
+    return EventBroadcaster(transport, config, observer)

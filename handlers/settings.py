@@ -102,6 +102,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             shown.append(f"{name.upper()}={text and _visible(name, text)}")
         return " ".join(shown)
 
+    def without_effect(self) -> list[str]:
+        """The variables that are set although this version does nothing with them."""
+        reserved = (field.name for field in _fields() if _meaning(field) == _RESERVED)
+        return [name.upper() for name in reserved if getattr(self, name)]
+
     def __repr__(self) -> str:
         """Like `describe()`: a settings object in a traceback gives no secret away."""
         return f"Settings({self.describe()})"
@@ -111,7 +116,7 @@ def settings_help() -> list[tuple[str, str, str]]:
     """Name, default and meaning of every setting that may be used today, in the order of the table."""
     rows = []
     for field in _fields():
-        meaning = (cast(inspect.Metadata, field.type).extra_json_schema or {})["description"]
+        meaning = _meaning(field)
         if meaning != _RESERVED:
             default = "" if field.default in (None, "", ()) else f"{field.default}"
             rows.append((field.name.upper(), default, meaning))
@@ -120,6 +125,11 @@ def settings_help() -> list[tuple[str, str, str]]:
 
 def _fields() -> tuple[inspect.Field, ...]:
     return cast(inspect.StructType, inspect.type_info(Settings)).fields
+
+
+def _meaning(field: inspect.Field) -> str:
+    meaning: str = (cast(inspect.Metadata, field.type).extra_json_schema or {})["description"]
+    return meaning
 
 
 def _visible(name: str, text: str) -> str:

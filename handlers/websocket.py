@@ -5,6 +5,7 @@ wishes, heartbeats, the idle timeout, and the order in which a connection ends.
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from kernel import (
     EVERYTHING,
     GOING_AWAY,
     IDLE_TIMEOUT,
+    INTERNAL_ERROR,
     TRY_AGAIN_LATER,
     UNAUTHORIZED,
     AsgiEncoding,
@@ -38,8 +40,11 @@ from kernel import (
 
 __all__ = ["websocket_route"]
 
+_logger = logging.getLogger(__name__)
+
 # A client that sends without end must not keep the loop for itself.
 _TURN_AFTER = 64
+_NO_STATUS = 1005  # RFC 6455 section 7.4.1
 
 
 class _Wishes(NamedTuple):
@@ -132,6 +137,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
             subprotocols=socket.scope.get("subprotocols", []),
         )
         await socket.accept(subprotocols=verdict.subprotocol)
+        broadcaster.counters.accepts += 1
         sink = _sink(socket, settings)
         cap = settings.websocket_max_connections
         refusal: CloseReason | None = None
@@ -139,19 +145,25 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
             refusal = UNAUTHORIZED
         elif cap and broadcaster.connections >= cap:
             refusal = TRY_AGAIN_LATER
-        if refusal is not None:
-            sink.close(refusal)
-            await _until_gone(socket)
-        else:
-            wishes = _wishes(query)
-            client = broadcaster.connect(
-                sink, encodings.of(sink, zlib=wishes.zlib), patterns=wishes.patterns, resume=wishes.resume
-            )
-            for problem in wishes.problems:
-                client.tell(Error("validation_error", f"Invalid query parameter: {problem}", {"reason": problem}))
-            await _converse(socket, broadcaster, client, sink, settings)
-        if isinstance(sink, AsgiSink):
-            sink.stop()
+        code = INTERNAL_ERROR.code
+        try:
+            if refusal is not None:
+                sink.close(refusal)
+                code = await _until_gone(socket)
+            else:
+                wishes = _wishes(query)
+                client = broadcaster.connect(
+                    sink, encodings.of(sink, zlib=wishes.zlib), patterns=wishes.patterns, resume=wishes.resume
+                )
+                _logger.debug("%s joined", client.id)
+                for problem in wishes.problems:
+                    client.tell(Error("validation_error", f"Invalid query parameter: {problem}", {"reason": problem}))
+                code = await _converse(socket, broadcaster, client, sink, settings)
+                _logger.debug("%s left with %d", client.id, code)
+        finally:
+            broadcaster.counters.closed(code)
+            if isinstance(sink, AsgiSink):
+                sink.stop()
 
     return ws_events
 
@@ -162,8 +174,8 @@ async def _converse(
     client: Client,
     sink: ReadySink | AsgiSink,
     settings: Settings,
-) -> None:
-    """Hear the client out until either side ends it."""
+) -> int:
+    """Hear the client out until either side ends it; returns the close code."""
     hub = broadcaster.hub
     clock = _Clock(broadcaster, client, settings)
     sink.on_blocked = lambda: hub.fall_behind(client)
@@ -174,7 +186,7 @@ async def _converse(
         while True:
             message = await socket.receive()
             if message["type"] == "websocket.disconnect":
-                return
+                return _code(message)
             if sink.blocked:
                 await sink.drained()
             clock.heard()
@@ -201,9 +213,15 @@ async def _refuse(socket: WebSocket[Any, Any, Any], status: int) -> None:
     await socket.send({"type": "websocket.http.response.body", "body": b"", "more_body": False})
 
 
-async def _until_gone(socket: WebSocket[Any, Any, Any]) -> None:
-    while (await socket.receive())["type"] != "websocket.disconnect":
+async def _until_gone(socket: WebSocket[Any, Any, Any]) -> int:
+    while (message := await socket.receive())["type"] != "websocket.disconnect":
         pass
+    return _code(message)
+
+
+def _code(message: Mapping[str, Any]) -> int:
+    code = message.get("code")
+    return code if isinstance(code, int) else _NO_STATUS
 
 
 def _sink(socket: WebSocket[Any, Any, Any], settings: Settings) -> ReadySink | AsgiSink:

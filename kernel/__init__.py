@@ -8,6 +8,7 @@ from kernel.broadcaster import BroadcasterConfig, EventBroadcaster, get_broadcas
 from kernel.circuit import CircuitState, CircuitStatus, Transition
 from kernel.client import Client, Resume, Sink
 from kernel.control import Control, Error, Shutdown
+from kernel.counters import Counters, Histogram
 from kernel.decoding import MAX_BATCH, decode_batch, decode_message
 from kernel.enums import (
     AlertStatus,
@@ -19,6 +20,7 @@ from kernel.enums import (
     ServiceStatus,
     WorkerType,
 )
+from kernel.envelope import Entry, TraceContext
 from kernel.errors import (
     GOING_AWAY,
     IDLE_TIMEOUT,
@@ -57,13 +59,26 @@ from kernel.messages import (
     utc_now,
     wire_type_of,
 )
-from kernel.observer import Observer
+from kernel.observer import (
+    Acknowledged,
+    Delivered,
+    Drained,
+    Failed,
+    Lost,
+    Observer,
+    Published,
+    Publishing,
+    Refilled,
+    Replayed,
+    Retried,
+    Run,
+)
 from kernel.publishing import PublishOptions, Receipt, ReplayedReceipt
 from kernel.redis import RedisTransport
 from kernel.retry import BroadcastRetryMetrics, broadcast_with_retry
 from kernel.session import Refused, patterns_from, sequence_from
 from kernel.subscriptions import EVERYTHING, Patterns
-from kernel.transport import Transport
+from kernel.transport import Position, Publication, Transport
 
 __all__ = [
     "EVERYTHING",
@@ -76,6 +91,7 @@ __all__ = [
     "TRY_AGAIN_LATER",
     "UNAUTHORIZED",
     "WINDOW_BITS",
+    "Acknowledged",
     "AlertData",
     "AlertDeletedData",
     "AlertStatus",
@@ -94,29 +110,44 @@ __all__ = [
     "Client",
     "CloseReason",
     "Control",
+    "Counters",
+    "Delivered",
     "DetectionBatchData",
     "DetectionNewData",
+    "Drained",
     "Encoding",
+    "Entry",
     "Error",
     "EventBroadcaster",
     "EventData",
+    "Failed",
     "FieldError",
+    "Histogram",
     "InfrastructureAlertData",
     "InfrastructureSeverity",
     "InfrastructureStatus",
     "Joined",
+    "Lost",
     "Message",
     "MessageInvalid",
     "NotStarted",
     "Observer",
     "Patterns",
+    "Position",
+    "Publication",
     "PublishOptions",
+    "Published",
+    "Publishing",
     "Receipt",
     "RedisTransport",
+    "Refilled",
     "Refused",
+    "Replayed",
     "ReplayedReceipt",
     "Resume",
+    "Retried",
     "RiskLevel",
+    "Run",
     "SceneChangeData",
     "ServiceStatus",
     "ServiceStatusData",
@@ -124,6 +155,7 @@ __all__ = [
     "Sink",
     "Summary",
     "SummaryUpdateData",
+    "TraceContext",
     "Transition",
     "Transport",
     "TransportError",

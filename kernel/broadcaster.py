@@ -12,6 +12,7 @@ import msgspec
 from kernel.circuit import CircuitBreaker, CircuitState, CircuitStatus
 from kernel.client import Client, Resume, Sink
 from kernel.control import ServiceNotice
+from kernel.counters import Counters
 from kernel.drain import drain
 from kernel.errors import NotStarted, TransportError
 from kernel.frames import Encoding
@@ -20,7 +21,7 @@ from kernel.link import Link
 from kernel.listener import Listener
 from kernel.log import Log
 from kernel.messages import Message, utc_now
-from kernel.observer import Guarded, Observer
+from kernel.observer import Drained, Guarded, Observer
 from kernel.publishing import Publisher, PublishOptions, Receipt
 from kernel.retry import BroadcastRetryMetrics, backoff
 from kernel.subscriptions import EVERYTHING, Patterns
@@ -60,7 +61,7 @@ class EventBroadcaster(Publisher):
         self, transport: Transport, config: BroadcasterConfig | None = None, observer: Observer | None = None
     ) -> None:
         config = config or BroadcasterConfig()
-        observer = Guarded(observer) if observer is not None else Observer()
+        self.counters = observer = Counters(Observer() if observer is None else Guarded(observer))
         link = Link(
             CircuitBreaker(config.circuit_failure_threshold, config.circuit_recovery_seconds),
             observer=observer,
@@ -139,7 +140,9 @@ class EventBroadcaster(Publisher):
     async def drain(self, seconds: float) -> None:
         """Take no more clients and let those that are here go, spread over `seconds`; publishing goes on."""
         self.draining = True
-        await drain(list(self.hub), seconds)
+        begin, clients = time.time(), list(self.hub)
+        await drain(clients, seconds)
+        self.counters.drained(Drained(len(clients), begin, time.time()))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -168,7 +171,7 @@ class EventBroadcaster(Publisher):
 
     def record_ack(self, client: Client, sequence: int) -> bool:
         """Count a client's ack of everything up to `sequence`; whether it raised its highest one."""
-        return client.acknowledge(sequence)
+        return self.hub.acknowledge(client, sequence)
 
     def get_messages_since(self, last_sequence: int, mark_as_replay: bool = False) -> list[dict[str, Any]]:
         """The messages of this epoch after `last_sequence` that this replica has in memory, oldest first."""
@@ -189,6 +192,16 @@ class EventBroadcaster(Publisher):
     def sequence(self) -> int:
         """The number of the last event that this replica delivered."""
         return self._log.place.sequence
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many events the clients that are connected have got, should have acknowledged, and have not."""
+        return self.hub.unacknowledged
+
+    @property
+    def history_depth(self) -> int:
+        """How many events were kept in Redis at the last position check."""
+        return self._transport.kept
 
     @property
     def ready(self) -> bool:

@@ -6,6 +6,7 @@ socket is full, and puts the client back among the live ones at the moment when 
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 
 from kernel.client import Client, Resume
@@ -35,12 +36,14 @@ class CatchUp:
         go_live: Callable[[Client], None],
         observer: Observer,
         chunk: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
         self._checked = checked
         self._go_live = go_live
         self._observer = observer
         self._chunk = chunk
+        self._clock = clock
 
     async def serve(self, client: Client) -> None:
         """Bring the client to where this replica stands and make it live, or close it if the history has passed it."""
@@ -70,13 +73,16 @@ class CatchUp:
         count = 0
         for run in chunks(frames, self._chunk):
             await client.sink.drained()
-            count += client.take(run, replay=replay)
+            written = client.take(run, replay=replay)
+            self._observer.caught_up(written)
+            count += written.messages
             await asyncio.sleep(0)
         return count
 
     async def _replay(self, client: Client, resume: Resume) -> None:
         """Send what was missed since a position, each event marked as replayed, and then the verdict."""
-        log = self._log
+        log, begin = self._log, self._clock()
+        source = "memory"
         if self._must_ask(resume):
             await self._checked()
         target = log.place
@@ -91,6 +97,8 @@ class CatchUp:
         client.step_back(Position(target.epoch, first))
         while client.place.sequence < target.sequence:
             await client.sink.drained()
+            if not log.holds(client.place):
+                source = "redis"
             try:
                 frames = await log.after(client.place)
             except Gone as gone:
@@ -110,6 +118,7 @@ class CatchUp:
                 oldest = gaps[-1].place.sequence + 1
             count += await self._write(client, frames, replay=True) - len(gaps)
         recovered = not changed and not beyond and oldest is None
+        reason = "epoch_changed" if changed else "ahead" if beyond else "gap_too_old"
         client.tell(
             ResyncAck(
                 resume.channel,
@@ -122,7 +131,9 @@ class CatchUp:
                 epoch_changed=changed,
             )
         )
-        self._observer.replayed(Replayed(Position(target.epoch, first), target, count, recovered))
+        verdict = "recovered" if recovered else reason
+        span = (begin, self._clock())
+        self._observer.replayed(Replayed(Position(target.epoch, first), target, count, verdict, source, *span))
 
     def _must_ask(self, resume: Resume) -> bool:
         """Whether the answer depends on where Redis is now: another epoch, or a number that is not here yet."""

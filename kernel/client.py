@@ -6,11 +6,11 @@ from typing import NamedTuple, Protocol
 
 from kernel.control import Control
 from kernel.errors import CloseReason
-from kernel.frames import Encoding, Frame, Joined, ready_control
+from kernel.frames import Encoding, Frame, Joined, ready_control, saved_bytes
 from kernel.subscriptions import EVERYTHING, Audience, Patterns
 from kernel.transport import Position
 
-__all__ = ["Client", "Delivery", "Resume", "Sink"]
+__all__ = ["Client", "Delivery", "Resume", "Sink", "Written"]
 
 
 class Delivery(Enum):
@@ -27,6 +27,14 @@ class Resume(NamedTuple):
     channel: str
     last_sequence: int
     epoch: str | None
+
+
+class Written(NamedTuple):
+    """What was written: messages, those of them that require an ack, and the bytes that compression saved."""
+
+    messages: int
+    acks_wanted: int
+    saved: int
 
 
 class Sink(Protocol):
@@ -58,6 +66,7 @@ class Client:
         "_acked",
         "_acked_epoch",
         "_reached",
+        "_since",
         "acks",
         "audience",
         "delivery",
@@ -84,13 +93,19 @@ class Client:
         self.owed: dict[type[Control], Control] = {}  # notices that came while the socket was full
         self.acks = 0
         self._acked = 0
-        self._acked_epoch = ""
+        self._acked_epoch = place.epoch
         self._reached = 0
+        self._since = place.sequence
 
     @property
     def acked(self) -> int:
         """The highest number acknowledged in the epoch where the client stands, 0 if none."""
         return self._acked if self._acked_epoch == self.place.epoch else 0
+
+    @property
+    def settled(self) -> int:
+        """The number up to which no ack is owed: acknowledged, or before the first that it was sent."""
+        return max(self._acked, self._since) if self._acked_epoch == self.place.epoch else 0
 
     def tell(self, control: Control) -> None:
         """Send a control message, behind everything that was sent before."""
@@ -103,23 +118,30 @@ class Client:
         else:
             self.tell(notice)
 
-    def take(self, frames: list[Frame], *, replay: bool = False) -> int:
-        """Send what matches of `frames`, and stand behind them; return how many messages that were.
+    def take(self, frames: list[Frame], *, replay: bool = False) -> Written:
+        """Send what matches of `frames`, and stand behind them; return what was written.
 
         The frames follow the client's place, and there is one at least.
         """
         matches, encoding = self.patterns.matches, self.encoding
         wanted = [frame for frame in frames if frame.names is None or matches(frame.names)]
-        if wanted:
-            self.sink.write(encoding.join([f.replayed(encoding) if replay else f.ready(encoding) for f in wanted]))
+        made = [f.replayed(encoding) if replay else f.ready(encoding) for f in wanted]
+        if made:
+            self.sink.write(encoding.join(made))
         self.place = frames[-1].place
-        return len(wanted)
+        return Written(len(wanted), sum(f.wants_ack for f in wanted), saved_bytes(wanted, made, encoding))
 
     def step_back(self, place: Position) -> None:
         """Stand at another place, as a resume asks for; what was received before can still be acknowledged."""
         self._begin_epoch()
         self._reached = max(self._reached, self.place.sequence)
+        self._since = min(self._since, place.sequence)
         self.place = place
+
+    def absolve(self) -> None:
+        """Owe no ack for anything up to here."""
+        self._begin_epoch()
+        self._since = self.place.sequence
 
     def acknowledge(self, sequence: int) -> bool:
         """Count an ack; whether it raised the highest one (never lowered, never beyond what was sent)."""
@@ -133,4 +155,4 @@ class Client:
     def _begin_epoch(self) -> None:
         if self._acked_epoch != self.place.epoch:
             self._acked_epoch = self.place.epoch
-            self._acked = self._reached = 0
+            self._acked = self._reached = self._since = 0

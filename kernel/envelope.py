@@ -2,19 +2,28 @@
 
 An announcement, the payload on the channel, is `{"epoch": "…", "events": [entry, …]}`. An entry is
 `{"sequence": 42, "id": "…", "type": "event", "data": {…}}` plus, where they apply, `timestamp`, `requires_ack`,
-`event_type` (the data's own, by which patterns can match) and the trace context `traceparent`, `tracestate`, `baggage`.
+`event_type` (the data's own, by which patterns can match), the trace context `traceparent`, `tracestate`, `baggage`,
+and `published_at`: when its replica was asked to publish it, in seconds since the epoch, by that replica's clock.
 The history keeps each entry without its number, which is the stream entry's id.
 
 `data` is never looked into after the publish: it stays the bytes that the producer's replica wrote.
 """
 
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from kernel.messages import Message, event_type_of, requires_ack, wire_type_of
 
-__all__ = ["Announcement", "Entry", "decode_announcement", "decode_entry", "encode_tail"]
+__all__ = ["Announcement", "Entry", "TraceContext", "decode_announcement", "decode_entry", "encode_tail"]
+
+
+class TraceContext(NamedTuple):
+    """Which trace an event belongs to: the W3C headers of these names."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +39,7 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
+    published_at: float | None = None
 
 
 class Announcement(msgspec.Struct, frozen=True):
@@ -49,6 +59,7 @@ class _Tail(msgspec.Struct, kw_only=True, omit_defaults=True):
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
+    published_at: float | None = None
     timestamp: str | None | msgspec.UnsetType = msgspec.UNSET
     data: msgspec.Struct
 
@@ -58,9 +69,7 @@ _announcements = msgspec.json.Decoder(Announcement)
 _entries = msgspec.json.Decoder(Entry)
 
 
-def encode_tail(
-    message: Message, id: str, traceparent: str | None, tracestate: str | None, baggage: str | None
-) -> bytes:
+def encode_tail(message: Message, id: str, trace: TraceContext, published_at: float) -> bytes:
     """The JSON of an entry behind its number: `,"id":"…",…,"data":{…}}`, to be put behind `{"sequence":42`."""
     encoded = _encoder.encode(
         _Tail(
@@ -68,9 +77,10 @@ def encode_tail(
             type=wire_type_of(message),
             requires_ack=requires_ack(message),
             event_type=event_type_of(message),
-            traceparent=traceparent,
-            tracestate=tracestate,
-            baggage=baggage,
+            traceparent=trace.traceparent,
+            tracestate=trace.tracestate,
+            baggage=trace.baggage,
+            published_at=published_at,
             timestamp=getattr(message, "timestamp", msgspec.UNSET),
             data=message.data,
         )

@@ -8,9 +8,9 @@ by its place alone: a live client that the walk has not reached holds the very o
 
 from collections.abc import Iterable, Iterator
 
-from kernel.client import Client
-from kernel.frames import Encoding, Frame
-from kernel.subscriptions import Audiences
+from kernel.client import Client, Written
+from kernel.frames import Encoding, Frame, saved_bytes
+from kernel.subscriptions import Audiences, Patterns
 from kernel.transport import Position
 
 __all__ = ["Walk", "chunks"]
@@ -21,16 +21,25 @@ _BYTES = 4 * 1024 * 1024
 
 
 class Walk:
-    """One delivery of `frames`, which begin behind `start`, to the live clients among `audiences`."""
+    """One delivery of `frames`, which begin behind `start`, to the live clients among `audiences`.
 
-    __slots__ = ("_audiences", "deliveries", "end", "frames", "start")
+    `reached` counts the clients that it wrote to, by their patterns.
+    """
+
+    __slots__ = ("_acks", "_audiences", "_messages", "_saved", "end", "frames", "reached", "start")
 
     def __init__(self, frames: list[Frame], start: Position, audiences: Audiences[Client, Encoding]) -> None:
         self.frames = frames
         self.start = start
         self.end = frames[-1].place
-        self.deliveries = 0
+        self.reached: dict[Patterns, int] = {}
         self._audiences = audiences
+        self._messages = self._acks = self._saved = 0
+
+    @property
+    def written(self) -> Written:
+        """What was written so far, over all clients."""
+        return Written(self._messages, self._acks, self._saved)
 
     def __iter__(self) -> Iterator[None]:
         """Write to everyone; each step ends where the loop should turn."""
@@ -38,8 +47,9 @@ class Walk:
         writes, size = _WRITES, _BYTES
         for audience in self._audiences:
             encoding, matches = audience.encoding, audience.patterns.matches
-            ready = [frame.ready(encoding) for frame in self.frames if frame.names is None or matches(frame.names)]
-            count = len(ready)
+            wanted = [frame for frame in self.frames if frame.names is None or matches(frame.names)]
+            ready = [frame.ready(encoding) for frame in wanted]
+            reached = 0
             writes -= 1  # an audience has its price too, even where nothing matches
             data = encoding.join(ready) if ready else None
             length = len(data) if isinstance(data, bytes) else 0
@@ -48,18 +58,29 @@ class Walk:
                     continue
                 if data is not None:
                     client.sink.write(data)
-                    self.deliveries += count
+                    reached += 1
                     writes -= 1
                     size -= length
                 client.place = end
                 if writes <= 0 or size <= 0:
                     yield
                     writes, size = _WRITES, _BYTES
+            if reached:
+                acks = sum([frame.wants_ack for frame in wanted])
+                self._note(audience.patterns, reached, len(wanted), acks, saved_bytes(wanted, ready, encoding))
 
     def reach(self, client: Client) -> None:
         """Give a live client its part now, if it has not had it, because something else is about to be sent to it."""
         if client.place is self.start:
-            self.deliveries += client.take(self.frames)
+            written = client.take(self.frames)
+            if written.messages:
+                self._note(client.patterns, 1, *written)
+
+    def _note(self, patterns: Patterns, clients: int, messages: int, acks: int, saved: int) -> None:
+        self.reached[patterns] = self.reached.get(patterns, 0) + clients
+        self._messages += messages * clients
+        self._acks += acks * clients
+        self._saved += saved * clients
 
 
 def chunks(frames: list[Frame], size: int) -> Iterable[list[Frame]]:

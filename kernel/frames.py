@@ -16,7 +16,7 @@ from kernel.envelope import Entry
 from kernel.names import names_of
 from kernel.transport import Position
 
-__all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Frame", "Joined", "WireEncoding", "ready_control"]
+__all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Frame", "Joined", "WireEncoding", "ready_control", "saved_bytes"]
 
 # The LZ77 window of the shared permessage-deflate variant: what the `websockets` library asks for, and browsers take.
 WINDOW_BITS = 12
@@ -34,6 +34,11 @@ Joined = bytes | list[str | bytes]
 class Encoding(Protocol):
     """How one client wants its messages; equal for clients that can share them."""
 
+    @property
+    def compresses(self) -> bool:
+        """Whether some messages get smaller than their JSON."""
+        ...
+
     def encode(self, json: bytes) -> bytes | str:
         """One message, ready."""
         ...
@@ -50,9 +55,10 @@ class WireEncoding:
     `deflate`: permessage-deflate without context takeover was agreed; `level` is zlib's, 1 to 9.
     """
 
-    __slots__ = ("_deflate", "_level", "_zlib_from")
+    __slots__ = ("_deflate", "_level", "_zlib_from", "compresses")
 
     def __init__(self, zlib_from: int | None, *, deflate: bool, level: int) -> None:
+        self.compresses = deflate or zlib_from is not None
         self._zlib_from = zlib_from
         self._deflate = deflate
         self._level = level
@@ -77,9 +83,10 @@ class WireEncoding:
 class AsgiEncoding:
     """Messages for ASGI's `send`: str for text, bytes for binary."""
 
-    __slots__ = ("_level", "_zlib_from")
+    __slots__ = ("_level", "_zlib_from", "compresses")
 
     def __init__(self, zlib_from: int | None, *, level: int) -> None:
+        self.compresses = zlib_from is not None
         self._zlib_from = zlib_from
         self._level = level
 
@@ -147,6 +154,11 @@ class Frame:
         """Bytes of the plain message."""
         return len(self._json)
 
+    @property
+    def wants_ack(self) -> bool:
+        """Whether it is an event that its receivers should acknowledge."""
+        return self.entry is not None and self.entry.requires_ack
+
     def message(self, *, replay: bool) -> dict[str, Any]:
         """The message as Python has it."""
         decoded: dict[str, Any] = msgspec.json.decode(self._json)
@@ -172,6 +184,14 @@ class Frame:
 def ready_control(control: Control, encoding: Encoding) -> Joined:
     """A control message for one client, as one write."""
     return encoding.join((encoding.encode(_encode(control)),))
+
+
+def saved_bytes(frames: Iterable[Frame], messages: Iterable[bytes | str], encoding: Encoding) -> int:
+    """How many bytes `messages` are smaller than the JSON of the `frames` that they were made of."""
+    if not encoding.compresses:
+        return 0
+    pairs = zip(frames, messages, strict=True)
+    return sum(max(0, frame.size - len(made)) for frame, made in pairs if isinstance(made, bytes))
 
 
 def _zlibbed(json: bytes, level: int) -> bytes:

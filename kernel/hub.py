@@ -3,8 +3,10 @@
 import asyncio
 import logging
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Iterator
 
+from kernel.acks import Ledger, asks
 from kernel.catchup import CatchUp
 from kernel.client import Client, Delivery, Resume, Sink
 from kernel.control import Connected, Control, Error, Ping, ServiceNotice
@@ -13,7 +15,7 @@ from kernel.fanout import Walk, chunks
 from kernel.frames import Encoding, Frame
 from kernel.log import Log
 from kernel.messages import utc_now
-from kernel.observer import Delivered, Observer
+from kernel.observer import Acknowledged, Delivered, Observer, Run
 from kernel.session import interpret
 from kernel.subscriptions import EVERYTHING, Audiences, Patterns
 from kernel.transport import Position
@@ -41,12 +43,17 @@ class Hub:
         degraded: Callable[[], bool],
         observer: Observer,
         chunk: int,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
+        self._clock = clock
         self._degraded = degraded
         self._observer = observer
         self._chunk = chunk
-        self._catch_up = CatchUp(log, checked=checked, go_live=self._go_live, observer=observer, chunk=chunk)
+        self._catch_up = CatchUp(
+            log, checked=checked, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock
+        )
+        self._ledger = Ledger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
         self._clients: dict[Client, asyncio.Task[None] | None] = {}
         self._walk: Walk | None = None
@@ -80,6 +87,8 @@ class Hub:
 
     def disconnect(self, client: Client) -> None:
         """Let a client go; one that has gone already is no error."""
+        if client in self._clients:
+            self._observer.left(self._ledger.owed(client))
         task = self._clients.pop(client, None)
         if task is not None:
             task.cancel()
@@ -91,11 +100,23 @@ class Hub:
         if decision.patterns is not None and decision.patterns is not client.patterns:
             self._change_patterns(client, decision.patterns)
         if decision.ack is not None:
-            client.acknowledge(decision.ack)
+            self.acknowledge(client, decision.ack)
         if decision.resume is not None:
             self._resume(client, decision.resume)
         if decision.reply is not None:
             client.tell(decision.reply)
+
+    def acknowledge(self, client: Client, sequence: int) -> bool:
+        """Count a client's ack of everything up to `sequence`; whether it raised its highest one."""
+        since = self._ledger.out_since(client, sequence)
+        raised = client.acknowledge(sequence)
+        self._observer.acknowledged(Acknowledged(self._clock() - since if raised and since is not None else None))
+        return raised
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many events the clients that are here have got and should have acknowledged, over all of them."""
+        return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
 
     def heartbeat(self, client: Client) -> None:
         """Tell a client its own place."""
@@ -104,15 +125,22 @@ class Hub:
     def fall_behind(self, client: Client) -> None:
         """Take a client whose socket is full from the live ones; it catches up when the socket drains."""
         if client.delivery is Delivery.LIVE:
-            self._leave_live(client, Delivery.BEHIND)
-            self._serve(client)
+            self._observer.slowed()
+            self._step_aside(client)
+
+    def _step_aside(self, client: Client) -> None:
+        self._leave_live(client, Delivery.BEHIND)
+        self._serve(client)
 
     async def deliver(self, frames: list[Frame], start: Position | None) -> None:
         """Append frames to the log and hand them to the live clients, or show them to those who stand at `start`."""
+        first, begin = self._log.place if start is None else start, self._clock()
+        runs = []
         for run in chunks(frames, self._chunk):
             before = self._log.place if start is None else start
             if start is None:
                 self._log.append(run)
+                self._ledger.enter(run, begin)
             walk = self._walk = Walk(run, before, self._audiences)
             steps = iter(walk)
             try:
@@ -123,8 +151,10 @@ class Hub:
                 for _ in steps:
                     pass
                 self._walk = None
-            self._observer.delivered(Delivered(before, walk.end, walk.deliveries))
+            runs.append(Run(run, walk.reached, walk.written, self._clock()))
             await asyncio.sleep(0)
+        if start is None:
+            self._observer.delivered(Delivered(first, self._log.place, begin, runs[-1].end, runs))
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
         """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""
@@ -132,6 +162,8 @@ class Hub:
             if self._walk is not None:
                 self._walk.reach(client)
             self._leave_audience(client)
+        if asks(patterns) and not asks(client.patterns):
+            client.absolve()
         client.patterns = patterns
         # reaching it may have filled its socket, and then it is no longer live
         if client.delivery is Delivery.LIVE:
@@ -143,7 +175,8 @@ class Hub:
             client.tell(Error("validation_error", text, {"reason": text}))
             return
         client.resumes.append(resume)
-        self.fall_behind(client)
+        if client.delivery is Delivery.LIVE:
+            self._step_aside(client)
 
     def _go_live(self, client: Client) -> None:
         client.delivery = Delivery.LIVE

@@ -87,6 +87,10 @@ class Log:
         """Make frames part of the log."""
         self.ring.append(frames)
 
+    def holds(self, place: Position) -> bool:
+        """Whether memory alone can tell what comes after `place`."""
+        return self.ring.since(place) is not None
+
     async def after(self, place: Position) -> list[Frame]:
         """The next frames after `place`, some of them at least; none if `place` is where this replica stands.
 

@@ -5,7 +5,8 @@
 -- ARGV  1 channel   2 history size   3 epoch to use if a new one must begin
 --       4-6 the caller's last delivered position (epoch, sequence, event id) as it was when it called; "" = none
 --       7 id of this request   8 lifetime of the record in ms   9... per event: id, tail of its JSON
--- Answers {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered, sequence now}.
+-- Answers {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered, sequence now, and for a
+-- position check the number of the oldest event kept (sequence + 1 if none is)}.
 --
 -- Data is never decoded here: cjson would turn [] into {}, cut floats and break integers above 2^53.
 -- Redis does not roll back, so whatever can be unusable or forbidden is looked at before the first write.
@@ -115,4 +116,10 @@ if KEYS[3] then
   local record = string.format('%s %s %.0f %d %d', ARGV[7], epoch, first, #parts, subscribers)
   redis.call('SET', KEYS[3], record, 'PX', ARGV[8])
 end
-return {epoch, first, #parts, subscribers, 0, sequence}
+local answer = {epoch, first, #parts, subscribers, 0, sequence}
+if #parts == 0 then
+  local kept = redis.pcall('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)
+  local oldest = kept[1] and string.match(kept[1][1], '^(%d+)-0$')
+  answer[7] = oldest and #oldest <= 15 and tonumber(oldest) or sequence + 1
+end
+return answer

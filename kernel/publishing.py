@@ -1,13 +1,14 @@
 """The way out: a message becomes numbered events on every replica, or an error that says why not."""
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 
 import msgspec
 
 from kernel.decoding import MAX_BATCH
-from kernel.envelope import encode_tail
-from kernel.errors import BroadcastFailed, FieldError, MessageInvalid, TransportError
+from kernel.envelope import TraceContext, encode_tail
+from kernel.errors import BroadcasterError, BroadcastFailed, FieldError, MessageInvalid, TransportError
 from kernel.link import Link
 from kernel.messages import (
     MESSAGE_TYPES,
@@ -35,7 +36,7 @@ from kernel.messages import (
     WorkerStatusMessage,
     wire_type_of,
 )
-from kernel.observer import Observer, Published, Retried
+from kernel.observer import Failed, Observer, Published, Publishing, Retried
 from kernel.retry import BroadcastRetryMetrics, broadcast_with_retry
 from kernel.transport import Fence, Outgoing, Publication, Transport
 
@@ -54,6 +55,11 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
     traceparent: str | None = None
     tracestate: str | None = None
     baggage: str | None = None
+
+    @property
+    def trace(self) -> TraceContext:
+        """The producer's trace context."""
+        return TraceContext(self.traceparent, self.tracestate, self.baggage)
 
 
 _NONE = PublishOptions()
@@ -86,6 +92,7 @@ class Publisher:
         observer: Observer,
         max_retries: int,
         delays: tuple[float, float],
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._transport = transport
         self._link = link
@@ -93,19 +100,31 @@ class Publisher:
         self._observer = observer
         self._max_retries = max_retries
         self._base_delay, self._max_delay = delays
+        self._clock = clock
         self.metrics = BroadcastRetryMetrics()
 
     async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
         """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
         options = options or _NONE
-        id = secrets.token_hex(8)
-        single = len(messages) == 1
-        events = []
-        for index, message in enumerate(messages):
-            name = id if single else f"{id}-{index}"
-            events.append((name, encode_tail(message, name, options.traceparent, options.tracestate, options.baggage)))
-        outgoing = Outgoing(id, options.idempotency_key, events)
         types = [wire_type_of(message) for message in messages]
+        begin = self._clock()
+        try:
+            with self._observer.publishing(Publishing(types, options.trace)) as trace:
+                id = secrets.token_hex(8)
+                names = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
+                pairs = zip(messages, names, strict=True)
+                events = [(name, encode_tail(message, name, trace, begin)) for message, name in pairs]
+                publication, retries = await self._send(Outgoing(id, options.idempotency_key, events), types)
+                self._observer.published(Published(types, publication, retries, self._clock() - begin))
+        except BroadcasterError as error:
+            self._observer.failed(Failed(types, type(error.__cause__ or error).__name__, self._clock() - begin))
+            raise
+        made = ReplayedReceipt if publication.replayed else Receipt
+        epoch, subscribers = publication.epoch, publication.subscribers
+        return [made(publication.first + i, epoch, subscribers) for i in range(publication.size)]
+
+    async def _send(self, outgoing: Outgoing, types: list[str]) -> tuple[Publication, int]:
+        """Hand a publish to Redis, with retries; returns how many there were."""
         retries = 0
 
         async def attempt() -> Publication:
@@ -126,7 +145,7 @@ class Publisher:
         try:
             publication = await broadcast_with_retry(
                 attempt,
-                types[0] if single else "batch",
+                types[0] if len(types) == 1 else "batch",
                 max_retries=self._max_retries,
                 base_delay=self._base_delay,
                 max_delay=self._max_delay,
@@ -135,10 +154,7 @@ class Publisher:
             )
         except TransportError as error:
             raise BroadcastFailed(str(error), max(self._link.retry_after, self._base_delay)) from error
-        self._observer.published(Published(types, publication, retries))
-        made = ReplayedReceipt if publication.replayed else Receipt
-        epoch, subscribers = publication.epoch, publication.subscribers
-        return [made(publication.first + i, epoch, subscribers) for i in range(publication.size)]
+        return publication, retries
 
     async def broadcast_batch(
         self, messages: Sequence[Message], *, options: PublishOptions | None = None

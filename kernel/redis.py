@@ -9,9 +9,10 @@ import contextlib
 import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextvars import Context, copy_context
 from functools import partial
 from importlib.resources import files
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -27,6 +28,7 @@ from redis.exceptions import (
 
 from kernel.envelope import Entry, decode_announcement, decode_entry
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.observer import Guarded, Observer
 from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
 
 __all__ = ["RedisTransport"]
@@ -43,12 +45,20 @@ _LARGEST_BATCH = 1024
 _T = TypeVar("_T")
 
 
+class _Waiting(NamedTuple):
+    """A publish on its way: its command, where the answer goes, and the context that it was made in."""
+
+    command: list[Any]
+    arrived: asyncio.Future[Any]
+    context: Context
+
+
 class RedisTransport:
     """A `Transport` on Redis ≥ 6.2 or Valkey.
 
     `url` is `redis://`, `rediss://` or `unix://`; `channel` names the pub/sub channel and, in braces, the keys;
     `history_size` is how many events are kept at least. `deadline` bounds every command, in seconds; `retry_lifetime`
-    is for how long, in seconds, a publish may be retried under its id.
+    is for how long, in seconds, a publish may be retried under its id. `observer` hears of pipelines that are shared.
     """
 
     def __init__(
@@ -59,7 +69,10 @@ class RedisTransport:
         history_size: int = 10_000,
         deadline: float = 5.0,
         retry_lifetime: float = 60.0,
+        observer: Observer | None = None,
     ) -> None:
+        self.kept = 0
+        self._observer = Observer() if observer is None else Guarded(observer)
         self._channel = channel
         self._history_size = history_size
         self._deadline = deadline
@@ -78,7 +91,7 @@ class RedisTransport:
         self._reader: Any = redis.Redis.from_url(url, **options)
         self._subscriber: Any = redis.Redis.from_url(url, **options)
         self._subscriptions: set[Any] = set()
-        self._waiting: list[tuple[list[Any], asyncio.Future[Any]]] = []
+        self._waiting: list[_Waiting] = []
         self._flusher: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -99,11 +112,11 @@ class RedisTransport:
         for event in outgoing.events:
             tail += event
         arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((self._command([self._record_prefix + name], tail, fence), arrived))
+        command = self._command([self._record_prefix + name], tail, fence)
+        self._waiting.append(_Waiting(command, arrived, copy_context()))
         if self._flusher is None:
-            # The first of several publishes lends the pipeline its context (and so its trace).
             self._flusher = asyncio.create_task(self._flush())
-        epoch, first, count, subscribers, replayed, _ = await arrived
+        epoch, first, count, subscribers, replayed, *_ = await arrived
         return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
@@ -119,7 +132,8 @@ class RedisTransport:
                 await self._reader.script_load(_SCRIPT)
                 return await self._reader.execute_command(*command)
 
-        epoch, *_, sequence = await self._bounded(self._reader, call)
+        epoch, *_, sequence, oldest = await self._bounded(self._reader, call)
+        self.kept = max(0, sequence + 1 - oldest)
         return Position(epoch.decode(), sequence)
 
     async def read(self, first: int, last: int) -> Page:
@@ -179,28 +193,29 @@ class RedisTransport:
 
     async def _flush(self) -> None:
         """Send what waits, pipeline after pipeline, until nothing waits; each waiter gets its own answer or error."""
-        batch: list[tuple[list[Any], asyncio.Future[Any]]] = []
+        batch: list[_Waiting] = []
         try:
             while self._waiting:
                 batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-                commands = [command for command, _ in batch]
+                context = self._observer.sharing([one.context for one in batch])
+                sending = self._bounded(self._publisher, partial(self._pipelined, [one.command for one in batch]))
                 try:
-                    answers = await self._bounded(self._publisher, partial(self._pipelined, commands))
+                    answers = await (sending if context is None else asyncio.create_task(sending, context=context))
                 except TransportError as error:
                     answers = [error] * len(batch)
-                for (_, arrived), answer in zip(batch, answers, strict=True):
-                    if arrived.done():  # its publisher was cancelled
+                for one, answer in zip(batch, answers, strict=True):
+                    if one.arrived.done():  # its publisher was cancelled
                         continue
                     if isinstance(answer, Exception):
-                        arrived.set_exception(answer if isinstance(answer, TransportError) else _translated(answer))
+                        one.arrived.set_exception(answer if isinstance(answer, TransportError) else _translated(answer))
                     else:
-                        arrived.set_result(answer)
+                        one.arrived.set_result(answer)
                 if any(_read_only(answer) for answer in answers):
                     await self._hang_up()
         finally:
-            for _, arrived in (*batch, *self._waiting):
-                if not arrived.done():
-                    arrived.set_exception(TransportUnavailable("the link to Redis was closed"))
+            for one in (*batch, *self._waiting):
+                if not one.arrived.done():
+                    one.arrived.set_exception(TransportUnavailable("the link to Redis was closed"))
             self._waiting.clear()
             self._flusher = None
 

@@ -71,7 +71,12 @@ class Page(NamedTuple):
 
 
 class Transport(Protocol):
-    """A link that numbers events once for all replicas."""
+    """A link that numbers events once for all replicas.
+
+    `kept` is how many events the history held at the last position check.
+    """
+
+    kept: int
 
     async def close(self) -> None:
         """Give up every connection; safe to call twice, and usable again afterwards."""

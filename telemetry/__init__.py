@@ -1,5 +1,10 @@
-"""What operators see: logs now, with the ids of the trace that they belong to. Configured by settings and `OTEL_*`."""
+"""What operators see: traces, metrics, and logs with the ids of the trace that they belong to.
+
+Everything about OpenTelemetry is in here; the kernel only has an observer, and does not know who watches.
+"""
 
 from telemetry.logs import configure_logging
+from telemetry.metrics import METRICS, Exposition
+from telemetry.setup import FLUSH_SECONDS, Telemetry
 
-__all__ = ["configure_logging"]
+__all__ = ["FLUSH_SECONDS", "METRICS", "Exposition", "Telemetry", "configure_logging"]

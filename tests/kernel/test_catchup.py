@@ -294,7 +294,10 @@ async def test_a_replay_is_observed(redis: FakeRedis) -> None:
     async with replica(redis, observer=ears) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 245, E1))
         await acked(sink)
-    assert ears.heard == [Replayed(Position(E1, 245), Position(E1, 250), 5, True)]
+    (heard,) = ears.heard
+    assert (heard.first, heard.last, heard.count) == (Position(E1, 245), Position(E1, 250), 5)
+    assert (heard.verdict, heard.source) == ("recovered", "memory")
+    assert heard.begin <= heard.end
 
 
 # -- without Redis

@@ -40,7 +40,7 @@ def test_tell() -> None:
 def test_take_is_one_write() -> None:
     """Section 9: whatever matches of several frames goes in one write, and the client stands behind all of them."""
     client, sink = client_at(3)
-    assert client.take(events(4, 6)) == 3
+    assert client.take(events(4, 6)).messages == 3
     assert (sink.numbers, sink.writes) == ([4, 5, 6], 1)
     assert client.place == Position("e", 6)
 
@@ -48,16 +48,16 @@ def test_take_is_one_write() -> None:
 def test_take_obeys_the_patterns() -> None:
     """Section 5, subscriptions: what the patterns skip counts as passed, and markers pass all patterns."""
     client, sink = client_at(3, Patterns.of(["scene_change"]))
-    assert client.take(events(4, 6)) == 0
+    assert client.take(events(4, 6)).messages == 0
     assert (sink.writes, client.place.sequence) == (0, 6)
-    assert client.take([*events(7, 7), Frame.gap("e", 8, 9), *events(10, 10, "scene_change")]) == 2
+    assert client.take([*events(7, 7), Frame.gap("e", 8, 9), *events(10, 10, "scene_change")]).messages == 2
     assert sink.outline == ["gap 8-9", "10"]
 
 
 def test_take_as_replay() -> None:
     """Section 6, resume: replayed events are marked, markers are not."""
     client, sink = client_at(3)
-    assert client.take([*events(4, 4), Frame.gap("e", 5, 5)], replay=True) == 2
+    assert client.take([*events(4, 4), Frame.gap("e", 5, 5)], replay=True).messages == 2
     assert sink.outline == ["r4", "gap 5-5"]
 
 

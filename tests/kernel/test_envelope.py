@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernel.envelope import Announcement, Entry, decode_announcement, decode_entry, encode_tail
+from kernel.envelope import Announcement, Entry, TraceContext, decode_announcement, decode_entry, encode_tail
 from kernel.messages import (
     CameraStatusMessage,
     EventMessage,
@@ -38,6 +38,7 @@ CAMERA = {
 }
 SCENE = {"id": 1, "camera_id": "c", "detected_at": "t", "change_type": "unknown", "similarity_score": 0.5}
 SERVICE = {"service": "detector", "status": "running"}
+NOW = 1769860800.125
 
 
 def message(kind: type[Message], data: dict[str, Any], **envelope: Any) -> Any:
@@ -47,7 +48,7 @@ def message(kind: type[Message], data: dict[str, Any], **envelope: Any) -> Any:
 
 def tail(of: Any, traceparent: str | None = None, tracestate: str | None = None, baggage: str | None = None) -> bytes:
     """What a publisher writes for a message."""
-    return encode_tail(of, "id-1", traceparent, tracestate, baggage)
+    return encode_tail(of, "id-1", TraceContext(traceparent, tracestate, baggage), NOW)
 
 
 def through_the_history(written: bytes) -> Entry:
@@ -69,7 +70,7 @@ def through_the_channel(*written: bytes) -> list[Entry]:
 def test_document() -> None:
     """Section 7, Redis: the payload carries sequence, id, type, trace context and data; no field in vain."""
     plain = json.loads(b'{"sequence":42' + tail(message(SceneChangeMessage, SCENE)))
-    assert plain == {"sequence": 42, "id": "id-1", "type": "scene_change", "data": SCENE}
+    assert plain == {"sequence": 42, "id": "id-1", "type": "scene_change", "published_at": NOW, "data": SCENE}
     full = json.loads(b'{"sequence":42' + tail(message(WorkerStatusMessage, WORKER), "00-1-2-01", "a=b", "c=d"))
     assert full.pop("data").items() >= WORKER.items()
     assert full == {
@@ -80,6 +81,7 @@ def test_document() -> None:
         "traceparent": "00-1-2-01",
         "tracestate": "a=b",
         "baggage": "c=d",
+        "published_at": NOW,
         "timestamp": None,
     }
 
@@ -101,7 +103,7 @@ def test_both_ways_read_the_same(sent: Message) -> None:
     (heard,) = through_the_channel(tail(sent))
     assert read == heard
     assert (read.sequence, read.id, bytes(read.data)) == (42, "id-1", data)
-    assert (read.traceparent, read.tracestate, read.baggage) == (None, None, None)
+    assert (read.traceparent, read.tracestate, read.baggage, read.published_at) == (None, None, None, NOW)
 
 
 def test_batch() -> None:

@@ -64,7 +64,7 @@ def test_one_write_a_client(world: World) -> None:
     for client, sink in world.clients:
         assert (sink.numbers, sink.writes) == ([1, 2, 3, 4, 5], 1)
         assert client.place is walk.end is world.here
-    assert walk.deliveries == 15
+    assert walk.written.messages == 15
 
 
 def test_filters(world: World) -> None:
@@ -75,7 +75,7 @@ def test_filters(world: World) -> None:
     assert everything.outline == ["1", "2", "3", "gap 4-6"]
     assert alerts.outline == ["3", "gap 4-6"]
     assert nothing.outline == ["gap 4-6"]
-    assert walk.deliveries == 7
+    assert walk.written.messages == 7
     steps(world.walk(frames(7, 7)))
     assert (alerts.writes, nothing.writes) == (1, 1)
     assert all(client.place is world.here for client, _ in world.clients)
@@ -175,7 +175,7 @@ def test_reaching_out_of_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> 
         assert client.place is walk.end
     assert len(list(going)) == 0
     assert [(sink.numbers, sink.writes) for _, sink in world.clients] == [([1, 2], 1)] * 3
-    assert walk.deliveries == 6
+    assert walk.written.messages == 6
 
 
 def test_chunks() -> None:

@@ -2,25 +2,55 @@
 
 import inspect
 import logging
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import copy_context
 
 import pytest
 
 from kernel.circuit import CircuitState, Transition
-from kernel.observer import Delivered, Guarded, Lost, Observer, Published, Refilled, Replayed, Retried
+from kernel.client import Written
+from kernel.envelope import Entry, TraceContext
+from kernel.frames import Frame
+from kernel.observer import (
+    Acknowledged,
+    Delivered,
+    Drained,
+    Failed,
+    Guarded,
+    Lost,
+    Observer,
+    Published,
+    Publishing,
+    Refilled,
+    Replayed,
+    Retried,
+    Run,
+)
+from kernel.subscriptions import EVERYTHING, Patterns
 from kernel.transport import Position, Publication
 
 HERE = Position("e", 1)
+THEIRS = TraceContext("00-1-2-01", "a=b", "c=d")
+PUBLISHING = Publishing(["event"], THEIRS)
 DETAILS = {
-    "published": Published(["event"], Publication("e", 1, 1, 2, False), 0),
+    "sharing": [copy_context()],
+    "published": Published(["event"], Publication("e", 1, 1, 2, False), 0, 0.1),
+    "failed": Failed(["event"], "TransportUnavailable", 0.1),
     "retried": Retried(["event"], 1, 1.0, "TransportUnavailable"),
-    "delivered": Delivered(HERE, HERE, 3),
-    "replayed": Replayed(HERE, HERE, 0, True),
+    "delivered": Delivered(HERE, HERE, 1.0, 2.0, []),
+    "caught_up": Written(1, 0, 0),
+    "replayed": Replayed(HERE, HERE, 0, "recovered", "memory", 1.0, 2.0),
+    "acknowledged": Acknowledged(None),
+    "left": 1,
     "refilled": Refilled(HERE, HERE),
     "lost": Lost("e", 1, 2),
     "foreign": 1,
     "circuit_moved": Transition(CircuitState.CLOSED, CircuitState.OPEN, "down", 5),
     "listener_restarted": "connection lost",
+    "drained": Drained(0, 1.0, 2.0),
 }
+"""Every hook that takes one detail, with an example of it."""
 
 
 class Notebook(Observer):
@@ -41,9 +71,39 @@ class Notebook(Observer):
         self.heard.append(count)
 
 
+class Host(Observer):
+    """Puts a context manager around publishes, which may fail on the way in or out."""
+
+    def __init__(self, fails: str = "") -> None:
+        self.fails = fails
+        self.left: list[BaseException | None] = []
+
+    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
+        """Give the events a trace of its own."""
+        if self.fails == "call":
+            raise ZeroDivisionError
+        return self._around()
+
+    @contextmanager
+    def _around(self) -> Iterator[TraceContext]:
+        if self.fails == "enter":
+            raise ZeroDivisionError
+        try:
+            yield TraceContext("00-8-9-01")
+        except KeyError as error:
+            self.left.append(error)
+            raise
+        else:
+            self.left.append(None)
+        finally:
+            if self.fails == "exit":
+                raise ZeroDivisionError
+
+
 def test_every_hook_is_known() -> None:
     """The table above names each hook, so that the tests below leave none out."""
-    assert {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} - {"__init__"} == DETAILS.keys()
+    others = {"__init__", "publishing", "slowed"}
+    assert {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} - others == DETAILS.keys()
 
 
 @pytest.mark.parametrize("hook", DETAILS)
@@ -51,6 +111,14 @@ def test_hooks_do_nothing(hook: str) -> None:
     """An observer that overrides nothing is told everything and does nothing."""
     for observer in (Observer(), Guarded(Observer())):
         assert getattr(observer, hook)(DETAILS[hook]) is None
+
+
+def test_a_publish_keeps_its_trace() -> None:
+    """Without a guest that does otherwise, events carry the trace context of their producer."""
+    for observer in (Observer(), Guarded(Observer())):
+        observer.slowed()
+        with observer.publishing(PUBLISHING) as trace:
+            assert trace == THEIRS
 
 
 def test_a_guest_is_told() -> None:
@@ -74,3 +142,42 @@ def test_a_guest_that_fails_is_switched_off(caplog: pytest.LogCaptureFixture) ->
     (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert "delivered" in line.message
     assert line.exc_info
+
+
+def test_a_guest_surrounds_a_publish() -> None:
+    """What a guest yields is the trace of the events; it sees the publish's error and cannot hide it."""
+    guest = Host()
+    guard = Guarded(guest)
+    with guard.publishing(PUBLISHING) as trace:
+        assert trace == TraceContext("00-8-9-01")
+    error = KeyError()
+    with pytest.raises(KeyError), guard.publishing(PUBLISHING):
+        raise error
+    assert guest.left == [None, error]
+
+
+@pytest.mark.parametrize("fails", ["call", "enter", "exit"])
+def test_a_guest_that_fails_around_a_publish(fails: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever it fails, the publish goes on, with its producer's trace if need be, and the guest is switched off."""
+    guard = Guarded(Host(fails))
+    with guard.publishing(PUBLISHING) as trace:
+        assert trace == (TraceContext("00-8-9-01") if fails == "exit" else THEIRS)
+    with guard.publishing(PUBLISHING) as trace:
+        assert trace == THEIRS
+    (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "publishing" in line.message
+
+
+def test_a_guest_that_fails_does_not_hide_an_error(caplog: pytest.LogCaptureFixture) -> None:
+    """A publish that fails raises its own error, not the guest's."""
+    with pytest.raises(KeyError), Guarded(Host("exit")).publishing(PUBLISHING):
+        raise KeyError
+    assert "switched off" in caplog.text
+
+
+def test_recipients() -> None:
+    """Section 10, traces: how many clients an event reached is counted by patterns, for any event of a run."""
+    entry = Entry(sequence=1, id="1", type="scene_change", data=b"{}")  # type: ignore[arg-type]
+    run = Run([], {EVERYTHING: 3, Patterns.of(["alert.*"]): 5, Patterns.of(["scene*"]): 1}, Written(0, 0, 0), 1.0)
+    assert run.recipients(Frame.of("e", entry)) == 4
+    assert run.recipients(Frame.gap("e", 1, 2)) == 9

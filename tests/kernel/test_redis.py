@@ -5,7 +5,8 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextvars import Context, ContextVar
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import uvloop
 import kernel.redis
 from handlers.embedded import EmbeddedValkey
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.observer import Observer
 from kernel.redis import RedisTransport
 from kernel.transport import NOWHERE, Fence, Outgoing, Position
 from tests.links import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
@@ -645,3 +647,66 @@ async def test_killed_server() -> None:
         assert await publish(replica, "c", fence=fence) == Fence(Position(found[0].epoch, 1), "c")
     server.stop()
     await supervisor
+
+
+# --- pipelines and contexts
+
+
+async def test_what_others_put_into_the_history_is_not_counted(replica: RedisTransport, client: Any) -> None:
+    """Section 10, metrics: a history that holds no events of ours has no depth, whatever else is in it."""
+    fence = await publish(replica, "a")
+    for id in ("999999-0", "9" * 18 + "-0", "7-1"):
+        await client.delete(HISTORY)
+        await client.xadd(HISTORY, {"x": "y"}, id=id)
+        await replica.position(fence)
+        assert replica.kept == 0
+
+
+NAME: ContextVar[str] = ContextVar("NAME", default="nobody")
+
+
+class Host(Observer):
+    """Chooses the context of the publish that is called so."""
+
+    def __init__(self, wanted: str) -> None:
+        self.wanted = wanted
+        self.shared: list[list[str]] = []
+
+    def sharing(self, contexts: Sequence[Context]) -> Context | None:
+        """Write down whose publishes share, and choose."""
+        names = [context.run(NAME.get) for context in contexts]
+        self.shared.append(names)
+        return contexts[names.index(self.wanted)] if self.wanted in names else None
+
+
+@pytest.mark.parametrize("wanted", ["second", "nobody of them"])
+async def test_a_pipeline_runs_in_the_context_that_is_chosen(each_redis_url: str, wanted: str) -> None:
+    """Section 10, traces: publishes that share a pipeline are made known, and it runs in the context of one of them."""
+    host = Host(wanted)
+    seen: list[str] = []
+
+    async def named(transport: RedisTransport, name: str) -> None:
+        NAME.set(name)
+        await transport.publish(outgoing(name), FRESH)
+
+    async with connected(each_redis_url, observer=host) as transport:
+        await publish(transport, "script is loaded")
+        inner = transport._piped
+
+        async def piped(commands: Sequence[Sequence[Any]]) -> list[Any]:
+            seen.append(NAME.get())
+            return await inner(commands)
+
+        transport._piped = piped  # type: ignore[method-assign]
+        await asyncio.gather(*(named(transport, name) for name in ("first", "second", "third")))
+    assert host.shared[-1] == ["first", "second", "third"]
+    assert seen == ["second" if wanted == "second" else "first"]
+
+
+async def test_a_pipeline_in_a_chosen_context_is_given_up(each_redis_url: str) -> None:
+    """Section 12, close: a publish under way ends with an error, whatever context it runs in."""
+    async with connected(each_redis_url, observer=Host("nobody")) as transport:
+        waiting = asyncio.create_task(transport.publish(outgoing("a"), FRESH))
+        await asyncio.sleep(0)
+        await transport.close()
+        await fails(waiting)

@@ -463,3 +463,21 @@ async def test_deafness_of_the_fake() -> None:
         shared.deaf = False
         await publish(replica, "c")
         assert await heard(ear) == (fence.position.epoch, [(3, "c")])
+
+
+# --- what is kept
+
+
+async def test_how_much_is_kept(link: Link) -> None:
+    """Section 10, metrics: with each position check a replica learns how many events the history holds."""
+    replica = link.replica()
+    assert replica.kept == 0
+    fence = await publish(replica, "a", "b", "c")
+    await replica.position(fence)
+    assert replica.kept == 3
+    await link.trim(1)
+    await replica.position(fence)
+    assert replica.kept == 1
+    await link.lose_history()
+    await replica.position(fence)
+    assert replica.kept == 0

@@ -1,0 +1,284 @@
+"""The kernel's observer that makes spans: one per publish, retry, delivery, replay and transition, none per client.
+
+Span names and attributes are in names.py, how Redis commands get theirs is in redis.py. Nothing is looked at for an
+event that is not sampled, and attributes are given at creation where they are known then.
+"""
+
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from contextvars import Context as Surroundings
+from contextvars import ContextVar, Token
+from time import time_ns
+from types import TracebackType
+from typing import Final
+
+from opentelemetry.context import Context, attach, detach, get_current
+from opentelemetry.instrumentation.utils import suppress_instrumentation
+from opentelemetry.trace import (
+    Link,
+    Span,
+    SpanContext,
+    SpanKind,
+    StatusCode,
+    TracerProvider,
+    get_current_span,
+    set_span_in_context,
+)
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+from opentelemetry.util.types import AttributeValue
+
+from kernel import (
+    Delivered,
+    Drained,
+    Entry,
+    Observer,
+    Publication,
+    Published,
+    Publishing,
+    Replayed,
+    Retried,
+    TraceContext,
+    Transition,
+)
+from telemetry import names
+
+__all__ = ["CURRENT", "MOST_LINKS", "Publish", "Tracing"]
+
+MOST_LINKS: Final = 128
+_MOST_SPANS: Final = 16
+
+# Version 00, the sampled bit set; anybody may have put anything else into Redis.
+_SAMPLED: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]")
+_ROOT: Final = Context()
+_w3c: Final = TraceContextTextMapPropagator()
+
+_Attributes = dict[str, AttributeValue]
+
+
+class Publish:
+    """One publish and its span, current while the publish is under way.
+
+    `companions` are publishes whose Redis pipeline it carries, `attempt` is its last command's span.
+    """
+
+    __slots__ = ("_pause", "_token", "_trace", "attempt", "companions", "span", "tracing")
+
+    def __init__(self, tracing: "Tracing", publishing: Publishing) -> None:
+        self.tracing = tracing
+        self.companions: Sequence[Publish] = ()
+        self.attempt: SpanContext | None = None
+        self._pause: tuple[Span, int] | None = None
+        self._trace = publishing.trace
+        here = get_current_span().get_span_context().is_valid
+        # inside an HTTP server span, that has the producer's trace already
+        parent = None if here else _context(publishing.trace.traceparent, publishing.trace.tracestate)
+        self.span = tracing.begin_publish(publishing.types, parent)
+
+    def __enter__(self) -> TraceContext:
+        # what is not sampled gets no spans below it, and pays for none
+        recording = self.span.is_recording()
+        context = set_span_in_context(self.span, None if recording else self.tracing.silence)
+        self._token: tuple[Token[Context], Token[Publish | None]] = attach(context), CURRENT.set(self)
+        made = self.span.get_span_context()
+        if not made.trace_flags.sampled and self._trace.traceparent is None:
+            return self._trace
+        return TraceContext(
+            f"00-{made.trace_id:032x}-{made.span_id:016x}-{made.trace_flags:02x}",
+            made.trace_state.to_header() or None,
+            self._trace.baggage,
+        )
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        detach(self._token[0])
+        CURRENT.reset(self._token[1])
+        self.resume()
+        if error is not None and self.span.is_recording():
+            self.span.set_attribute(names.ERROR_TYPE, type(error.__cause__ or error).__name__)
+            self.span.set_status(StatusCode.ERROR)
+        self.span.end()
+
+    def pause(self, span: Span, seconds: float) -> None:
+        """A retry will be made in so many seconds; `span` is for the time until then."""
+        self.resume()
+        self._pause = span, time_ns() + round(seconds * 1e9)
+
+    def resume(self) -> None:
+        """End the pause: when it was due, or now, if the publish is given up before."""
+        if self._pause is not None:
+            span, due = self._pause
+            self._pause = None
+            span.end(min(due, time_ns()))
+
+
+CURRENT: Final[ContextVar[Publish | None]] = ContextVar("event_broadcaster_publish", default=None)
+
+
+class Tracing(Observer):
+    """Makes spans of what the kernel tells; `channel` is the Redis channel."""
+
+    def __init__(self, provider: TracerProvider, channel: str, version: str) -> None:
+        self.provider = provider
+        self._tracer = provider.get_tracer("event_broadcaster", version)
+        self._publish, self._retry = names.PUBLISH.format(channel), names.RETRY.format(channel)
+        self._deliver, self._replay = names.DELIVER.format(channel), names.REPLAY.format(channel)
+        self._drain, self._listener = names.DRAIN.format(channel), names.LISTENER.format(channel)
+        self._sending = names.messaging(channel, "publish", "send")
+        self._processing = names.messaging(channel, "deliver", "process")
+        with suppress_instrumentation():
+            self.silence = get_current()
+
+    def begin_publish(self, types: list[str], parent: Context | None) -> Span:
+        """Start the span of a publish of events of these types."""
+        attributes: _Attributes = {**self._sending}
+        if len(types) == 1:
+            attributes[names.EVENT_TYPE] = types[0]
+        else:
+            attributes[names.BATCH_COUNT] = len(types)
+        return self._tracer.start_span(self._publish, parent, SpanKind.PRODUCER, attributes)
+
+    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
+        """Put a span around the publish, in the producer's trace; the events carry it on."""
+        return Publish(self, publishing)
+
+    def sharing(self, contexts: Sequence[Surroundings]) -> Surroundings | None:
+        """The pipeline is under the first publish that is sampled, and linked to the others."""
+        sampled: list[Publish] = []
+        chosen: Surroundings | None = None
+        for context in contexts:
+            publish = context.get(CURRENT)
+            if publish is not None and publish.span.is_recording():
+                chosen = chosen or context
+                sampled.append(publish)
+        if chosen is None:
+            # this is the pipelines' own task: there may be a publish in it that is long over
+            attach(self.silence)
+            return None
+        sampled[0].companions = sampled[1:]
+        return chosen
+
+    def published(self, published: Published) -> None:
+        """Add what is known only now."""
+        publish = CURRENT.get()
+        if publish is not None and publish.span.is_recording():
+            publish.span.set_attributes(_outcome(published.publication, published.retries))
+
+    def retried(self, retried: Retried) -> None:
+        """A span for the time until the next attempt."""
+        publish = CURRENT.get()
+        if publish is not None and publish.span.is_recording():
+            attributes: _Attributes = {
+                names.ATTEMPT: retried.attempt,
+                names.DELAY: retried.delay,
+                names.ERROR_TYPE: retried.error,
+            }
+            publish.pause(self._tracer.start_span(self._retry, attributes=attributes), retried.delay)
+
+    def delivered(self, delivered: Delivered) -> None:
+        """Up to 16 sampled events get a span each, in their own traces; more of them get one, linked to them all."""
+        matches = _SAMPLED.fullmatch
+        sampled = [
+            (run, frame, frame.entry)
+            for run in delivered.runs
+            for frame in run.frames
+            if frame.entry is not None and frame.entry.traceparent is not None and matches(frame.entry.traceparent)
+        ]
+        if not sampled:
+            return
+        if len(sampled) <= _MOST_SPANS:
+            for run, frame, entry in sampled:
+                attributes: _Attributes = {
+                    **self._processing,
+                    "messaging.message.id": entry.id,
+                    names.EVENT_TYPE: entry.type,
+                    names.SEQUENCE: entry.sequence,
+                    names.EPOCH: frame.place.epoch,
+                    names.RECIPIENTS: run.recipients(frame),
+                }
+                self._consume([entry], attributes, delivered.begin, run.end)
+        else:
+            attributes = {
+                **self._processing,
+                names.BATCH_COUNT: sum(frame.entry is not None for run in delivered.runs for frame in run.frames),
+                names.RECIPIENTS: sum(run.written.messages for run in delivered.runs),
+            }
+            self._consume([entry for _, _, entry in sampled], attributes, delivered.begin, delivered.end)
+
+    def _consume(self, entries: list[Entry], attributes: _Attributes, begin: float, end: float) -> None:
+        """One span for these entries, in the trace of the first."""
+        published_at = entries[0].published_at
+        if published_at is not None:
+            attributes[names.QUEUED] = max(0.0, begin - published_at)
+        # the events of one publish have one context
+        origins = dict.fromkeys((entry.traceparent, entry.tracestate) for entry in entries)
+        contexts = [_context(*origin) for origin in list(origins)[:MOST_LINKS]]
+        links = [Link(get_current_span(context).get_span_context()) for context in contexts]
+        self._span(self._deliver, begin, end, attributes, SpanKind.CONSUMER, links, contexts[0])
+
+    def replayed(self, replayed: Replayed) -> None:
+        """A span for the time from the request to the verdict."""
+        attributes: _Attributes = {
+            names.FROM: replayed.first.sequence,
+            names.TO: replayed.last.sequence,
+            names.EPOCH: replayed.last.epoch,
+            names.COUNT: replayed.count,
+            names.SOURCE: replayed.source,
+            names.RECOVERED: replayed.verdict == "recovered",
+            names.REASON: replayed.verdict,
+        }
+        self._span(self._replay, replayed.begin, replayed.end, attributes)
+
+    def circuit_moved(self, transition: Transition) -> None:
+        """A span for the moment, linked to the attempt that tripped it, if that was a publish's."""
+        publish = CURRENT.get()
+        links = []
+        if publish is not None and publish.span.is_recording():
+            links.append(Link(publish.attempt or publish.span.get_span_context()))
+        name = names.CIRCUIT.format(transition.before, transition.after)
+        attributes: _Attributes = {names.REASON: transition.reason, names.FAILURES: transition.failure_count}
+        self._tracer.start_span(name, _ROOT, attributes=attributes, links=links).end()
+
+    def listener_restarted(self, reason: str) -> None:
+        """A span for the moment."""
+        self._tracer.start_span(self._listener, _ROOT, attributes={names.REASON: reason}).end()
+
+    def drained(self, drained: Drained) -> None:
+        """A span for the whole drain."""
+        self._span(self._drain, drained.begin, drained.end, {names.CONNECTIONS: drained.connections})
+
+    def _span(
+        self,
+        name: str,
+        begin: float,
+        end: float,
+        attributes: _Attributes,
+        kind: SpanKind = SpanKind.INTERNAL,
+        links: Sequence[Link] = (),
+        parent: Context | None = _ROOT,
+    ) -> None:
+        """Make a span of what is over; times are seconds since the epoch."""
+        start = round(begin * 1e9)
+        span = self._tracer.start_span(name, parent, kind, attributes, links, start)
+        span.end(max(start, round(end * 1e9)))
+
+
+def _outcome(publication: Publication, retries: int) -> _Attributes:
+    outcome: _Attributes = {
+        names.SEQUENCE: publication.first,
+        names.EPOCH: publication.epoch,
+        names.SUBSCRIBERS: publication.subscribers,
+    }
+    if retries:
+        outcome[names.RETRIES] = retries
+    if publication.replayed:
+        outcome[names.REPEATED] = True
+    return outcome
+
+
+def _context(traceparent: str | None, tracestate: str | None) -> Context | None:
+    """The context of a span somewhere else, None if there is none."""
+    if traceparent is None:
+        return None
+    return _w3c.extract({"traceparent": traceparent, **({"tracestate": tracestate} if tracestate else {})}, _ROOT)

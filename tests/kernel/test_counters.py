@@ -1,0 +1,129 @@
+"""The numbers of one replica: each moves when its cause happens, and what is counted is passed on."""
+
+import inspect
+
+import pytest
+
+from kernel.circuit import CircuitState, Transition
+from kernel.client import Written
+from kernel.counters import OTHER, Counters, Histogram
+from kernel.envelope import Entry, TraceContext
+from kernel.frames import Frame
+from kernel.observer import Delivered, Observer, Published, Publishing, Run
+from kernel.transport import Position, Publication
+from tests.fakes import FakeRedis
+from tests.kernel.test_observer import DETAILS, HERE, PUBLISHING
+from tests.kernel.world import HEARING, fill, replica
+
+
+class Echo(Observer):
+    """Remembers the names of the hooks that it was told."""
+
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def __getattribute__(self, name: str) -> object:
+        if name not in DETAILS and name not in ("publishing", "slowed"):
+            return object.__getattribute__(self, name)
+        self.heard.append(name)
+        return object.__getattribute__(self, name)
+
+
+@pytest.fixture
+def counters() -> Counters:
+    """Numbers that nobody else hears of."""
+    return Counters(Observer())
+
+
+def published(*types: str, replayed: bool = False) -> Published:
+    """A publish of these types that took a quarter of a second."""
+    return Published(list(types), Publication("e", 1, len(types), 2, replayed), 0, 0.25)
+
+
+def event(sequence: int, published_at: float | None) -> Frame:
+    """An event with that stamp."""
+    entry = Entry(sequence=sequence, id="x", type="event", data=b"{}", published_at=published_at)  # type: ignore[arg-type]
+    return Frame.of("e", entry)
+
+
+def test_everything_is_passed_on() -> None:
+    """Whoever comes after the counters hears every hook, each once."""
+    echo = Echo()
+    counters = Counters(echo)
+    for hook, detail in DETAILS.items():
+        getattr(counters, hook)(detail)
+    counters.slowed()
+    with counters.publishing(PUBLISHING) as trace:
+        assert trace == PUBLISHING.trace
+    assert echo.heard == [*DETAILS, "slowed", "publishing"]
+    hooks = {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} - {"__init__"}
+    assert set(echo.heard) == hooks
+
+
+def test_publishes(counters: Counters) -> None:
+    """Section 10, metrics: published and failed events by type; a repetition under a key is none; the time of all."""
+    counters.published(published("event", "event", "alert_created"))
+    counters.published(published("event", replayed=True))
+    counters.published(published("of tomorrow"))
+    counters.failed(DETAILS["failed"])  # type: ignore[arg-type]
+    assert {k: n for k, n in counters.published_events.items() if n} == {"event": 2, "alert_created": 1, OTHER: 1}
+    assert {k: n for k, n in counters.failed_events.items() if n} == {"event": 1}
+    assert sum(counters.publish_duration.counts) == 4
+    assert counters.publish_duration.sum == pytest.approx(0.85)
+    counters.retried(DETAILS["retried"])  # type: ignore[arg-type]
+    assert counters.retries == 1
+
+
+def test_deliveries(counters: Counters) -> None:
+    """Section 10, metrics: batches, messages over all clients, bytes saved, acks wanted; lag for each stamped event."""
+    frames = [event(1, 99.0), event(2, 101.5), event(3, None), Frame.gap("e", 4, 5)]
+    runs = [Run(frames, {}, Written(40, 10, 7), 100.0), Run([event(6, 99.9)], {}, Written(1, 0, 0), 100.4)]
+    counters.delivered(Delivered(HERE, Position("e", 6), 99.9, 100.5, runs))
+    counters.caught_up(Written(2, 1, 3))
+    assert (counters.batches, counters.deliveries, counters.acks_wanted, counters.saved_bytes) == (1, 43, 11, 10)
+    assert sum(counters.delivery_lag.counts) == 3
+    # a clock that is ahead of ours makes no lag, not a negative one
+    assert counters.delivery_lag.sum == pytest.approx(1.0 + 0.0 + 0.5)
+    assert counters.fanout_duration.sum == pytest.approx(0.6)
+
+
+def test_the_rest(counters: Counters) -> None:
+    """Section 10, metrics: replays by source and verdict, gaps, refills, slow clients, acks, foreign documents."""
+    for hook in ("replayed", "refilled", "lost", "listener_restarted", "acknowledged", "drained"):
+        getattr(counters, hook)(DETAILS[hook])
+    counters.foreign(3)
+    counters.left(2)
+    counters.slowed()
+    counters.circuit_moved(Transition(CircuitState.CLOSED, CircuitState.OPEN, "down", 5))
+    assert {k: n for k, n in counters.replays.items() if n} == {("memory", "recovered"): 1}
+    assert (counters.refills, counters.gaps, counters.listener_restarts, counters.acks) == (1, 1, 1, 1)
+    assert (counters.foreign_documents, counters.unacknowledged_at_close, counters.slow_clients) == (3, 2, 1)
+    assert sum(counters.acknowledge_duration.counts) == 0
+    with counters.publishing(Publishing([], TraceContext())):
+        pass
+
+
+@pytest.mark.parametrize(("code", "label"), [(1000, "1000"), (4008, "4008"), (3999, OTHER), (0, OTHER)])
+def test_close_codes(counters: Counters, code: int, label: str) -> None:
+    """Section 10, metrics: closes by code, and codes that a client makes up do not make the table grow."""
+    size = len(counters.closes)
+    counters.closed(code)
+    assert counters.closes[label] == 1
+    assert len(counters.closes) == size
+
+
+def test_histogram() -> None:
+    """A value counts in the first bucket that it fits into, the bound included; what fits none is in the last."""
+    histogram = Histogram((1.0, 2.0))
+    for value in (-1.0, 0.5, 1.0, 1.5, 2.5):
+        histogram.observe(value)
+    assert histogram.counts == [3, 1, 1]
+    assert histogram.sum == pytest.approx(5.5)
+
+
+async def test_a_replica_knows_how_much_is_kept() -> None:
+    """Section 10, metrics: the depth of the history is that of the last position check."""
+    redis = FakeRedis()
+    fill(redis, 7)
+    async with replica(redis, HEARING) as broadcaster:
+        assert broadcaster.history_depth == 7
