@@ -109,6 +109,10 @@ class Client:
         """Code and reason of the close."""
         return self.socket.close_code, self.socket.close_reason
 
+    def kind_of(self, frame: Frame) -> type[str] | type[bytes]:
+        """Whether a message came as text or binary."""
+        return next(kind for kind, each in zip(self.kinds, self.frames, strict=False) if each is frame)
+
     @property
     def events(self) -> list[Frame]:
         """The numbered messages."""

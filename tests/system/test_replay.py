@@ -13,7 +13,7 @@ from tests.system.client import Client, connected
 from tests.system.conftest import FAST, Start
 from tests.system.history import History, complaints
 from tests.system.parties import KINDS, Producer, Witness
-from tests.system.replica import Replica
+from tests.system.replica import Replica, wait_until
 from tests.waiting import eventually
 
 # More than the replicas keep in memory.
@@ -52,6 +52,7 @@ async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch:
     since = numbers[-1] - missed
     epoch = {"epoch": replica.health()["epoch"]} if with_epoch else {}
     for each in (replica, other):
+        await each.delivers(numbers[-1])
         async with connected(each.websocket(since=since, **epoch)) as client:
             hello = await client.next()
             frames = [await client.next() for _ in range(missed)]
@@ -163,6 +164,7 @@ async def test_resync_of_everything(start: Start, valkey: str, channel: str) -> 
     """Section 6, resync: `last_sequence` absent is 0."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await publish(replica, MANY)
+    await replica.delivers(MANY)
     async with connected(replica.websocket()) as client:
         hello = await client.next()
         await client.send({"type": "resync"})
@@ -174,6 +176,7 @@ async def test_resync_of_everything(start: Start, valkey: str, channel: str) -> 
 async def test_another_epoch(replica: Replica) -> None:
     """Section 6, resume: with another epoch the whole history is replayed, and the verdict says why."""
     numbers = await publish(replica, 5)
+    await replica.delivers(numbers[-1])
     async with connected(replica.websocket(since=numbers[-2], epoch="elsewhere", events="alert_deleted")) as client:
         hello = await client.next()
         ack = await client.take(type="resync_ack")
@@ -194,6 +197,7 @@ def forgetful(start_for_module: Start, valkey: str) -> Replica:
         redis_url=valkey, redis_event_channel="forgetful", history_size=100, message_buffer_size=5
     )
     asyncio.run(publish(replica, 1000))
+    wait_until(lambda: replica.health()["sequence"] == 1000)
     return replica
 
 
@@ -260,6 +264,7 @@ async def test_resume_without_redis(start: Start, valkey: str, channel: str) -> 
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2}
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
         numbers = await publish(replica, MANY)
+        await replica.delivers(numbers[-1])
         way.refuse()
         way.cut()
         await eventually(lambda: replica.health()["is_degraded"], 15)

@@ -178,6 +178,7 @@ async def test_from_the_answer_on(replica: Replica, client: Client) -> None:
 async def test_replay_is_filtered(replica: Replica, other: Replica) -> None:
     """Section 6, resume: what is replayed matches the client's patterns, live events after it too."""
     numbers = await publish(replica, *KINDS, *KINDS)
+    await other.delivers(numbers[-1])
     async with connected(other.websocket(since=numbers[0] - 1, events="scene.*,alert.deleted")) as client:
         verdict = await client.take(type="resync_ack")
         assert [frame["type"] for frame in client.events] == ["scene_change", "alert_deleted"] * 2
