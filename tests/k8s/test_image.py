@@ -1,0 +1,193 @@
+"""The image for real: built from the Containerfile on local bases, run read-only and without rights, drained by SIGTERM.
+
+The bases are made of Debian's own packages: one with pip to build on, one with nothing but Python to run on: no shell,
+no package manager. They stay in the machine's container storage, so that a second run is quicker.
+"""
+
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from handlers.examples import EXAMPLES
+from tests.k8s.tools import ROOT, run, tool
+from tests.system.client import connected
+from tests.system.replica import wait_until
+
+pytestmark = pytest.mark.system
+
+SUITE = "trixie"  # the Debian whose Python is the 3.13 of the Containerfile's defaults
+BASE = ["base-files", "netbase", "ca-certificates", "python3-minimal", "libpython3-stdlib"]
+PACKAGES = {"build": [*BASE, "python3", "python3-pip", "dash", "coreutils"], "run": BASE}
+IMAGE = "localhost/event-broadcaster-test"
+# Where this machine says how packages are fetched; of no interest to the image.
+FETCHING = ("/etc/pip.conf", "/etc/ssl/certs", "/usr/local/share/ca-certificates")
+
+
+def debian(name: str) -> str:
+    """A program of the Debian package of its name."""
+    return tool(name, f"Debian's package {name}")
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The built image."""
+    for name in ("buildah", "podman", "runc", "mmdebstrap"):
+        debian(name)
+    if os.geteuid() != 0:
+        pytest.skip("only root may make base images")
+    for base, packages in PACKAGES.items():
+        if not run("buildah", "images", "--filter", f"reference={IMAGE}-{base}", "--quiet"):
+            archive = tmp_path_factory.mktemp("base") / f"{base}.tar"
+            run("mmdebstrap", "--quiet", "--variant=extract", f"--include={','.join(packages)}", SUITE, archive)
+            container = run("buildah", "from", "scratch").strip()
+            run("buildah", "add", container, archive, "/")
+            run("buildah", "commit", "--rm", container, f"{IMAGE}-{base}")
+    bases = [f"--build-arg={base.upper()}_IMAGE={IMAGE}-{base}" for base in PACKAGES]
+    mounts = [f"--volume={path}:{path}:ro" for path in FETCHING if Path(path).exists()]
+    run("buildah", "build", "--isolation=chroot", "--layers=false", *bases, *mounts, "--tag", IMAGE, ROOT, timeout=300)
+    return IMAGE
+
+
+def inside(image: str, *arguments: str, entrypoint: str = "", **environ: str) -> list[str]:
+    """The command that runs something in the image as Kubernetes would: no rights, nothing to write to."""
+    # podman's own defaults are more than a sandboxed machine may give
+    limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
+    command = ["podman", "--runtime=runc", "run", "--rm", "--network=host", "--read-only", "--read-only-tmpfs=false"]
+    command += ["--cap-drop=ALL", "--security-opt=no-new-privileges", *limits]
+    command += [f"--entrypoint={entrypoint}"] if entrypoint else []
+    return [*command, *(f"--env={name.upper()}={value}" for name, value in environ.items()), image, *arguments]
+
+
+def tried(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command that may fail."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+@contextmanager
+def redis_on(port: int, folder: Path) -> Iterator[str]:
+    """The URL of a Redis server that can be reached from a container."""
+    binary = tool("redis-server", "Debian's package redis-server")
+    command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            yield f"redis://127.0.0.1:{port}/0"
+        finally:
+            process.terminate()
+
+
+async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple[int, int]) -> None:
+    """Image: read-only, as a numeric user without rights, as PID 1, it serves on a real Redis and drains on SIGTERM."""
+    http_port, redis_port = unused_ports
+    name = f"event-broadcaster-test-{os.getpid()}"
+    with redis_on(redis_port, tmp_path) as url, (tmp_path / "log").open("wb") as log:
+        command = inside(image, redis_url=url, port=str(http_port), host="127.0.0.1", drain_seconds="1")
+        command.insert(command.index("--rm"), f"--name={name}")
+        with subprocess.Popen(command, stderr=log) as process:
+            try:
+                base = f"http://127.0.0.1:{http_port}"
+                wait_until(lambda: process.poll() is not None or _ready(base))
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert run("podman", "--runtime=runc", "top", name, "huser", "user", "pid", "args").splitlines()[1:] == [
+                    "65532       65532       1           python3 -m handlers serve "
+                ]
+                async with connected(f"ws://127.0.0.1:{http_port}/ws/events") as client:
+                    await client.take(type="connected")
+                    async with httpx.AsyncClient(verify=False, trust_env=False) as http:
+                        answer = await http.post(f"{base}/broadcast/event", json=EXAMPLES["event"]["data"])
+                    assert answer.status_code == 202
+                    await client.take(type="event", sequence=answer.json()["sequence"])
+                    run("podman", "--runtime=runc", "kill", "--signal=TERM", name)
+                    await client.take(type="system.shutdown")
+                    assert (await client.closed())[0] == 1012
+                assert process.wait(20) == 0, (tmp_path / "log").read_text()
+            finally:
+                if process.poll() is None:
+                    run("podman", "--runtime=runc", "rm", "--force", "--time=0", name)
+
+
+def test_asks_for_redis(image: str) -> None:
+    """Section 1, run it: there is no Valkey inside; without REDIS_URL one line says so, with exit status 2."""
+    ended = tried(inside(image))
+    assert ended.returncode == 2
+    assert "set REDIS_URL" in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+def test_starts_quickly(image: str) -> None:
+    """Image: what it imports is compiled already: a start takes about as long as an installed one's."""
+    begin = time.monotonic()
+    assert tried(inside(image, "--version")).returncode == 0
+    assert time.monotonic() - begin < 10
+
+
+def test_needs_no_shell(image: str) -> None:
+    """Image: it was run above on a base without a shell, and brings neither shell, pip nor compiler of its own."""
+    assert tried(inside(image, "-c", "true", entrypoint="sh")).returncode in (126, 127)
+    assert "No module named 'pip'" in tried(inside(image, "-c", "import pip", entrypoint="python3")).stderr
+    found = "import os; print(*(p for d in ('/usr/bin', '/app') for p in os.listdir(d) if p in ('cc', 'gcc', 'bin')))"
+    assert tried(inside(image, "-c", found, entrypoint="python3")).stdout.strip() == ""
+
+
+def test_holds_the_lock(image: str) -> None:
+    """Image: exactly the locked packages are inside, in the locked versions, and the project itself."""
+    code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions(path=['/app'])))"
+    held = {_plain(line) for line in run(*inside(image, "-c", code, entrypoint="python3")).split()}
+    locked = (ROOT / ".locks/runtime.txt").read_text()
+    wanted = {
+        _plain(requirement)
+        for requirement, marker in re.findall(r"^(\S+==\S+)( ; .*)? \\$", locked, re.MULTILINE)
+        if "win32" not in marker and "python_full_version < '3.11" not in marker and "python_version < '3.1" not in marker
+    }
+    assert held - {item for item in held if item.startswith("event-broadcaster==")} == wanted
+
+
+def test_is_compiled_and_owned_by_root(image: str) -> None:
+    """Image: every module has its byte code, trusted as it is, and nothing can be written by the service's user."""
+    code = """
+import importlib.util, json, os, pathlib
+missing, checked, writable = [], [], []
+for path in pathlib.Path("/app").rglob("*"):
+    if os.access(path, os.W_OK) or path.stat().st_uid != 0:
+        writable.append(str(path))
+    if path.suffix == ".py":
+        compiled = pathlib.Path(importlib.util.cache_from_source(path))
+        if not compiled.exists():
+            missing.append(str(path))
+        elif compiled.read_bytes()[4:8] != bytes([1, 0, 0, 0]):
+            checked.append(str(path))
+print(json.dumps([missing, checked, writable]))
+"""
+    missing, checked, writable = json.loads(run(*inside(image, "-c", code, entrypoint="python3")))
+    assert (missing, checked, writable) == ([], [], [])
+
+
+def test_says_what_it_is(image: str) -> None:
+    """Image: user, command, port and labels are in its configuration."""
+    config: dict[str, Any] = json.loads(run("podman", "--runtime=runc", "image", "inspect", image))[0]["Config"]
+    assert config["User"] == "65532:65532"
+    assert (config["Entrypoint"], config["Cmd"]) == (["python3", "-m", "handlers"], ["serve"])
+    assert list(config["ExposedPorts"]) == ["8000/tcp"]
+    labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
+    assert {"title", "description", "licenses", "version", "revision"} <= set(labels)
+    assert labels["title"] == "event-broadcaster"
+
+
+def _ready(base: str) -> bool:
+    try:
+        return httpx.get(f"{base}/health/ready", verify=False, trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _plain(requirement: str) -> str:
+    name, _, version = requirement.partition("==")
+    return f"{re.sub(r'[-_.]+', '-', name).lower()}=={version}"

@@ -1,0 +1,100 @@
+"""The production example's Redis for real: TLS with a certificate of one's own, and a user that may do this and no more."""
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import redis
+
+from handlers.examples import EXAMPLES
+from tests.k8s.tools import K8S, run, tool
+from tests.system.client import connected
+from tests.system.conftest import Start
+from tests.system.replica import wait_until
+
+PASSWORD = "not-a-real-one"  # noqa: S105
+CHANNEL = "security_events"
+
+
+class Server(NamedTuple):
+    """A Redis with TLS: the service's URL for it, and a way in for whoever looks after it."""
+
+    url: str
+    admin: redis.Redis
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A Redis server with TLS, the ACL of the production example, and nobody else but its administrator."""
+    openssl = tool("openssl", "Debian's package openssl")
+    binary = tool("redis-server", "Debian's package redis-server")
+    new = (openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
+    names = ("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1")
+    run(*new, *names, "-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt")
+    (rule,) = (line for line in (K8S / "overlays/production/redis.acl").read_text().splitlines() if line[:5] == "user ")
+    assert ">PASSWORD " in rule
+    rules = [rule.replace("PASSWORD", PASSWORD), f"user admin on >{PASSWORD} ~* &* +@all", "user default off"]
+    (tmp_path / "users.acl").write_text("\n".join(rules) + "\n")
+    with closing(socket.create_server(("127.0.0.1", 0))) as free:
+        port = free.getsockname()[1]
+    command = [binary, "--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--save", "", "--dir", tmp_path]
+    command += ["--tls-cert-file", tmp_path / "ca.crt", "--tls-key-file", tmp_path / "key"]
+    command += ["--tls-ca-cert-file", tmp_path / "ca.crt", "--aclfile", tmp_path / "users.acl"]
+    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log) as process:
+        rest = f":{PASSWORD}@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'ca.crt'}"
+        with redis.Redis.from_url(f"rediss://admin{rest}") as admin:
+            try:
+                wait_until(lambda: process.poll() is not None or _answers(admin))
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                yield Server(f"rediss://event-broadcaster{rest}", admin)
+            finally:
+                process.terminate()
+
+
+def _answers(admin: redis.Redis) -> bool:
+    try:
+        return bool(admin.ping())
+    except redis.ConnectionError:
+        return False
+
+
+async def test_the_example_suffices(server: Server, start: Start) -> None:
+    """Section 7, Redis: under the example's ACL the service publishes, delivers and replays, and is never refused."""
+    replica = start(redis_url=server.url)
+    for kind in ("event", "camera_status"):
+        path = f"/broadcast/{kind.replace('_', '-')}"
+        assert (await replica.post(path, EXAMPLES[kind]["data"], idempotency_key=kind)).status_code == 202
+        assert (await replica.post(path, EXAMPLES[kind]["data"], idempotency_key=kind)).status_code == 202
+    async with connected(replica.websocket(since=0)) as client:
+        await client.take(type="resync_ack", replayed_count=2)
+    server.admin.execute_command("FLUSHALL")  # a new epoch needs rights of its own
+    server.admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
+    assert (await replica.post("/broadcast/event", EXAMPLES["event"]["data"])).json()["sequence"] == 1
+    assert replica.health()["redis"] == "reachable"
+    refused = [entry for entry in server.admin.acl_log() if entry["username"] == "event-broadcaster"]
+    assert not refused
+
+
+def test_and_does_not_more(server: Server) -> None:
+    """Section 7, Redis: the example's user reads, writes and publishes nothing else, and nobody else publishes there."""
+    with redis.Redis.from_url(server.url) as ours:
+        for command in (
+            ("GET", "other"),
+            ("SET", "other", "1"),
+            ("PUBLISH", "other", "1"),
+            ("SUBSCRIBE", "other"),
+            ("KEYS", "*"),
+            ("FLUSHALL",),
+            ("CONFIG", "GET", "*"),
+            ("CLIENT", "LIST"),
+            ("EVAL", "return 1", "0"),
+        ):
+            with pytest.raises(redis.exceptions.NoPermissionError):
+                ours.execute_command(*command)
+    stranger = server.url.replace("event-broadcaster", "default")
+    with redis.Redis.from_url(stranger) as other, pytest.raises(redis.AuthenticationError):
+        other.publish(CHANNEL, "forged")
