@@ -32,6 +32,10 @@ _FOREIGN_LOG_SECONDS = 60.0
 _MOST_MISFITS = 1000
 
 
+class _Deaf(Exception):
+    """The subscription is alive, but nothing comes through it."""
+
+
 class Listener:
     """Keeps the log where Redis is.
 
@@ -129,6 +133,7 @@ class Listener:
         attempt = 0
         while True:
             await self._link.closed.wait()
+            reason = "the subscription ended"
             try:
                 async with aclosing(self._transport.listen(self._idle)) as batches:
                     async for batch in batches:
@@ -139,7 +144,8 @@ class Listener:
                             attempt = 0
                             await self._take(batch)
                         if self._deaf:
-                            break
+                            raise _Deaf
+            except _Deaf:
                 reason = "the subscription heard nothing while events passed"
             except TransportError as error:
                 self._link.failed(error)
@@ -237,8 +243,7 @@ class Listener:
             if explained:
                 self._hearing.hear(place)
             self._checked_at = asyncio.get_running_loop().time()
-            if self._listening:
-                self._deaf = self._hearing.deaf(place, self._checked_at)
+            self._deaf = self._listening and self._hearing.deaf(place, self._checked_at)
         if len(self._held) > explained:
             self._observer.foreign(len(self._held) - explained)
         self._held.clear()
