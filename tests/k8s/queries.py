@@ -8,7 +8,9 @@ import yaml
 
 from tests.k8s.tools import K8S, built, one
 
-__all__ = ["PROMISED", "Query", "queries"]
+__all__ = ["NAMESPACE", "PROMISED", "Query", "queries"]
+
+NAMESPACE = "event-broadcaster"
 
 # The service's metrics as far as the manifests use them: type, and labels beside those of the scrape.
 PROMISED: dict[str, tuple[str, set[str]]] = {
@@ -29,7 +31,11 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "event_broadcaster_gaps_total": ("counter", set()),
     "event_broadcaster_refills_total": ("counter", set()),
     "event_broadcaster_slow_clients_total": ("counter", set()),
+    "event_broadcaster_listener_restarts_total": ("counter", set()),
     "event_broadcaster_acks_total": ("counter", set()),
+    "event_broadcaster_acks_wanted_total": ("counter", set()),
+    "event_broadcaster_unacknowledged": ("gauge", set()),
+    "event_broadcaster_acknowledge_duration_seconds": ("histogram", set()),
     "event_broadcaster_foreign_documents_total": ("counter", set()),
     "event_broadcaster_saved_bytes_total": ("counter", set()),
     "event_broadcaster_publish_duration_seconds": ("histogram", set()),
@@ -77,7 +83,9 @@ def queries() -> list[Query]:
     (dashboard,) = one(production, "ConfigMap", "event-broadcaster-dashboard")["data"].values()
     for panel in json.loads(dashboard)["panels"]:
         for target in panel["targets"]:
-            text = target["expr"].replace("$__rate_interval", "1m").replace("$namespace", "n").replace("$pod", ".*")
+            text = (
+                target["expr"].replace("$__rate_interval", "1m").replace("$namespace", NAMESPACE).replace("$pod", ".*")
+            )
             found.append(Query(f"dashboard: {panel['title']}", text))
     for group in one(production, "PrometheusRule")["spec"]["groups"]:
         found += [Query(f"alert: {rule['alert']}", rule["expr"]) for rule in group["rules"]]
@@ -86,7 +94,9 @@ def queries() -> list[Query]:
         name = rule.get("name", {}).get("as", series)
         found.append(Query(f"adapter, discovery: {name}", rule["seriesQuery"]))
         filled = rule["metricsQuery"].replace("<<.Series>>", series)
-        filled = filled.replace("<<.LabelMatchers>>", 'namespace="n",pod=~"a|b"').replace("<<.GroupBy>>", "pod")
+        filled = filled.replace("<<.LabelMatchers>>", f'namespace="{NAMESPACE}",pod=~"a|b"').replace(
+            "<<.GroupBy>>", "pod"
+        )
         found.append(Query(f"adapter: {name}", filled))
     for trigger in one(built("components/hpa-keda"), "ScaledObject")["spec"]["triggers"]:
         if trigger["type"] == "prometheus":

@@ -1,5 +1,6 @@
 """What the manifests say agrees: with each other, with the settings of the service, and with how it drains."""
 
+import base64
 import re
 import shlex
 import tomllib
@@ -9,12 +10,13 @@ import pytest
 
 from handlers import server
 from handlers.settings import Settings
+from telemetry import FLUSH_SECONDS
 from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings
 
 builds = pytest.mark.parametrize("build", BUILDS)
 
-# What the service has left to do when the last socket and the last request are done: flushing spans, leaving Redis.
-FLUSH_SECONDS = 10
+# What the service has left to do when spans are flushed too: leaving Redis, ending the interpreter.
+LEAVE_SECONDS = 5
 # Set by the collector's side of the house, and read by OpenTelemetry alone.
 OTEL = re.compile("OTEL_[A-Z_]+")
 # There for the other variables to be made of.
@@ -263,8 +265,6 @@ def test_network(build: str) -> None:
 
 def test_dev_finds_its_neighbours() -> None:
     """Manifests: in dev, Redis and Jaeger are services of the namespace, and each lets the broadcaster in."""
-    import base64
-
     documents = built("overlays/dev")
     (secret,) = (document for document in documents if document["kind"] == "Secret")
     addresses = [base64.b64decode(secret["data"]["REDIS_URL"]).decode()]
@@ -316,7 +316,7 @@ def stop_seconds(build: str) -> float:
     """What an orderly end takes at most."""
     pause = container(build)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(settings(built(build))["DRAIN_SECONDS"])
-    return float(pause) + drain + server._CLOSES_SECONDS + server._REQUESTS_SECONDS + FLUSH_SECONDS
+    return float(pause) + drain + server._CLOSES_SECONDS + server._REQUESTS_SECONDS + FLUSH_SECONDS + LEAVE_SECONDS
 
 
 def behaviors(build: str) -> list[Document]:

@@ -96,9 +96,9 @@ async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple
                 base = f"http://127.0.0.1:{http_port}"
                 wait_until(lambda: process.poll() is not None or _ready(base))
                 assert process.poll() is None, (tmp_path / "log").read_text()
-                assert run("podman", "--runtime=runc", "top", name, "huser", "user", "pid", "args").splitlines()[1:] == [
-                    "65532       65532       1           python3 -m handlers serve "
-                ]
+                assert run("podman", "--runtime=runc", "top", name, "huser", "user", "pid", "args").splitlines()[
+                    1:
+                ] == ["65532       65532       1           python3 -m handlers serve "]
                 async with connected(f"ws://127.0.0.1:{http_port}/ws/events") as client:
                     await client.take(type="connected")
                     async with httpx.AsyncClient(verify=False, trust_env=False) as http:
@@ -145,7 +145,9 @@ def test_holds_the_lock(image: str) -> None:
     wanted = {
         _plain(requirement)
         for requirement, marker in re.findall(r"^(\S+==\S+)( ; .*)? \\$", locked, re.MULTILINE)
-        if "win32" not in marker and "python_full_version < '3.11" not in marker and "python_version < '3.1" not in marker
+        if "win32" not in marker
+        and "python_full_version < '3.11" not in marker
+        and "python_version < '3.1" not in marker
     }
     assert held - {item for item in held if item.startswith("event-broadcaster==")} == wanted
 

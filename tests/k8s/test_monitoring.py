@@ -1,16 +1,25 @@
 """Dashboard, alerts and scaling metrics: every query can be read, names what the service has, and does what it says."""
 
 import json
+import math
 import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
-from tests.k8s.queries import PROMISED, queries
+from handlers.examples import EXAMPLES
+from tests.k8s.queries import NAMESPACE, PROMISED, queries
 from tests.k8s.tools import K8S, built, one, run, tool
+from tests.system.client import connected
 from tests.system.conftest import Start
+from tests.system.replica import Replica
+from tests.waiting import eventually
 
 PRODUCTION = "overlays/production"
 POD = 'namespace="event-broadcaster",pod="a"'
@@ -53,19 +62,86 @@ def test_scaling_metrics() -> None:
     assert {metric["pods"]["metric"]["name"] for metric in hpa if metric["type"] == "Pods"} == made
 
 
-def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> None:
-    """Section 10, metrics: the running service has every metric that the manifests name, of the type they take it for."""
+async def busy(replica: Replica) -> None:
+    """Have everything happen once that leaves a trace in the metrics, as far as a healthy service lets it happen."""
+    async with connected(replica.websocket()) as client:
+        for _ in range(3):
+            await replica.post("/broadcast/event", EXAMPLES["event"]["data"] | {"risk_score": 90})
+        frame = await client.take(type="event", requires_ack=True)
+        await client.send({"type": "ack", "data": {"sequence": frame["sequence"]}})
+        await client.send("ping")
+        await client.take(type="pong")
+    async with connected(replica.websocket(since=0)) as late:
+        await late.take(type="resync_ack")
+
+
+async def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> None:
+    """Section 10, metrics: the running service has every metric that the manifests name, with the type and the labels."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
-    answer = replica.get("/metrics")
-    if answer.status_code == 404:
-        pytest.skip("the service has no /metrics yet; until then PROMISED in queries.py stands for what it will have")
-    exposed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", answer.text, re.MULTILINE))
-    exposed |= {f"{name}_total": kind for name, kind in exposed.items() if kind == "counter"}  # OpenMetrics' way
+    await busy(replica)
+    text = replica.get("/metrics").text
+    run(promtool(), "check", "metrics", input=text)
+    exposed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     assert {name: exposed.get(name) for name in PROMISED} == {name: kind for name, (kind, _) in PROMISED.items()}
-    for name, labels in re.findall(r"^(\w+)\{(.*)\} ", answer.text, re.MULTILINE):
+    seen = set()
+    for name, labels in re.findall(r"^(\w+)\{(.*)\} ", text, re.MULTILINE):
         family = re.sub(r"_(bucket|sum|count)$", "", name)
         if family in PROMISED:
+            seen.add(family)
             assert set(re.findall(r'(\w+)="', labels)) - {"le"} == PROMISED[family][1], name
+    labelled = {name for name, (_, labels) in PROMISED.items() if labels}
+    assert labelled <= seen
+
+
+@contextmanager
+def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
+    """A Prometheus that scrapes one replica every second, with the labels that a scrape in a cluster sets."""
+    binary = tool("prometheus", "Debian's package prometheus")
+    labels = {"namespace": NAMESPACE, "pod": "a"}
+    job = {"job_name": "replica", "static_configs": [{"targets": [target], "labels": labels}]}
+    config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]}
+    (folder / "prometheus.yaml").write_text(json.dumps(config))
+    command = [binary, f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
+    with subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL) as process:
+        try:
+            with httpx.Client(verify=False, trust_env=False, base_url=f"http://127.0.0.1:{port}") as http:
+                yield http
+        finally:
+            process.terminate()
+
+
+def asked(http: httpx.Client, query: str) -> list[Any]:
+    """What Prometheus answers to a query; nothing while it is starting."""
+    try:
+        answer = http.get("/api/v1/query", params={"query": query})
+    except httpx.TransportError:
+        return []
+    if answer.status_code == 503:
+        return []
+    assert answer.status_code == 200, (query, answer.text)
+    found: list[Any] = answer.json()["data"]["result"]
+    return found
+
+
+async def test_prometheus_answers(
+    start: Start, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
+) -> None:
+    """Monitoring: a real Prometheus that scrapes the real service answers every query; no alert fires on a sound one."""
+    replica = start(redis_url=valkey, redis_event_channel=channel)
+    await busy(replica)
+    with prometheus(f"127.0.0.1:{replica.port}", unused_ports[0], tmp_path) as http:
+        scraped = "count_over_time(event_broadcaster_connections[1m]) >= 3"
+        await eventually(lambda: asked(http, scraped), 30)
+        answers = {query: asked(http, query.text) for query in queries()}
+    for query, answer in answers.items():
+        kind = query.where.partition(":")[0]
+        if kind == "alert":
+            assert not answer, query.where
+        else:
+            assert answer, query
+        if kind == "keda":  # it takes exactly one number
+            ((_, value),) = (sample["value"] for sample in answer)
+            assert math.isfinite(float(value)), query
 
 
 def test_dashboard() -> None:
@@ -79,7 +155,11 @@ def test_dashboard() -> None:
     taken: set[tuple[int, int]] = set()
     for panel in panels:
         place = panel["gridPos"]
-        cells = {(x, y) for x in range(place["x"], place["x"] + place["w"]) for y in range(place["y"], place["y"] + place["h"])}
+        cells = {
+            (x, y)
+            for x in range(place["x"], place["x"] + place["w"])
+            for y in range(place["y"], place["y"] + place["h"])
+        }
         assert not cells & taken, panel["title"]
         assert max(x for x, _ in cells) < 24
         taken |= cells
@@ -103,16 +183,34 @@ ALERTS: dict[str, tuple[list[str], list[str]]] = {
         [f"{_E}sequence{{{POD}}} 40x60", f"{_E}sequence{{{OTHER}}} 40x60"],
     ),
     "PublishFailures": (
-        [f'{_E}published_total{{{POD},type="event"}} 0+100x60', f'{_E}publish_failures_total{{{POD},type="event"}} 0+2x60'],
-        [f'{_E}published_total{{{POD},type="event"}} 0+1000x60', f'{_E}publish_failures_total{{{POD},type="event"}} 0+2x60'],
+        [
+            f'{_E}published_total{{{POD},type="event"}} 0+100x60',
+            f'{_E}publish_failures_total{{{POD},type="event"}} 0+2x60',
+        ],
+        [
+            f'{_E}published_total{{{POD},type="event"}} 0+1000x60',
+            f'{_E}publish_failures_total{{{POD},type="event"}} 0+2x60',
+        ],
     ),
     "DeliveryLag": (
-        [f'{_E}delivery_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60' for le, n in (("1", 90), ("5", 100), ("+Inf", 100))],
-        [f'{_E}delivery_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60' for le, n in (("1", 100), ("5", 100), ("+Inf", 100))],
+        [
+            f'{_E}delivery_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60'
+            for le, n in (("1", 90), ("5", 100), ("+Inf", 100))
+        ],
+        [
+            f'{_E}delivery_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60'
+            for le, n in (("1", 100), ("5", 100), ("+Inf", 100))
+        ],
     ),
     "LoopLag": (
-        [f'{_E}loop_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60' for le, n in (("0.25", 90), ("1", 100), ("+Inf", 100))],
-        [f'{_E}loop_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60' for le, n in (("0.1", 100), ("1", 100), ("+Inf", 100))],
+        [
+            f'{_E}loop_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60'
+            for le, n in (("0.25", 90), ("1", 100), ("+Inf", 100))
+        ],
+        [
+            f'{_E}loop_lag_seconds_bucket{{{POD},le="{le}"}} 0+{n}x60'
+            for le, n in (("0.1", 100), ("1", 100), ("+Inf", 100))
+        ],
     ),
     "SlowClientsClosed": (
         [f'{_E}closes_total{{{POD},code="4008"}} 0+2x60'],

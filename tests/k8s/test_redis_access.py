@@ -16,7 +16,7 @@ from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import wait_until
 
-PASSWORD = "not-a-real-one"  # noqa: S105
+PASSWORD = "not-a-real-one"
 CHANNEL = "security_events"
 
 
@@ -41,7 +41,19 @@ def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "users.acl").write_text("\n".join(rules) + "\n")
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
-    command = [binary, "--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no", "--save", "", "--dir", tmp_path]
+    command = [
+        binary,
+        "--port",
+        "0",
+        "--tls-port",
+        str(port),
+        "--tls-auth-clients",
+        "no",
+        "--save",
+        "",
+        "--dir",
+        tmp_path,
+    ]
     command += ["--tls-cert-file", tmp_path / "ca.crt", "--tls-key-file", tmp_path / "key"]
     command += ["--tls-ca-cert-file", tmp_path / "ca.crt", "--aclfile", tmp_path / "users.acl"]
     with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log) as process:
