@@ -53,11 +53,13 @@ class Persistent:
                     async with asyncio.timeout(pause * self._rng.uniform(0.5, 1.5)):
                         await stop.wait()
 
-    async def publish_one(self, http: httpx.AsyncClient) -> None:
-        """Publish a message of any kind, to whichever replica takes it."""
+    async def publish_one(self, http: httpx.AsyncClient, *, size: int = 0) -> None:
+        """Publish a message of any kind, or an event with `size` bytes of text, to whichever replica takes it."""
         self.count += 1
-        kind, mark = self._rng.choice(KINDS), f"{self._name}-{self.count}"
+        kind, mark = "event" if size else self._rng.choice(KINDS), f"{self._name}-{self.count}"
         data = marked(kind, mark)
+        if size:
+            data["reasoning"] = "." * size
         # noted first: clients may see it long before there is an answer
         self._history.unknown(kind, data)
         self.idle = False
