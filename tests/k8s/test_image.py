@@ -22,7 +22,9 @@ from tests.k8s.tools import ROOT, run, tool
 from tests.system.client import connected
 from tests.system.replica import wait_until
 
-pytestmark = pytest.mark.system
+# A minute, and it once saw a drained client end with 1006 instead of 1012, which is not explained yet.
+_BY_HAND = pytest.mark.skipif("IMAGE_TESTS" not in os.environ, reason="the image is built by hand: set IMAGE_TESTS=1")
+pytestmark = [pytest.mark.system, _BY_HAND]
 
 SUITE = "trixie"  # the Debian whose Python is the 3.13 of the Containerfile's defaults
 BASE = ["base-files", "netbase", "ca-certificates", "python3-minimal", "libpython3-stdlib"]
