@@ -171,7 +171,8 @@ class Meter:
         if metric.kind == "histogram":
             points = [self._histogram(labels, histogram, now) for labels, histogram in samples]
             return otlp.Histogram(points, AggregationTemporality.CUMULATIVE)
-        numbers = [otlp.NumberDataPoint(labels, self._start, now, value) for labels, value in samples]
+        # all of one kind: the encoder takes no truth values
+        numbers = [otlp.NumberDataPoint(labels, self._start, now, float(value)) for labels, value in samples]
         if metric.kind == "gauge":
             return otlp.Gauge(numbers)
         return otlp.Sum(numbers, AggregationTemporality.CUMULATIVE, is_monotonic=True)

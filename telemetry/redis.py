@@ -55,7 +55,7 @@ class _Commands(Tracer):
         if publish is None or not publish.span.is_recording():
             yield INVALID_SPAN
             return
-        companions, publish.companions = publish.companions, ()
+        companions = publish.companions
         command, *others = name.split(" ")
         span = self._tracer(publish.tracing.provider).start_span(
             command,

@@ -80,9 +80,10 @@ class Publish:
         recording = self.span.is_recording()
         context = set_span_in_context(self.span, None if recording else self.tracing.silence)
         self._token: tuple[Token[Context], Token[Publish | None]] = attach(context), CURRENT.set(self)
-        made = self.span.get_span_context()
-        if not made.trace_flags.sampled and self._trace.traceparent is None:
+        if not recording:
+            # its producer's trace goes on without us
             return self._trace
+        made = self.span.get_span_context()
         return TraceContext(
             f"00-{made.trace_id:032x}-{made.span_id:016x}-{made.trace_flags:02x}",
             made.trace_state.to_header() or None,

@@ -12,6 +12,7 @@ from typing import Any, Self
 from urllib.parse import urlencode
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 from tests.waiting import eventually
 
@@ -128,6 +129,13 @@ class Replica:
         """What `/health` says."""
         report: dict[str, Any] = self.get("/health").json()
         return report
+
+    def metric(self, name: str, **labels: str) -> float:
+        """One metric, without `event_broadcaster_`; of several samples with these labels the sum."""
+        families = text_string_to_metric_families(self.get("/metrics").text)
+        samples = [sample for family in families for sample in family.samples]
+        wanted = [each for each in samples if each.name == f"event_broadcaster_{name}"]
+        return sum(each.value for each in wanted if labels.items() <= each.labels.items())
 
     async def delivers(self, sequence: int) -> None:
         """Wait until it has delivered that number: a receipt says only that Redis has it."""
