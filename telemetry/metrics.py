@@ -86,6 +86,7 @@ METRICS: Final = (
         ("replays_total", "Resumes answered, by where the events came from and how it ended",
          lambda b: b.counters.replays, "source", "verdict"),
         ("gaps_total", "Holes in the numbering that could not be filled", lambda b: b.counters.gaps),
+        ("epoch_changes_total", "Times that the numbering began anew", lambda b: b.counters.epoch_changes),
         ("refills_total", "Times that events missed were fetched from the history", lambda b: b.counters.refills),
         ("listener_restarts_total", "Times that the subscription was made anew",
          lambda b: b.counters.listener_restarts),

@@ -5,6 +5,7 @@ The instrumentation wraps redis-py as a whole, and asks for its spans here. A co
 after all of them, and linked to the publishes that share it.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final
@@ -56,11 +57,13 @@ class _Commands(Tracer):
             yield INVALID_SPAN
             return
         companions = publish.companions
-        command, *others = name.split(" ")
+        # all of a pipeline are the same here; a single command's name may have a blank, as SCRIPT LOAD has
+        words = name.split(" ")
+        shared = len(words) > 1 and len(set(words)) == 1
         span = self._tracer(publish.tracing.provider).start_span(
-            command,
+            words[0] if shared else name,
             kind=kind,
-            attributes={"db.operation.batch.size": len(others) + 1} if others else None,
+            attributes={"db.operation.batch.size": len(words)} if shared else None,
             links=[Link(companion.span.get_span_context()) for companion in companions[:MOST_LINKS]],
         )
         for each in (publish, *companions):
@@ -68,11 +71,14 @@ class _Commands(Tracer):
         try:
             with use_span(span, record_exception=False, set_status_on_exception=False):
                 yield span
-        except BaseException as error:  # a deadline comes as a cancellation
+        except asyncio.CancelledError:  # that is how a deadline comes
+            _fail(span, TimeoutError())
+            raise
+        except Exception as error:
             _fail(span, error)
             raise
         finally:
-            if others:
+            if shared:
                 _shorten(span)
             span.end()
 

@@ -48,8 +48,8 @@ __all__ = ["CURRENT", "MOST_LINKS", "Publish", "Tracing"]
 MOST_LINKS: Final = 128
 _MOST_SPANS: Final = 16
 
-# Version 00, the sampled bit set; anybody may have put anything else into Redis.
-_SAMPLED: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]")
+# Version 00, no id of zeros, the sampled bit set; anybody may have put anything else into Redis.
+_SAMPLED: Final = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f][13579bdf]")
 _ROOT: Final = Context()
 _w3c: Final = TraceContextTextMapPropagator()
 
