@@ -26,9 +26,11 @@ _K = TypeVar("_K")
 
 def quieten() -> None:
     """Nothing but our own word about a collector that does not take what it is sent, and one about lost spans."""
-    exporters = logging.getLogger("opentelemetry.exporter")
-    exporters.handlers[:] = [_Reasons()]
-    exporters.propagate = False
+    # with the HTTP client below, whose lines have the whole URL
+    for name in ("opentelemetry.exporter", "urllib3"):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [_Reasons(logging.WARNING)]
+        logger.propagate = False
     logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(_Once())
 
 

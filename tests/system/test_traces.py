@@ -444,6 +444,7 @@ async def test_a_dead_collector(start: Start, valkey: str, channel: str, way: st
         replica = start(
             redis_url=valkey,
             redis_event_channel=channel,
+            log_level="debug",
             otel_exporter_otlp_traces_endpoint=f"{url}/v1/traces?key=secret",
             otel_exporter_otlp_timeout=3,
             otel_bsp_schedule_delay=20,
