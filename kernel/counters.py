@@ -79,6 +79,7 @@ class Counters(Observer):
         self.replays = {(source, verdict): 0 for source in _SOURCES for verdict in _VERDICTS}
         self.gaps = 0
         self.refills = 0
+        self.epoch_changes = 0
         self.slow_clients = 0
         self.foreign_documents = 0
         self.listener_restarts = 0
@@ -169,6 +170,11 @@ class Counters(Observer):
         """Count the gap."""
         self.gaps += 1
         self._then.lost(lost)
+
+    def renumbered(self, epoch: str) -> None:
+        """Count it."""
+        self.epoch_changes += 1
+        self._then.renumbered(epoch)
 
     def foreign(self, count: int) -> None:
         """Count documents."""

@@ -273,6 +273,7 @@ class Listener:
         epoch, last = position
         if epoch != before.epoch:
             _logger.warning("the numbering began anew: epoch %s after %s", epoch, before.epoch)
+            self._observer.renumbered(epoch)
             await self._deliver([Frame.new_epoch(epoch)], None)
         while self._log.place.sequence < last:
             try:

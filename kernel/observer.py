@@ -185,6 +185,9 @@ class Observer:
     def lost(self, lost: Lost) -> None:
         """Events are lost; clients were told by a gap."""
 
+    def renumbered(self, epoch: str) -> None:
+        """The numbering began anew, under this name; clients were told by epoch_changed."""
+
     def foreign(self, count: int) -> None:
         """Documents on the channel were none of ours."""
 

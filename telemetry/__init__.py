@@ -3,6 +3,7 @@
 Everything about OpenTelemetry is in here; the kernel only has an observer, and does not know who watches.
 """
 
+import telemetry.environment  # noqa: F401  before anything imports OpenTelemetry
 from telemetry.logs import configure_logging
 from telemetry.metrics import METRICS, Exposition
 from telemetry.setup import FLUSH_SECONDS, Telemetry

@@ -18,9 +18,9 @@ class _Text(logging.Formatter):
         if ids:
             line += f" [trace_id={ids['trace_id']} span_id={ids['span_id']}]"
         if record.exc_info:
-            # one line an entry, whatever went wrong
-            line += " | " + self.formatException(record.exc_info).replace("\n", " | ")
-        return line.replace("\n", " ")
+            line += " | " + " | ".join(self.formatException(record.exc_info).splitlines())
+        # one line an entry, whatever is in it
+        return " ".join(line.splitlines())
 
 
 class _Json(logging.Formatter):
@@ -35,12 +35,13 @@ class _Json(logging.Formatter):
 
 
 def configure_logging(level: str, format: str) -> None:
-    """Send every log line of this process to stderr; `format` is "text" or "json"."""
+    """Send every log line of this process to stderr, Python's warnings too; `format` is "text" or "json"."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if format == "json" else _Text())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.captureWarnings(True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()

@@ -86,6 +86,7 @@ METRICS: Final = (
         ("replays_total", "Resumes answered, by where the events came from and how it ended",
          lambda b: b.counters.replays, "source", "verdict"),
         ("gaps_total", "Holes in the numbering that could not be filled", lambda b: b.counters.gaps),
+        ("epoch_changes_total", "Times that the numbering began anew", lambda b: b.counters.epoch_changes),
         ("refills_total", "Times that events missed were fetched from the history", lambda b: b.counters.refills),
         ("listener_restarts_total", "Times that the subscription was made anew",
          lambda b: b.counters.listener_restarts),
@@ -171,7 +172,8 @@ class Meter:
         if metric.kind == "histogram":
             points = [self._histogram(labels, histogram, now) for labels, histogram in samples]
             return otlp.Histogram(points, AggregationTemporality.CUMULATIVE)
-        numbers = [otlp.NumberDataPoint(labels, self._start, now, value) for labels, value in samples]
+        # all of one kind: the encoder takes no truth values
+        numbers = [otlp.NumberDataPoint(labels, self._start, now, float(value)) for labels, value in samples]
         if metric.kind == "gauge":
             return otlp.Gauge(numbers)
         return otlp.Sum(numbers, AggregationTemporality.CUMULATIVE, is_monotonic=True)

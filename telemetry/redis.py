@@ -5,8 +5,10 @@ The instrumentation wraps redis-py as a whole, and asks for its spans here. A co
 after all of them, and linked to the publishes that share it.
 """
 
+import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from time import time_ns
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
@@ -20,15 +22,45 @@ from opentelemetry.trace import (
     StatusCode,
     Tracer,
     TracerProvider,
-    use_span,
 )
+from opentelemetry.util.types import AttributeValue
 
 from telemetry import names
 from telemetry.tracing import CURRENT, MOST_LINKS
 
 __all__ = ["instrument_redis"]
 
-_STATEMENTS: Final = ("db.statement", "db.query.text")
+_STATEMENTS: Final = {"db.statement", "db.query.text"}
+
+
+class _Said(NonRecordingSpan):
+    """What the instrumentation has to say of a command: its span is made of all of it at once, when that is over.
+
+    Ten attributes set one by one cost as much as the span itself.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(INVALID_SPAN.get_span_context())
+        self.name = name
+        self.attributes: dict[str, AttributeValue] = {}
+
+    def is_recording(self) -> bool:
+        """Whether it is worth saying."""
+        return True
+
+    def set_attribute(self, key: str, value: AttributeValue) -> None:
+        """Note it."""
+        self.attributes[key] = value
+
+    def failed(self, error: Exception) -> None:
+        """Note an error by its name."""
+        self.attributes[names.ERROR_TYPE] = type(error).__name__
+
+    def shorten(self, count: int) -> None:
+        """Hundreds of commands that are all the same say no more than one, and how many they are."""
+        for key in _STATEMENTS & self.attributes.keys():
+            self.attributes[key] = str(self.attributes[key]).partition("\n")[0]
+        self.attributes["db.operation.batch.size"] = count
 
 
 class _Commands(Tracer):
@@ -52,28 +84,37 @@ class _Commands(Tracer):
     ) -> Iterator[Span]:
         """The span of one command or pipeline."""
         publish = CURRENT.get()
-        if publish is None or not publish.span.is_recording():
+        if publish is None:
             yield INVALID_SPAN
             return
-        companions, publish.companions = publish.companions, ()
-        command, *others = name.split(" ")
-        span = self._tracer(publish.tracing.provider).start_span(
-            command,
-            kind=kind,
-            attributes={"db.operation.batch.size": len(others) + 1} if others else None,
-            links=[Link(companion.span.get_span_context()) for companion in companions[:MOST_LINKS]],
-        )
-        for each in (publish, *companions):
-            each.attempt = span.get_span_context()
+        # all of a pipeline are the same here; a single command's name may have a blank, as SCRIPT LOAD has
+        words = name.split(" ")
+        shared = len(words) > 1 and len(set(words)) == 1
+        said = _Said(name)
+        begin = time_ns()
         try:
-            with use_span(span, record_exception=False, set_status_on_exception=False):
-                yield span
-        except BaseException as error:  # a deadline comes as a cancellation
-            _fail(span, error)
+            yield said
+        except asyncio.CancelledError:  # that is how a deadline comes
+            said.failed(TimeoutError())
+            raise
+        except Exception as error:
+            said.failed(error)
             raise
         finally:
-            if others:
-                _shorten(span)
+            if shared:
+                said.shorten(len(words))
+            companions = publish.companions
+            span = self._tracer(publish.tracing.provider).start_span(
+                words[0] if shared else name,
+                kind=kind,
+                attributes=said.attributes,
+                links=[Link(companion.span.get_span_context()) for companion in companions[:MOST_LINKS]],
+                start_time=begin,
+            )
+            if names.ERROR_TYPE in said.attributes:
+                span.set_status(StatusCode.ERROR)
+            for each in (publish, *companions):
+                each.attempt = span.get_span_context()
             span.end()
 
     def _tracer(self, provider: TracerProvider) -> Tracer:
@@ -96,23 +137,10 @@ def instrument_redis() -> None:
         instrumentor.instrument(tracer_provider=_Provider(), response_hook=_look_at)
 
 
-def _look_at(span: Span, _: object, response: object) -> None:
+def _look_at(said: Span, _: object, response: object) -> None:
     """A pipeline that came back may hold errors."""
-    if isinstance(response, Sequence) and span.is_recording():
+    if isinstance(said, _Said) and isinstance(response, Sequence):
         for answer in response:
             if isinstance(answer, Exception):
-                _fail(span, answer)
+                said.failed(answer)
                 return
-
-
-def _fail(span: Span, error: BaseException) -> None:
-    span.set_attribute(names.ERROR_TYPE, type(error).__name__)
-    span.set_status(StatusCode.ERROR)
-
-
-def _shorten(span: Span) -> None:
-    """Hundreds of commands that are all the same say no more than one."""
-    attributes = getattr(span, "attributes", None) or {}
-    for key in _STATEMENTS:
-        if key in attributes:
-            span.set_attribute(key, str(attributes[key]).partition("\n")[0])

@@ -1,24 +1,24 @@
-"""Telemetry as the `OTEL_*` variables want it, and its end: what is made, where it goes, and how long it may take.
+"""Telemetry as the `OTEL_*` variables want it: what is made, where it goes, and how long its end may take.
 
 Unless an endpoint or an exporter is set nothing is made, nothing is patched and nothing is paid. Metrics are kept in
 any case (metrics.py), and exported here where that is asked for.
 """
 
 import asyncio
-import contextlib
 import logging
-import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any, Final
 
-from opentelemetry.sdk.metrics.export import MetricExporter, MetricExportResult, MetricsData
+from opentelemetry.sdk.metrics.export import MetricExporter
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from kernel import EventBroadcaster, Observer
+from telemetry.environment import UNKNOWN_PROPAGATORS
+from telemetry.export import Patience, PatientSpans, Pump, quieten, unfinished
 from telemetry.http import http_spans
 from telemetry.metrics import Meter, watch_loop
 from telemetry.redis import instrument_redis
@@ -53,70 +53,50 @@ class Telemetry:
     def __init__(self, environ: Mapping[str, str], *, channel: str, version: str) -> None:
         self._resource = _resource(environ, version)
         self._version = version
-        self._provider: TracerProvider | None = None
         self.observer: Observer | None = None
         self.middleware: list[Middleware] = []
         spans: list[SpanExporter] = _exporters(environ, "traces")
         self._metrics: list[MetricExporter] = _exporters(environ, "metrics")
         self._interval = _interval(environ)
-        self._pumps: list[_Pump] = []
+        # what has to be ended, and who tells how that went
+        self._ends: dict[Patience, Callable[[], None]] = {}
         self._watch: asyncio.Task[None] | None = None
         if spans or self._metrics:
-            _quieten()
+            quieten()
         if spans:
-            instrument_redis()
-            self._provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
-            for exporter in spans:
-                self._provider.add_span_processor(BatchSpanProcessor(_PatientSpans(exporter)))
-            self.observer = Tracing(self._provider, channel, version)
-            self.middleware = [http_spans(self._provider, version)]
+            try:
+                self._trace(spans, channel)
+            except ValueError as error:  # a variable of the SDK that it cannot use
+                _logger.error("traces are not exported: %s", error)
+
+    def _trace(self, exporters: Sequence[SpanExporter], channel: str) -> None:
+        provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+        for exporter in exporters:
+            patience = Patience("spans")
+            processor = BatchSpanProcessor(PatientSpans(exporter, patience))
+            provider.add_span_processor(processor)
+            self._ends[patience] = processor.shutdown
+        instrument_redis()
+        for name in UNKNOWN_PROPAGATORS:
+            _logger.warning("OTEL_PROPAGATORS: %r is not installed and left out", name)
+        self.observer = Tracing(provider, channel, self._version)
+        self.middleware = [http_spans(provider, self._version)]
 
     def start(self, broadcaster: EventBroadcaster) -> None:
         """Watch the event loop, and export metrics where that is asked for."""
         self._watch = asyncio.create_task(watch_loop(broadcaster.counters.loop_lag))
         meter = Meter(broadcaster, self._resource, self._version)
-        self._pumps = [_Pump(exporter, meter, self._interval) for exporter in self._metrics]
+        for exporter in self._metrics:
+            patience = Patience("metrics")
+            self._ends[patience] = Pump(exporter, meter, self._interval, patience).stop
 
     async def stop(self) -> None:
-        """Export what is left, within `FLUSH_SECONDS`."""
+        """Export what is left, within `FLUSH_SECONDS`; what is not done then is dropped."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
-        ends: list[Callable[[], None]] = [pump.stop for pump in self._pumps]
-        if self._provider is not None:
-            ends.append(self._provider.shutdown)
-        if not await _all_done(ends, FLUSH_SECONDS):
-            _logger.warning("not everything could be exported within %g s, the rest is dropped", FLUSH_SECONDS)
-
-
-async def _all_done(ends: Sequence[Callable[[], None]], seconds: float) -> bool:
-    """Whether these blocking calls, each on a thread that nobody waits for at exit, are done within so many seconds."""
-    loop = asyncio.get_running_loop()
-    done = asyncio.Event()
-    left = len(ends)
-
-    def one_less() -> None:
-        nonlocal left
-        left -= 1
-        if not left:
-            done.set()
-
-    def run(end: Callable[[], None]) -> None:
-        try:
-            end()
-        finally:
-            with contextlib.suppress(RuntimeError):  # too late: the loop is closed
-                loop.call_soon_threadsafe(one_less)
-
-    for end in ends:
-        threading.Thread(target=run, args=(end,), daemon=True, name="telemetry flush").start()
-    try:
-        async with asyncio.timeout(seconds):
-            if ends:
-                await done.wait()
-    except TimeoutError:
-        return False
-    return True
+        for patience in await unfinished(self._ends, FLUSH_SECONDS):
+            patience.note(False, f"the last were not taken within {FLUSH_SECONDS:g} s")
 
 
 def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
@@ -158,90 +138,3 @@ def _interval(environ: Mapping[str, str]) -> float:
     """Seconds between two exports of metrics."""
     text = environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
     return int(text) / 1000 if text.isdigit() and int(text) else 60.0
-
-
-def _quieten() -> None:
-    """Nothing but our own word about a collector that cannot be reached, and one about spans that do not fit."""
-    logging.getLogger("opentelemetry.exporter").setLevel(logging.CRITICAL)
-    logging.getLogger("opentelemetry.sdk._shared_internal").addFilter(_Once())
-
-
-class _Once(logging.Filter):
-    """Lets each kind of line through once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._seen: set[object] = set()
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is the first of its kind."""
-        new = record.msg not in self._seen
-        self._seen.add(record.msg)
-        return new
-
-
-class _Patience:
-    """One warning when exports begin to fail, one line when they succeed again."""
-
-    def __init__(self, what: str) -> None:
-        self._what = what
-        self._failing = False
-
-    def note(self, succeeded: bool) -> None:
-        if succeeded and self._failing:
-            _logger.info("%s are exported again", self._what)
-        elif not succeeded and not self._failing:
-            _logger.warning("%s cannot be exported, trying on; nothing else depends on it", self._what)
-        self._failing = not succeeded
-
-
-class _PatientSpans(SpanExporter):
-    """An exporter whose failures are said once."""
-
-    def __init__(self, inner: SpanExporter) -> None:
-        self._inner = inner
-        self._patience = _Patience("spans")
-
-    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Pass them on."""
-        result = self._inner.export(spans)
-        self._patience.note(result is SpanExportResult.SUCCESS)
-        return result
-
-    def shutdown(self) -> None:
-        """End it."""
-        self._inner.shutdown()
-
-    def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Pass it on."""
-        return self._inner.force_flush(timeout_millis)
-
-
-class _Pump:
-    """Exports all metrics every `interval` seconds, on a thread, and once more at the end."""
-
-    def __init__(self, exporter: MetricExporter, meter: Meter, interval: float) -> None:
-        self._exporter = exporter
-        self._meter = meter
-        self._interval = interval
-        self._patience = _Patience("metrics")
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True, name="telemetry metrics")
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Export for the last time; blocks until that is done."""
-        self._ended.set()
-        self._thread.join()
-        self._exporter.shutdown()
-
-    def _run(self) -> None:
-        ended = False
-        while not ended:
-            ended = self._ended.wait(self._interval)
-            data: MetricsData = self._meter.data()
-            try:
-                succeeded = self._exporter.export(data) is MetricExportResult.SUCCESS
-            except Exception:  # an exporter's mistake must not end the thread
-                succeeded = False
-            self._patience.note(succeeded)

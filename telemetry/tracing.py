@@ -6,7 +6,7 @@ event that is not sampled, and attributes are given at creation where they are k
 
 import re
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context as Surroundings
 from contextvars import ContextVar, Token
 from time import time_ns
@@ -17,11 +17,14 @@ from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.instrumentation.utils import suppress_instrumentation
 from opentelemetry.trace import (
     Link,
+    NonRecordingSpan,
     Span,
     SpanContext,
     SpanKind,
     StatusCode,
+    TraceFlags,
     TracerProvider,
+    TraceState,
     get_current_span,
     set_span_in_context,
 )
@@ -48,8 +51,8 @@ __all__ = ["CURRENT", "MOST_LINKS", "Publish", "Tracing"]
 MOST_LINKS: Final = 128
 _MOST_SPANS: Final = 16
 
-# Version 00, the sampled bit set; anybody may have put anything else into Redis.
-_SAMPLED: Final = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f][13579bdf]")
+# Version 00, no id of zeros, the sampled bit set; anybody may have put anything else into Redis.
+_SAMPLED: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f][13579bdf])")
 _ROOT: Final = Context()
 _w3c: Final = TraceContextTextMapPropagator()
 
@@ -62,31 +65,26 @@ class Publish:
     `companions` are publishes whose Redis pipeline it carries, `attempt` is its last command's span.
     """
 
-    __slots__ = ("_pause", "_token", "_trace", "attempt", "companions", "span", "tracing")
+    __slots__ = ("_pause", "_theirs", "_token", "attempt", "companions", "span", "tracing")
 
-    def __init__(self, tracing: "Tracing", publishing: Publishing) -> None:
+    def __init__(self, tracing: "Tracing", span: Span, theirs: TraceContext) -> None:
         self.tracing = tracing
+        self.span = span
         self.companions: Sequence[Publish] = ()
         self.attempt: SpanContext | None = None
         self._pause: tuple[Span, int] | None = None
-        self._trace = publishing.trace
-        here = get_current_span().get_span_context().is_valid
-        # inside an HTTP server span, that has the producer's trace already
-        parent = None if here else _context(publishing.trace.traceparent, publishing.trace.tracestate)
-        self.span = tracing.begin_publish(publishing.types, parent)
+        self._theirs = theirs
 
     def __enter__(self) -> TraceContext:
-        # what is not sampled gets no spans below it, and pays for none
-        recording = self.span.is_recording()
-        context = set_span_in_context(self.span, None if recording else self.tracing.silence)
-        self._token: tuple[Token[Context], Token[Publish | None]] = attach(context), CURRENT.set(self)
+        self._token: tuple[Token[Context], Token[Publish | None]] = (
+            attach(set_span_in_context(self.span)),
+            CURRENT.set(self),
+        )
         made = self.span.get_span_context()
-        if not made.trace_flags.sampled and self._trace.traceparent is None:
-            return self._trace
         return TraceContext(
             f"00-{made.trace_id:032x}-{made.span_id:016x}-{made.trace_flags:02x}",
             made.trace_state.to_header() or None,
-            self._trace.baggage,
+            self._theirs.baggage,
         )
 
     def __exit__(
@@ -95,7 +93,7 @@ class Publish:
         detach(self._token[0])
         CURRENT.reset(self._token[1])
         self.resume()
-        if error is not None and self.span.is_recording():
+        if error is not None:
             self.span.set_attribute(names.ERROR_TYPE, type(error.__cause__ or error).__name__)
             self.span.set_status(StatusCode.ERROR)
         self.span.end()
@@ -128,20 +126,27 @@ class Tracing(Observer):
         self._sending = names.messaging(channel, "publish", "send")
         self._processing = names.messaging(channel, "deliver", "process")
         with suppress_instrumentation():
-            self.silence = get_current()
+            self._silence = get_current()
 
-    def begin_publish(self, types: list[str], parent: Context | None) -> Span:
-        """Start the span of a publish of events of these types."""
+    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
+        """Put a span around the publish, in the producer's trace; the events carry it on.
+
+        What is not sampled is left alone: the events carry their producer's trace, and nothing below costs anything.
+        """
+        theirs, types = publishing.trace, publishing.types
+        around = get_current_span().get_span_context()
+        parent = None
+        if not around.is_valid:
+            parent = _context(theirs.traceparent, theirs.tracestate)
+        elif not around.trace_flags.sampled:
+            return nullcontext(theirs)
         attributes: _Attributes = {**self._sending}
         if len(types) == 1:
             attributes[names.EVENT_TYPE] = types[0]
         else:
             attributes[names.BATCH_COUNT] = len(types)
-        return self._tracer.start_span(self._publish, parent, SpanKind.PRODUCER, attributes)
-
-    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
-        """Put a span around the publish, in the producer's trace; the events carry it on."""
-        return Publish(self, publishing)
+        span = self._tracer.start_span(self._publish, parent, SpanKind.PRODUCER, attributes)
+        return Publish(self, span, theirs) if span.is_recording() else nullcontext(theirs)
 
     def sharing(self, contexts: Sequence[Surroundings]) -> Surroundings | None:
         """The pipeline is under the first publish that is sampled, and linked to the others."""
@@ -149,12 +154,12 @@ class Tracing(Observer):
         chosen: Surroundings | None = None
         for context in contexts:
             publish = context.get(CURRENT)
-            if publish is not None and publish.span.is_recording():
+            if publish is not None and publish.span.is_recording():  # not cancelled meanwhile
                 chosen = chosen or context
                 sampled.append(publish)
         if chosen is None:
             # this is the pipelines' own task: there may be a publish in it that is long over
-            attach(self.silence)
+            attach(self._silence)
             return None
         sampled[0].companions = sampled[1:]
         return chosen
@@ -162,13 +167,13 @@ class Tracing(Observer):
     def published(self, published: Published) -> None:
         """Add what is known only now."""
         publish = CURRENT.get()
-        if publish is not None and publish.span.is_recording():
+        if publish is not None:
             publish.span.set_attributes(_outcome(published.publication, published.retries))
 
     def retried(self, retried: Retried) -> None:
         """A span for the time until the next attempt."""
         publish = CURRENT.get()
-        if publish is not None and publish.span.is_recording():
+        if publish is not None:
             attributes: _Attributes = {
                 names.ATTEMPT: retried.attempt,
                 names.DELAY: retried.delay,
@@ -213,9 +218,10 @@ class Tracing(Observer):
             attributes[names.QUEUED] = max(0.0, begin - published_at)
         # the events of one publish have one context
         origins = dict.fromkeys((entry.traceparent, entry.tracestate) for entry in entries)
-        contexts = [_context(*origin) for origin in list(origins)[:MOST_LINKS]]
-        links = [Link(get_current_span(context).get_span_context()) for context in contexts]
-        self._span(self._deliver, begin, end, attributes, SpanKind.CONSUMER, links, contexts[0])
+        contexts = [_remote(*origin) for origin in list(origins)[:MOST_LINKS]]
+        links = [Link(context) for context in contexts]
+        parent = set_span_in_context(NonRecordingSpan(contexts[0]), _ROOT)
+        self._span(self._deliver, begin, end, attributes, SpanKind.CONSUMER, links, parent)
 
     def replayed(self, replayed: Replayed) -> None:
         """A span for the time from the request to the verdict."""
@@ -234,7 +240,7 @@ class Tracing(Observer):
         """A span for the moment, linked to the attempt that tripped it, if that was a publish's."""
         publish = CURRENT.get()
         links = []
-        if publish is not None and publish.span.is_recording():
+        if publish is not None:
             links.append(Link(publish.attempt or publish.span.get_span_context()))
         name = names.CIRCUIT.format(transition.before, transition.after)
         attributes: _Attributes = {names.REASON: transition.reason, names.FAILURES: transition.failure_count}
@@ -282,3 +288,12 @@ def _context(traceparent: str | None, tracestate: str | None) -> Context | None:
     if traceparent is None:
         return None
     return _w3c.extract({"traceparent": traceparent, **({"tracestate": tracestate} if tracestate else {})}, _ROOT)
+
+
+def _remote(traceparent: str | None, tracestate: str | None) -> SpanContext:
+    """The context of a span that was sampled elsewhere; the general way costs several times as much."""
+    parsed = _SAMPLED.fullmatch(traceparent or "")
+    assert parsed is not None
+    trace, span, flags = (int(part, 16) for part in parsed.groups())
+    state = TraceState.from_header([tracestate]) if tracestate else None
+    return SpanContext(trace, span, is_remote=True, trace_flags=TraceFlags(flags), trace_state=state)

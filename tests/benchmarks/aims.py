@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.benchmarks.results import Results
-from tests.benchmarks.rows import connections, paced, publish
+from tests.benchmarks.rows import connections, paced, publish, tracing
 from tests.benchmarks.rows.compression import CLIENTS, DEFLATED, PLAIN
 from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND
 
@@ -53,6 +53,12 @@ def _storm(results: Results) -> float | None:
     cases = {case.partition(" ")[2]: v for case, _, v in results.every("storm", "p99")}
     near, new = cases.get(connections.NEAR), cases.get(connections.NEW)
     return near / new if near and new else None
+
+
+def _traced(row: str, case: str, bound: float, name: str, base: str) -> Aim:
+    """What tracing may cost of CPU, beside another way to run the same."""
+    text = f"{row}, {name}: CPU, beside {base}"
+    return Aim(text, "<=", bound, _ratio(row, "cpu", (case, name), (case, base)))
 
 
 AIMS = (
@@ -115,6 +121,11 @@ AIMS = (
         1.1,
         _ratio("compression", "cpu_event", *((_MOST, f"{OURS.name}, {kind}") for kind in (DEFLATED, PLAIN))),
     ),
+    _traced("traced-publish", tracing.CASE, 1.03, tracing.OFF, tracing.NONE),
+    _traced("traced-publish", tracing.CASE, 1.03, tracing.SAMPLED, tracing.OFF),
+    _traced("traced-publish", tracing.CASE, 1.15, tracing.ALWAYS, tracing.OFF),
+    _traced("traced-fanout", _SATURATED, 1.03, tracing.OFF, tracing.NONE),
+    _traced("traced-fanout", _SATURATED, 1.03, tracing.SAMPLED, tracing.OFF),
     Aim("the loop: longest time that it did not turn, ms", "<=", 10, _extreme(max, "held", "held")),
 )
 

@@ -72,7 +72,10 @@ class Results:
     def _ratio(self, row: str, case: str, subject: str, table: Table) -> str:
         metric = table.columns[0].metric
         own, base = self.median(row, case, subject, metric), self.median(row, case, table.base, metric)
-        return f"{own / base:.1f}" if own and base else ""
+        if not own or not base:
+            return ""
+        ratio = own / base
+        return f"{ratio:.{2 if ratio < 2 else 1}f}"
 
 
 def _number(values: list[float] | None, column: Column) -> str:

@@ -1,14 +1,21 @@
 """The benchmarks' own correctness: everybody gets everything, and tables say what was measured. No times are judged."""
 
+import re
+from urllib.request import urlopen
+
 import pytest
+import redis
 
 from tests.benchmarks.aims import AIMS, aims_table
+from tests.benchmarks.bench import Bench
 from tests.benchmarks.machine import built
 from tests.benchmarks.picture import picture
 from tests.benchmarks.results import Results
 from tests.benchmarks.rows import ROWS
 from tests.benchmarks.rows.paced import paced
+from tests.benchmarks.rows.publish import requests
 from tests.benchmarks.rows.single import one_at_a_time
+from tests.benchmarks.rows.tracing import ALWAYS, NONE, OFF, variants
 from tests.benchmarks.subjects import OURS, RAW, SEND, Server, Subject, data_of, frame_of
 
 _CLIENTS = 20
@@ -46,6 +53,26 @@ def test_the_limits_deliver_everything(redis_url: str, subject: Subject) -> None
         server.connect(_CLIENTS)
         assert server.saturate(data_of(350), 50)["rate"] > 0
         assert one_at_a_time(server, data_of(4096), 3)["bytes"] > 4000
+
+
+@pytest.mark.system
+def test_tracing_is_what_it_says(redis_url: str) -> None:
+    """Each variant delivers everything; only those that trace give events their trace; the bare one counts nothing."""
+    with variants(Bench(redis_url, seconds=0.05)) as servers:
+        traced = {}
+        for name, server in servers.items():
+            server.connect(_CLIENTS)
+            assert server.saturate(data_of(350), 50)["rate"] > 0
+            assert requests(server, server.one(data_of(350)), 4, 0.05)["rate"] > 0
+            with redis.Redis.from_url(redis_url) as link:
+                entries = link.xrevrange(f"{{{server.channel}}}:history", count=1)
+            traced[name] = b"traceparent" in entries[0][1][b"event"]
+            text = urlopen(f"http://127.0.0.1:{server.port}/metrics").read().decode()
+            counted = float(re.search(r"^event_broadcaster_batches_total (\S+)$", text, re.MULTILINE)[1])  # type: ignore
+            assert bool(counted) == (name != NONE)
+    assert traced[ALWAYS]
+    assert not traced[NONE]
+    assert not traced[OFF]
 
 
 def test_events_have_the_size_that_is_asked_for() -> None:

@@ -14,6 +14,7 @@ from kernel.transport import Position, Publication
 from tests.fakes import FakeRedis
 from tests.kernel.test_observer import DETAILS, HERE, PUBLISHING
 from tests.kernel.world import HEARING, fill, replica
+from tests.waiting import eventually
 
 
 class Echo(Observer):
@@ -89,7 +90,7 @@ def test_deliveries(counters: Counters) -> None:
 
 def test_the_rest(counters: Counters) -> None:
     """Section 10, metrics: replays by source and verdict, gaps, refills, slow clients, acks, foreign documents."""
-    for hook in ("replayed", "refilled", "lost", "listener_restarted", "acknowledged", "drained"):
+    for hook in ("replayed", "refilled", "lost", "renumbered", "listener_restarted", "acknowledged", "drained"):
         getattr(counters, hook)(DETAILS[hook])
     counters.foreign(3)
     counters.left(2)
@@ -97,6 +98,7 @@ def test_the_rest(counters: Counters) -> None:
     counters.circuit_moved(Transition(CircuitState.CLOSED, CircuitState.OPEN, "down", 5))
     assert {k: n for k, n in counters.replays.items() if n} == {("memory", "recovered"): 1}
     assert (counters.refills, counters.gaps, counters.listener_restarts, counters.acks) == (1, 1, 1, 1)
+    assert counters.epoch_changes == 1
     assert (counters.foreign_documents, counters.unacknowledged_at_close, counters.slow_clients) == (3, 2, 1)
     assert sum(counters.acknowledge_duration.counts) == 0
     with counters.publishing(Publishing([], TraceContext())):
@@ -127,3 +129,13 @@ async def test_a_replica_knows_how_much_is_kept() -> None:
     fill(redis, 7)
     async with replica(redis, HEARING) as broadcaster:
         assert broadcaster.history_depth == 7
+
+
+async def test_a_new_epoch_is_counted() -> None:
+    """Section 7: a numbering that began anew is counted on every replica, once."""
+    redis = FakeRedis()
+    fill(redis, 7)
+    async with replica(redis) as one, replica(redis) as other:
+        redis.flush()
+        await eventually(lambda: one.epoch == other.epoch == redis.place.epoch and one.sequence == 0)
+        await eventually(lambda: (one.counters.epoch_changes, other.counters.epoch_changes) == (1, 1))

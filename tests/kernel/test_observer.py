@@ -45,6 +45,7 @@ DETAILS = {
     "left": 1,
     "refilled": Refilled(HERE, HERE),
     "lost": Lost("e", 1, 2),
+    "renumbered": "f",
     "foreign": 1,
     "circuit_moved": Transition(CircuitState.CLOSED, CircuitState.OPEN, "down", 5),
     "listener_restarted": "connection lost",

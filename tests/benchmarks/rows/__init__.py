@@ -1,7 +1,7 @@
 """What is measured, a file each, in the order of the tables."""
 
 from tests.benchmarks.bench import Row
-from tests.benchmarks.rows import compression, connections, growth, held, paced, publish, saturated, single
+from tests.benchmarks.rows import compression, connections, growth, held, paced, publish, saturated, single, tracing
 
 __all__ = ["ROWS"]
 
@@ -14,4 +14,5 @@ ROWS: list[Row] = [
     compression.ROW,
     *growth.ROWS,
     held.ROW,
+    *tracing.ROWS,
 ]

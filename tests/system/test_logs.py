@@ -1,0 +1,153 @@
+"""What a replica logs: every line of one form, with the trace it belongs to, and never what must stay secret."""
+
+import asyncio
+import json
+import os
+import signal
+from typing import Any
+
+import pytest
+import redis
+
+from tests.collector import Collector
+from tests.network import Proxy
+from tests.system.client import connected
+from tests.system.conftest import Start
+from tests.system.replica import Replica
+from tests.waiting import eventually
+
+ROUTE = "/broadcast/alert/deleted"
+
+# All of them appear where the service can see them, and none may appear in a log.
+SECRETS = {
+    "key": "SECRET-key-1",
+    "token": "SECRET-token-2",
+    "redis": "SECRET-redis-3",
+    "collector": "SECRET-collector-4",
+    "payload": "SECRET-payload-5",
+    "wrong": "SECRET-wrong-6",
+    "jwt": "SECRET-jwt-7",
+    "baggage": "SECRET-baggage-8",
+}
+
+
+def entries(replica: Replica) -> list[dict[str, Any]]:
+    """Every line of a JSON log."""
+    return [json.loads(line) for line in replica.log.splitlines()]
+
+
+def said(replica: Replica, text: str) -> list[dict[str, Any]]:
+    """The lines with that in their message."""
+    return [entry for entry in entries(replica) if text in entry["message"]]
+
+
+async def visit(replica: Replica) -> None:
+    """Be every kind of client, good and bad, with secrets wherever one can put them."""
+    key, token, wrong, payload = (SECRETS[name] for name in ("key", "token", "wrong", "payload"))
+    good: dict[str, Any] = {"X-API-Key": key, "baggage": f"user={SECRETS['baggage']}", "traceparent": "garbage"}
+    for path in (ROUTE, f"{ROUTE}?api_key={key}&token={token}", "/nothing?token=" + token):
+        for headers in (good, {"Authorization": f"Bearer {wrong}"}, {"X-API-Key": wrong}):
+            for body in ({"id": payload}, {"id": 7, "x": payload}, [payload]):
+                await replica.request("POST", path, json=body, headers=headers)
+            await replica.request("POST", path, content=payload.encode(), headers=headers)
+    await replica.request("GET", f"/metrics?api_key={key}")
+    ways: list[dict[str, Any]] = [
+        {"query": {"api_key": key, "token": token}},
+        {"query": {"api_key": wrong, "token": wrong}},
+        {"query": {"token": token, "since": payload, "events": payload}, "subprotocols": [f"api-key.{key}"]},
+        {"query": {"api_key": key}, "headers": {"Authorization": f"Bearer {token}"}},
+    ]
+    for way in ways:
+        url = replica.websocket(**way.pop("query"))
+        async with connected(url, **way) as client:
+            if "wrong" in url:
+                await client.closed()
+                continue
+            await client.next()
+            for message in (payload, {"type": payload}, {"type": "subscribe", "data": {"events": [payload]}}, b"\xff"):
+                await client.send(message)
+                await client.next()
+
+
+async def garbage(replica: Replica) -> None:
+    """Speak no HTTP at all."""
+    for text in (f"GET /?token={SECRETS['token']}\r\n\r\n", f"{SECRETS['payload']}\r\n\r\n"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+        writer.write(text.encode())
+        await reader.read()
+        writer.close()
+
+
+@pytest.mark.parametrize("level", ["INFO", "DEBUG"])
+async def test_no_secrets(start: Start, private_redis: str, channel: str, level: str) -> None:
+    """Section 10, logs: JSON throughout, uvicorn's lines included, without payloads and credentials at any level."""
+    with redis.Redis.from_url(private_redis) as link:
+        link.config_set("requirepass", SECRETS["redis"])
+    with Collector() as collector:
+        replica = start(
+            redis_url=private_redis.replace("unix://", f"unix://:{SECRETS['redis']}@"),
+            redis_event_channel=channel,
+            log_format="json",
+            log_level=level,
+            api_keys=SECRETS["key"],
+            websocket_token=SECRETS["token"],
+            jwt_secret=SECRETS["jwt"],
+            otel_exporter_otlp_endpoint=collector.url,
+            otel_exporter_otlp_headers=f"authorization=Bearer {SECRETS['collector']}",
+            otel_bsp_schedule_delay=20,
+            otel_metric_export_interval=100,
+        )
+        await visit(replica)
+        await garbage(replica)
+        await eventually(lambda: {"/v1/traces", "/v1/metrics"} <= set(collector.requests), 15)
+        await asyncio.to_thread(replica.stop)
+    log = replica.log
+    assert [name for name, secret in SECRETS.items() if secret in log] == []
+    lines = entries(replica)
+    assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+    (settings,) = said(replica, "settings: ")
+    assert "API_KEYS=***" in settings["message"]
+    assert f"REDIS_EVENT_CHANNEL={channel}" in settings["message"]
+    assert said(replica, "running on")[0]["logger"] == "uvicorn.error"
+    assert said(replica, "JWT_SECRET is set, but has no effect")
+    joined, left = said(replica, " joined"), said(replica, " left with ")
+    assert {line["level"] for line in joined + left} == ({"DEBUG"} if level == "DEBUG" else set())
+    assert len(joined) == len(left) == (3 if level == "DEBUG" else 0)
+    assert said(replica, "draining 0 connections")[0]["level"] == "INFO"
+
+
+async def test_trace_ids(start: Start, valkey: str, channel: str) -> None:
+    """Section 10, logs: what is logged in a publish has its trace; what is not has none; each at its level."""
+    async with Proxy(valkey) as way:
+        with Collector() as collector:
+            replica = await asyncio.to_thread(
+                start,
+                redis_url=way.url,
+                redis_event_channel=channel,
+                log_format="json",
+                otel_exporter_otlp_traces_endpoint=f"{collector.url}/v1/traces",
+                otel_bsp_schedule_delay=20,
+                broadcast_max_retries=1,
+                circuit_failure_threshold=2,
+                circuit_recovery_seconds=0.3,
+                position_check_seconds=60,
+            )
+            way.refuse()
+            with redis.Redis.from_url(valkey) as link:
+                link.client_kill_filter(_type="normal", skipme=True)
+            trace = os.urandom(16).hex()
+            headers = {"traceparent": f"00-{trace}-{'1' * 16}-01"}
+            answer = await replica.request("POST", ROUTE, json={"id": "x"}, headers=headers)
+            assert answer.status_code == 503
+            (retry,) = said(replica, "alert_deleted failed with TransportUnavailable, retry 1 of 1")
+            (opened,) = said(replica, "circuit open, degraded mode")
+            (publish,) = await collector.wait(f"publish {channel}")
+            for line, level in ((retry, "WARNING"), (opened, "CRITICAL")):
+                assert (line["trace_id"], line["span_id"], line["level"]) == (trace, publish.id, level)
+            await way.listen()
+            await eventually(lambda: said(replica, "Redis is back"), 15)
+            (closed,) = said(replica, "Redis is back")
+            assert closed["level"] == "WARNING"
+            assert "trace_id" not in closed
+            replica.signal(signal.SIGTERM)
+            assert await asyncio.to_thread(replica.ended) == 0

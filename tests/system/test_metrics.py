@@ -1,0 +1,412 @@
+"""What `/metrics` tells: every metric of the table when its cause happens, under names and labels that are fixed."""
+
+import asyncio
+import random
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import pytest
+import redis
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+
+from handlers.embedded import EmbeddedValkey
+from kernel import MESSAGE_TYPES
+from telemetry import METRICS
+from tests.system.client import connected
+from tests.system.conftest import Start
+from tests.system.parties import marked
+from tests.system.replica import Replica
+from tests.system.slow import slow_client
+from tests.waiting import eventually
+
+CHANNEL: Final = "measured"
+ROUTE: Final = "/broadcast/alert/deleted"
+PREFIX: Final = "event_broadcaster_"
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scraped(replica: Replica) -> Samples:
+    """Every sample, by its name without the prefix and its labels."""
+    families = text_string_to_metric_families(replica.get("/metrics").text)
+    samples = [sample for family in families for sample in family.samples]
+    return {(s.name.removeprefix(PREFIX), tuple(sorted(s.labels.items()))): s.value for s in samples}
+
+
+class Scene:
+    """Two replicas on a Redis of their own; what is asked of `one` is what it counts."""
+
+    def __init__(self, one: Replica, other: Replica, url: str) -> None:
+        self.one = one
+        self.other = other
+        self._url = url
+        self._before: Samples = {}
+
+    def redis(self) -> Any:
+        """A link to their Redis."""
+        return redis.Redis.from_url(self._url)
+
+    async def publish(self, count: int = 1, replica: Replica | None = None, **data: object) -> int:
+        """Publish events; returns the last number."""
+        async with (replica or self.one).http() as http:
+            for _ in range(count):
+                answer = await http.post("/broadcast/event", json=marked("event", "x") | data)
+                assert answer.status_code == 202, answer.text
+        return int(answer.json()["sequence"])
+
+    async def settled(self) -> None:
+        """Wait until both replicas are well, and stand where Redis does."""
+        with self.redis() as link:
+            place = int(link.hget(f"{{{CHANNEL}}}:position", "sequence") or 0)
+
+        def well() -> bool:
+            reports = [replica.health() for replica in (self.one, self.other)]
+            return all(r["sequence"] == place and r["status"] == "healthy" and r["listener_healthy"] for r in reports)
+
+        await eventually(lambda: well() and self.one.metric("connections") == 0, 20)
+
+    @asynccontextmanager
+    async def deaf(self) -> AsyncIterator[None]:
+        """For the length of a block, `one` stands still, and its subscription is gone when it goes on."""
+        self.one.signal(signal.SIGSTOP)
+        try:
+            with self.redis() as link:
+                link.client_kill_filter(_type="pubsub")
+            yield
+        finally:
+            self.one.signal(signal.SIGCONT)
+
+    @asynccontextmanager
+    async def no_writes(self) -> AsyncIterator[None]:
+        """For the length of a block, Redis refuses writes."""
+        with self.redis() as link:
+            link.config_set("min-replicas-to-write", 1)
+            try:
+                yield
+            finally:
+                link.config_set("min-replicas-to-write", 0)
+
+
+Cause = Callable[[Scene], Awaitable[object]]
+
+
+# -- what makes them move ------------------------------------------------------------------------------------------
+
+
+async def joined(scene: Scene) -> None:
+    """A client comes and goes."""
+    async with connected(scene.one.websocket()) as client:
+        await client.next()
+        await eventually(lambda: scene.one.metric("connections") == 1, 15)
+
+
+async def delivered(scene: Scene) -> None:
+    """A client gets an event that wants an ack, and gives it."""
+    async with connected(scene.one.websocket()) as client:
+        await client.next()
+        sequence = await scene.publish(risk_score=90)
+        await client.next()
+        await eventually(lambda: scene.one.metric("unacknowledged") == 1, 15)
+        await client.send({"type": "ack", "sequence": sequence})
+        await eventually(lambda: scene.one.metric("unacknowledged") == 0, 15)
+
+
+async def unacknowledged(scene: Scene) -> None:
+    """A client gets an event that wants an ack, and goes without giving it."""
+    async with connected(scene.one.websocket()) as client:
+        await client.next()
+        await scene.publish(risk_score=90)
+        await client.next()
+        # a gauge that goes back: here is its only chance to be seen
+        await eventually(lambda: scene.one.metric("unacknowledged") == 1, 15)
+
+
+async def published(scene: Scene) -> None:
+    """An event is published."""
+    await scene.publish()
+
+
+async def refused(scene: Scene) -> None:
+    """Redis refuses a publish until the circuit opens, and takes writes again."""
+    async with scene.no_writes():
+        for _ in range(2):
+            answer = await scene.one.post("/broadcast/event", marked("event", "x"))
+            assert answer.status_code == 503
+        await eventually(lambda: scene.one.metric("degraded") == 1, 15)
+        assert scene.one.metric("circuit_state", state="closed") == 0
+        assert scene.one.metric("circuit_state") == 1
+    await eventually(lambda: scene.one.metric("degraded") == 0, 15)
+
+
+async def replayed(scene: Scene) -> None:
+    """A client resumes."""
+    last = await scene.publish(2)
+    await scene.one.delivers(last)
+    async with connected(scene.one.websocket(since=last - 1)) as client:
+        await client.take(type="resync_ack")
+
+
+async def missed(scene: Scene) -> None:
+    """Events pass while the replica hears nothing, and are in the history."""
+    async with scene.deaf():
+        await scene.publish(3, scene.other)
+
+
+async def lost(scene: Scene) -> None:
+    """Events pass while the replica hears nothing, and most are no longer in the history."""
+    async with scene.deaf():
+        await scene.publish(3, scene.other)
+        with scene.redis() as link:
+            link.xtrim(f"{{{CHANNEL}}}:history", maxlen=1, approximate=False)
+
+
+async def renumbered(scene: Scene) -> None:
+    """Redis loses everything."""
+    with scene.redis() as link:
+        link.flushall()
+    await eventually(lambda: scene.one.metric("sequence") == 0, 15)
+    await scene.publish()
+
+
+async def foreign(scene: Scene) -> None:
+    """Somebody else writes on the channel."""
+    with scene.redis() as link:
+        link.publish(CHANNEL, "hello")
+
+
+async def compressed(scene: Scene) -> None:
+    """A client that wants smaller messages gets one."""
+    async with connected(scene.one.websocket(format="zlib")) as client:
+        await client.next()
+        await scene.publish(reasoning="so long " * 1000)
+        await client.next()
+
+
+async def slow(scene: Scene) -> None:
+    """A client does not read."""
+    async with slow_client(scene.one) as client:
+        client.stall()
+        before = scene.one.metric("slow_clients_total")
+        for number in range(100):
+            await scene.publish(reasoning=random.Random(number).randbytes(100_000).hex())
+            if scene.one.metric("slow_clients_total") > before:
+                break
+
+
+async def nothing(scene: Scene) -> None:
+    """Time passes."""
+
+
+CAUSES: Final[dict[str, Cause]] = {
+    "accepts_total": joined,
+    "closes_total": joined,
+    "connections": joined,
+    "published_total": published,
+    "publish_duration_seconds": published,
+    "sequence": published,
+    "history_depth": published,
+    "delivery_lag_seconds": published,
+    "fanout_duration_seconds": published,
+    "batches_total": published,
+    "deliveries_total": delivered,
+    "acks_total": delivered,
+    "acks_wanted_total": delivered,
+    "acknowledge_duration_seconds": delivered,
+    "unacknowledged_at_close_total": unacknowledged,
+    "unacknowledged": unacknowledged,
+    "publish_failures_total": refused,
+    "retries_total": refused,
+    "degraded": refused,
+    "circuit_state": refused,
+    "replays_total": replayed,
+    "refills_total": missed,
+    "listener_restarts_total": missed,
+    "gaps_total": lost,
+    "epoch_changes_total": renumbered,
+    "foreign_documents_total": foreign,
+    "saved_bytes_total": compressed,
+    "slow_clients_total": slow,
+    "loop_lag_seconds": nothing,
+}
+# Those that go back to what they were: the cause itself has seen them move.
+GAUGES: Final = {"connections", "unacknowledged", "degraded", "circuit_state"}
+
+
+@pytest.fixture(scope="module")
+def scene(start_for_module: Start) -> Iterator[Scene]:
+    """The replicas; they fail fast."""
+    server = EmbeddedValkey()
+    url = server.start()
+    settings = {
+        "redis_url": url,
+        "redis_event_channel": CHANNEL,
+        "position_check_seconds": 0.2,
+        "broadcast_max_retries": 1,
+        "circuit_failure_threshold": 4,
+        "circuit_recovery_seconds": 0.3,
+        "websocket_send_buffer_bytes": 65536,
+    }
+    replicas = start_for_module.pair(**settings)
+    yield Scene(*replicas, url)
+    for replica in replicas:
+        # what the tests have done to it
+        replica.stop(tolerate=r" CRITICAL kernel\.link: | ERROR kernel\.listener: events \d+ to \d+ are lost")
+    server.stop()
+
+
+@pytest.mark.parametrize("name", CAUSES)
+async def test_moves(scene: Scene, name: str) -> None:
+    """Section 10, metrics: each moves when its cause happens."""
+    await scene.settled()
+    if name == "history_depth":
+        with scene.redis() as link:
+            link.flushall()
+        await scene.settled()
+
+    def value() -> float:
+        counted = f"{name}_count" if name.endswith("_seconds") else name
+        return scene.one.metric(counted)
+
+    before = value()
+    await CAUSES[name](scene)
+    if name not in GAUGES:
+        await eventually(lambda: value() > before, 15)
+    await scene.settled()
+
+
+def test_every_metric_has_its_cause() -> None:
+    """Section 10, metrics: the tests above leave none out; `draining` has a test of its own."""
+    assert {metric.name for metric in METRICS} == {PREFIX + name for name in [*CAUSES, "draining"]}
+
+
+async def test_by_how_much(scene: Scene) -> None:
+    """Section 10, metrics: an event to two clients moves what it should, by what it should, and nothing else."""
+    await scene.settled()
+    async with connected(scene.one.websocket()) as first, connected(scene.one.websocket()) as second:
+        await first.next()
+        await second.next()
+        before = scraped(scene.one)
+        await scene.publish(risk_score=90)
+        await first.next()
+        await second.next()
+        await eventually(lambda: scene.one.metric("deliveries_total") > before["deliveries_total", ()], 15)
+        after = scraped(scene.one)
+    timed = ("_bucket", "_sum", "loop_lag_seconds_count", "_created")
+    moved = {
+        (name, labels): after[name, labels] - value
+        for (name, labels), value in before.items()
+        if after[name, labels] != value and not name.endswith(timed) and name != "history_depth"
+    }
+    assert moved == {
+        ("published_total", (("type", "event"),)): 1,
+        ("sequence", ()): 1,
+        ("batches_total", ()): 1,
+        ("deliveries_total", ()): 2,
+        ("acks_wanted_total", ()): 2,
+        ("unacknowledged", ()): 2,
+        ("publish_duration_seconds_count", ()): 1,
+        ("fanout_duration_seconds_count", ()): 1,
+        ("delivery_lag_seconds_count", ()): 1,
+    }
+
+
+async def test_form(scene: Scene) -> None:
+    """Section 10, metrics: Prometheus text, or OpenMetrics, under the names and labels of the table and no others."""
+    answer = await scene.one.request("GET", "/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert "no-store" in answer.headers["cache-control"]
+    families = {family.name: family for family in text_string_to_metric_families(answer.text)}
+    assert {f"{name}_total" if f.type == "counter" else name: f.type for name, f in families.items()} == {
+        metric.name: metric.kind for metric in METRICS
+    }
+    for metric in METRICS:
+        family = families[metric.name.removesuffix("_total")]
+        assert family.documentation == metric.help
+        labels = {tuple(sorted(set(sample.labels) - {"le"})) for sample in family.samples}
+        assert labels == {tuple(sorted(metric.labels))}
+    open_ = await scene.one.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    assert open_.headers["content-type"].startswith("application/openmetrics-text")
+    assert {family.name for family in openmetrics(open_.text)} == families.keys()
+    assert (await scene.one.request("HEAD", "/metrics")).content == b""
+
+
+async def test_labels(scene: Scene) -> None:
+    """Section 10, metrics: all values of a label are there from the beginning, and nobody can add to them."""
+
+    def labels() -> dict[str, set[str]]:
+        found: dict[str, set[str]] = {}
+        for _, pairs in scraped(scene.one):
+            for name, value in pairs:
+                found.setdefault(name, set()).add(value)
+        return found
+
+    before = labels()
+    assert before["type"] == {*MESSAGE_TYPES, "other"}
+    assert before["state"] == {"closed", "open", "half_open"}
+    assert before["source"] == {"memory", "redis"}
+    assert before["verdict"] == {"recovered", "gap_too_old", "epoch_changed", "ahead"}
+    assert {"1000", "1008", "1012", "4008", "other"} < before["code"]
+    async with connected(scene.one.websocket()) as client:
+        await client.next()
+        await client.socket.close(code=3999)
+    await eventually(lambda: scene.one.metric("closes_total", code="other") >= 1, 15)
+    assert labels() == before
+
+
+async def test_draining(start: Start, valkey: str, channel: str) -> None:
+    """Section 10, metrics: a replica that drains says so, as long as it is there."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, drain_seconds=3)
+    assert replica.metric("draining") == 0
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        replica.signal(signal.SIGTERM)
+        await eventually(lambda: replica.metric("draining") == 1, 15)
+        assert (await client.closed())[0] == 1012
+    assert await asyncio.to_thread(replica.ended) == 0
+
+
+@pytest.fixture
+def counting(start: Start, valkey: str, channel: str) -> Replica:
+    """A replica that has counted nothing yet."""
+    return start(redis_url=valkey, redis_event_channel=channel, api_keys="key")
+
+
+async def test_acks(counting: Replica) -> None:
+    """Section 6, acks: the highest one counts, is never lowered, and one beyond the client's place is ignored."""
+
+    async def counted(acks: int, open_ones: int, at_close: int = 0) -> None:
+        await eventually(lambda: counting.metric("acks_total") == acks, 15)
+        assert counting.metric("unacknowledged") == open_ones
+        assert counting.metric("unacknowledged_at_close_total") == at_close
+
+    async with connected(counting.websocket(api_key="key")) as client:
+        await client.next()
+        for score in (90, 10, 90, 90):
+            body = marked("event", "x") | {"risk_score": score, "risk_level": "low"}
+            assert (await counting.post("/broadcast/event", body, X_API_Key="key")).status_code == 202
+        await client.reached(4)
+        assert [frame["requires_ack"] for frame in client.events] == [True, False, True, True]
+        assert counting.metric("acks_wanted_total") == 3
+        await counted(0, 3)
+        for acks, (sequence, open_ones) in enumerate([(3, 1), (1, 1), (5, 1), (10**9, 1)], 1):
+            await client.send({"type": "ack", "data": {"sequence": sequence}})
+            await counted(acks, open_ones)
+    await eventually(lambda: counting.metric("unacknowledged_at_close_total") == 1, 15)
+    await counted(4, 0, at_close=1)
+    assert counting.metric("acknowledge_duration_seconds_count") >= 1
+
+
+async def test_closes(counting: Replica) -> None:
+    """Section 10, metrics: connections accepted and closed, by their code."""
+    async with connected(counting.websocket()) as refused:
+        assert (await refused.closed())[0] == 1008
+    async with connected(counting.websocket(api_key="key")) as client:
+        await client.next()
+        assert counting.metric("connections") == 1
+    await eventually(lambda: counting.metric("closes_total", code="1000") == 1, 15)
+    await eventually(lambda: counting.metric("closes_total", code="1008") == 1, 15)
+    assert counting.metric("accepts_total") == counting.metric("closes_total") == 2

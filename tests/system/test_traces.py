@@ -1,0 +1,491 @@
+"""An event's whole life in one trace, as a collector gets it from two real replicas."""
+
+import asyncio
+import json
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from telemetry import FLUSH_SECONDS
+from tests.collector import Collector, Span, tree
+from tests.network import Proxy
+from tests.system.client import connected
+from tests.system.conftest import Start
+from tests.system.replica import Replica
+from tests.waiting import eventually
+
+CHANNEL = "traced"
+PRODUCER = "4bf92f3577b34da6a3ce929d0e0e4736"
+BODY = {"id": "x"}
+ROUTE = "/broadcast/alert/deleted"
+SERVER = f"POST {ROUTE}"
+
+
+def exporting(collector: Collector, name: str, **settings: object) -> dict[str, object]:
+    """The settings of a replica of that name that exports at once."""
+    return {
+        "otel_exporter_otlp_endpoint": collector.url,
+        "otel_resource_attributes": f"service.instance.id={name}",
+        "otel_bsp_schedule_delay": 20,
+        **settings,
+    }
+
+
+def traced_by(trace: str = "") -> dict[str, str]:
+    """The headers of a producer that traces; each call is another trace."""
+    return {
+        "traceparent": f"00-{trace or os.urandom(16).hex()}-00f067aa0ba902b7-01",
+        "tracestate": "vendor=1,other=2",
+        "baggage": "site=north",
+    }
+
+
+def trace_of(headers: dict[str, str]) -> str:
+    """The trace id of these headers."""
+    return headers["traceparent"].split("-")[1]
+
+
+def one(spans: list[Span], name: str, instance: str = "") -> Span:
+    """The one span of that name, of that replica."""
+    (found,) = [span for span in spans if span.name == name and instance in ("", span.instance)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    """Where the replicas of this module export to."""
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def traced(collector: Collector, valkey: str, start_for_module: Start) -> tuple[Replica, Replica]:
+    """Two replicas that trace everything."""
+    settings = {"redis_url": valkey, "redis_event_channel": CHANNEL, "message_buffer_size": 2}
+    first = start_for_module(**settings, **exporting(collector, "one"))
+    second = start_for_module(**settings, **exporting(collector, "two"))
+    return first, second
+
+
+async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, valkey: str) -> None:
+    """Section 10, traces: request, publish, Redis, and a delivery on each replica are one trace, the producer's."""
+    headers = traced_by(PRODUCER)
+    async with connected(traced[0].websocket()) as here, connected(traced[1].websocket()) as there:
+        await here.next()
+        await there.next()
+        answer = await traced[0].request("POST", ROUTE + "?token=secret", json=BODY, headers=headers)
+        receipt = answer.json()
+        frames = [await here.next(), await there.next()]
+    spans = await collector.complete(PRODUCER, 5)
+    assert tree(spans) == [SERVER, "  publish traced", "    EVALSHA", "    deliver traced", "    deliver traced"]
+    server, publish, command = one(spans, SERVER), one(spans, "publish traced"), one(spans, "EVALSHA")
+    place = {"event_broadcaster.sequence": receipt["sequence"], "event_broadcaster.epoch": receipt["epoch"]}
+    messaging = {"messaging.system": "redis", "messaging.destination.name": CHANNEL}
+
+    assert (server.kind, server.parent, server.failed) == ("server", "00f067aa0ba902b7", False)
+    assert server.attributes == {
+        "http.request.method": "POST",
+        "http.route": ROUTE,
+        "url.path": ROUTE,
+        "url.scheme": "http",
+        "http.response.status_code": 202,
+    }
+    assert (publish.kind, publish.failed, publish.links) == ("producer", False, [])
+    assert publish.attributes == place | messaging | {
+        "messaging.operation.name": "publish",
+        "messaging.operation.type": "send",
+        "event_broadcaster.event.type": "alert_deleted",
+        "event_broadcaster.subscribers": 2,
+    }
+    assert (command.kind, command.failed, command.links) == ("client", False, [])
+    assert command.attributes["db.system"] == "redis"
+    assert "alert" not in json.dumps(command.attributes)
+
+    for name in ("one", "two"):
+        deliver = one(spans, "deliver traced", name)
+        assert (deliver.kind, deliver.links, deliver.failed) == ("consumer", [publish.context], False)
+        attributes = dict(deliver.attributes)
+        assert 0 <= attributes.pop("event_broadcaster.queued") < 20
+        assert len(attributes.pop("messaging.message.id")) == 16
+        assert attributes == place | messaging | {
+            "messaging.operation.name": "deliver",
+            "messaging.operation.type": "process",
+            "event_broadcaster.event.type": "alert_deleted",
+            "event_broadcaster.recipients": 1,
+        }
+        assert deliver.begin >= publish.begin
+    assert {span.state for span in spans} == {headers["tracestate"]}
+
+    # the frame carries it, and so does what Redis keeps
+    assert [frame["traceparent"] for frame in frames] == [publish.traceparent] * 2
+    with redis.Redis.from_url(valkey) as link:
+        ((_, fields),) = link.xrevrange(f"{{{CHANNEL}}}:history", count=1)
+    kept = json.loads(b"{" + fields[b"event"][1:])
+    context = {name: kept[name] for name in headers}
+    assert context == headers | {"traceparent": publish.traceparent}
+
+
+async def test_a_publish_of_nobody(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Section 10, traces: without a producer's trace the request begins one, and without clients it ends the same."""
+    async with connected(traced[1].websocket(events="nothing")) as client:
+        await client.next()
+        receipt = (await traced[0].post(ROUTE, BODY)).json()
+    (publish,) = await collector.wait("publish traced", event_broadcaster_sequence=receipt["sequence"])
+    spans = await collector.complete(publish.trace, 5)
+    assert tree(spans) == [SERVER, "  publish traced", "    EVALSHA", "    deliver traced", "    deliver traced"]
+    assert one(spans, SERVER).parent == ""
+    assert one(spans, "deliver traced", "two").attributes["event_broadcaster.recipients"] == 0
+
+
+async def test_an_unsampled_publish(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Section 10, traces: what its producer does not sample makes no span, and its frame tells the producer's trace."""
+    headers = traced_by()
+    headers["traceparent"] = headers["traceparent"][:-2] + "00"
+    async with connected(traced[1].websocket()) as client:
+        await client.next()
+        await traced[0].request("POST", ROUTE, json=BODY, headers=headers)
+        assert (await client.next())["traceparent"] == headers["traceparent"]
+    later = traced_by()
+    await traced[0].request("POST", ROUTE, json=BODY, headers=later)
+    await collector.complete(trace_of(later), 5)
+    assert collector.trace(trace_of(headers)) == []
+
+
+async def test_a_refused_request(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Section 10, traces: what the client did wrong is no error of the server, and never reaches a publish."""
+    headers = traced_by()
+    answer = await traced[0].request("POST", ROUTE, json={"id": 1}, headers=headers)
+    assert answer.status_code == 400
+    (span,) = await collector.complete(trace_of(headers), 1)
+    assert (span.name, span.failed) == (SERVER, False)
+    assert span.attributes["http.response.status_code"] == 400
+
+
+async def test_what_is_not_traced(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Section 10, traces: health, metrics, the schema, WebSockets and unknown paths make no span."""
+    before = len(collector.spans)
+    headers = traced_by()
+    for path in ("/health", "/health/live", "/health/ready", "/metrics", "/schema", "/nothing", "/broadcast/nothing"):
+        await traced[0].request("GET", path, headers=headers)
+    async with connected(traced[0].websocket(), headers=headers) as client:
+        await client.next()
+        await client.send("ping")
+        await client.next()
+    last = traced_by()
+    await traced[0].request("POST", ROUTE, json=BODY, headers=last)
+    await collector.complete(trace_of(last), 5)
+    assert {span.trace for span in collector.spans[before:]} == {trace_of(last)}
+
+
+@pytest.mark.parametrize(("count", "delivers"), [(3, 3), (16, 16), (17, 1)])
+async def test_a_batch(traced: tuple[Replica, Replica], collector: Collector, count: int, delivers: int) -> None:
+    """Section 10, traces: one publish with the count; up to 16 events get a delivery each, more of them one."""
+    headers = traced_by()
+    batch = [{"type": "alert_deleted", "data": BODY}] * count
+    answer = await traced[1].request("POST", "/broadcast/batch", json=batch, headers=headers)
+    first, *_ = answer.json()["receipts"]
+    spans = await collector.complete(trace_of(headers), 3 + 2 * delivers)
+    assert tree(spans) == [
+        "POST /broadcast/batch",
+        "  publish traced",
+        "    EVALSHA",
+        *["    deliver traced"] * (2 * delivers),
+    ]
+    publish = one(spans, "publish traced")
+    assert publish.attributes["messaging.batch.message_count"] == count
+    assert publish.attributes["event_broadcaster.sequence"] == first["sequence"]
+    assert "event_broadcaster.event.type" not in publish.attributes
+    for deliver in (span for span in spans if span.name == "deliver traced"):
+        assert deliver.links == [publish.context]
+        assert deliver.attributes.get("messaging.batch.message_count") == (count if delivers == 1 else None)
+
+
+async def test_a_repetition(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Section 10, traces: a publish under a key that was seen before says so, and is delivered to nobody."""
+    first, again = traced_by(), traced_by()
+    for headers in (first, again):
+        answer = await traced[0].request("POST", ROUTE, json=BODY, headers=headers | {"Idempotency-Key": PRODUCER})
+        assert answer.status_code == 202
+    spans = await collector.complete(trace_of(again), 3)
+    publish = one(spans, "publish traced")
+    assert publish.attributes["event_broadcaster.repeated"] is True
+    assert not publish.failed
+    await collector.complete(trace_of(first), 5)
+    assert len(collector.trace(trace_of(again))) == 3
+
+
+async def test_replays(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Section 10, traces: a resume is a span with its range, count, source and verdict; its frames keep their trace."""
+    contexts = [traced_by() for _ in range(4)]
+    numbers = []
+    for headers in contexts:
+        answer = await traced[0].request("POST", ROUTE, json=BODY, headers=headers)
+        numbers.append(answer.json()["sequence"])
+    epoch, last = answer.json()["epoch"], numbers[-1]
+    await traced[1].delivers(last)
+
+    async def resumed(since: int, known: str = epoch) -> tuple[list[Any], Span]:
+        before = len(collector.named("replay traced"))
+        async with connected(traced[1].websocket(since=since, epoch=known)) as client:
+            verdict = await client.take(type="resync_ack")
+            assert verdict["last_sequence"] == since
+        return client.events, (await collector.wait("replay traced", before + 1))[-1]
+
+    frames, span = await resumed(numbers[0] - 1)
+    assert [frame["traceparent"].split("-")[1] for frame in frames] == list(map(trace_of, contexts))
+    assert (span.kind, span.parent, span.failed) == ("internal", "", False)
+    assert span.attributes == {
+        "event_broadcaster.from": numbers[0] - 1,
+        "event_broadcaster.to": last,
+        "event_broadcaster.epoch": epoch,
+        "event_broadcaster.count": 4,
+        "event_broadcaster.source": "redis",
+        "event_broadcaster.recovered": True,
+        "event_broadcaster.reason": "recovered",
+    }
+    frames, span = await resumed(last - 1)
+    assert [frame["traceparent"].split("-")[1] for frame in frames] == [trace_of(contexts[-1])]
+    assert (span.attributes["event_broadcaster.source"], span.attributes["event_broadcaster.count"]) == ("memory", 1)
+    _, span = await resumed(last - 1, "another")
+    assert span.attributes["event_broadcaster.recovered"] is False
+    assert span.attributes["event_broadcaster.reason"] == "epoch_changed"
+
+
+async def test_a_retried_publish(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+    """Section 10, traces: each attempt and each retry is under the publish, which is no error if it succeeds."""
+    async with Proxy(valkey) as way:
+        settings = {"redis_event_channel": channel, "broadcast_base_delay_seconds": 0.3}
+        replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "retrying"))
+        await replica.post(ROUTE, BODY)
+        way.refuse()
+        way.cut()
+        headers = traced_by()
+        publishing = asyncio.create_task(replica.request("POST", ROUTE, json=BODY, headers=headers))
+        await eventually(lambda: replica.metric("retries_total") == 1, 15)
+        await way.listen()
+        assert (await publishing).status_code == 202
+        spans = await collector.complete(trace_of(headers), 6)
+    assert tree(spans) == [
+        SERVER,
+        f"  publish {channel}",
+        "    EVALSHA !",
+        f"    retry {channel}",
+        "    EVALSHA",
+        f"    deliver {channel}",
+    ]
+    broken, answered = sorted((span for span in spans if span.name == "EVALSHA"), key=lambda span: span.begin)
+    assert broken.attributes["error.type"] == "ConnectionError"
+    retry, publish = one(spans, f"retry {channel}"), one(spans, f"publish {channel}")
+    delay = retry.attributes["event_broadcaster.delay"]
+    assert retry.attributes == {
+        "event_broadcaster.attempt": 1,
+        "event_broadcaster.delay": delay,
+        "error.type": "TransportUnavailable",
+    }
+    assert 0.33 <= delay <= 0.39
+    assert broken.end <= retry.begin + 0.001
+    assert retry.end <= answered.begin + 0.001
+    assert retry.end - retry.begin == pytest.approx(delay, abs=0.05)
+    assert publish.attributes["event_broadcaster.retries"] == 1
+    assert "error.type" not in publish.attributes
+    replica.stop()
+
+
+async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+    """Section 10, traces: a failed publish is an error by a plain name; each move of the circuit is a span.
+
+    The move that opens it is linked to the attempt that did it; so are those that follow to none.
+    """
+    async with Proxy(valkey) as way:
+        settings = {
+            "redis_event_channel": channel,
+            "broadcast_max_retries": 1,
+            "circuit_failure_threshold": 2,
+            "circuit_recovery_seconds": 0.3,
+            "position_check_seconds": 60,
+        }
+        replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "failing"))
+        # the subscription stays, so that no failure but those of the publish counts
+        way.refuse()
+        with redis.Redis.from_url(valkey) as link:
+            link.client_kill_filter(_type="normal", skipme=True)
+        headers = traced_by()
+        answer = await replica.request("POST", ROUTE, json=BODY, headers=headers)
+        assert answer.status_code == 503
+        spans = await collector.complete(trace_of(headers), 5)
+        assert tree(spans) == [
+            SERVER + " !",
+            f"  publish {channel} !",
+            "    EVALSHA !",
+            f"    retry {channel}",
+            "    EVALSHA !",
+        ]
+        assert one(spans, SERVER).attributes["error.type"] == "503"
+        assert one(spans, f"publish {channel}").attributes["error.type"] == "TransportUnavailable"
+        (opened,) = await collector.wait("circuit closed -> open", instance="failing")
+        last = max((span for span in spans if span.name == "EVALSHA"), key=lambda span: span.begin)
+        assert (opened.kind, opened.parent, opened.links) == ("internal", "", [last.context])
+        assert opened.attributes == {
+            "event_broadcaster.reason": "Redis cannot be reached: ConnectionError",
+            "event_broadcaster.failure_count": 2,
+        }
+
+        headers = traced_by()
+        assert (await replica.request("POST", ROUTE, json=BODY, headers=headers)).status_code == 503
+        spans = await collector.complete(trace_of(headers), 2)
+        assert tree(spans) == [SERVER + " !", f"  publish {channel} !"]
+        assert one(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
+
+        await way.listen()
+        (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")
+        (closed,) = await collector.wait("circuit half_open -> closed", instance="failing")
+        assert (tried.links, closed.links) == ([], [])
+        assert closed.begin >= tried.begin
+    await asyncio.to_thread(replica.stop, tolerate=" CRITICAL kernel.link: ")
+
+
+async def eventually_named(collector: Collector, name: str, instance: str) -> list[Span]:
+    """Wait for a span of that name, of that replica; there may be more."""
+    await eventually(lambda: collector.named(name, instance=instance), 15)
+    return collector.named(name, instance=instance)
+
+
+async def test_the_listener_and_the_drain(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+    """Section 10, traces: a listener's restart and a drain are spans; what is left is exported before the end."""
+    settings = exporting(collector, "ending", otel_bsp_schedule_delay=60_000)
+    replica = await asyncio.to_thread(start, redis_url=valkey, redis_event_channel=channel, **settings)
+    with redis.Redis.from_url(valkey) as link:
+        for client in link.client_list(_type="pubsub"):
+            link.client_kill_filter(_id=client["id"])
+    await eventually(lambda: replica.metric("listener_restarts_total") == 1, 15)
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        replica.signal(signal.SIGTERM)
+        await client.closed()
+    assert await asyncio.to_thread(replica.ended) == 0
+    (restart,) = collector.named(f"restart listener {channel}", instance="ending")
+    assert restart.attributes == {"event_broadcaster.reason": "subscription lost: ConnectionError"}
+    (drain,) = collector.named(f"drain {channel}", instance="ending")
+    assert drain.attributes == {"event_broadcaster.connections": 1}
+    assert drain.end >= drain.begin
+
+
+async def test_one_of_two_traces(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+    """Section 10, traces: through a replica that does not trace, the producer's own span is the delivery's parent."""
+    settings = {"redis_url": valkey, "redis_event_channel": channel}
+    silent = start(**settings)
+    start(**settings, **exporting(collector, "hearing"))
+    headers = traced_by()
+    await silent.request("POST", ROUTE, json=BODY, headers=headers)
+    (deliver,) = await collector.wait(f"deliver {channel}", instance="hearing")
+    parent = trace_of(headers), "00f067aa0ba902b7"
+    assert (deliver.trace, deliver.parent) == parent
+    assert deliver.links == [parent]
+    assert deliver.state == headers["tracestate"]
+
+
+async def test_resource_and_metrics(start: Start, valkey: str, channel: str) -> None:
+    """Section 10, traces: spans and metrics say of which service, version, instance and pod they are."""
+    with Collector() as collector:
+        replica = start(
+            redis_url=valkey,
+            redis_event_channel=channel,
+            otel_exporter_otlp_endpoint=collector.url,
+            otel_metric_export_interval=50,
+            otel_bsp_schedule_delay=20,
+            otel_service_name="cameras",
+            otel_resource_attributes="k8s.namespace.name=prod,k8s.node.name=n1",
+            pod_name="pod-7",
+            pod_namespace="not this",
+        )
+        receipt = (await replica.post(ROUTE, BODY)).json()
+        (span,) = await collector.wait(f"publish {channel}")
+
+        def published() -> list[Any]:
+            return [m for m in collector.metrics if m["event_broadcaster_sequence"].gauge.data_points[0].as_double]
+
+        await eventually(published, 15)
+        report = published()[0]
+        assert span.resource == report[""]
+        resource = dict(span.resource)
+        assert len(resource.pop("service.instance.id")) == 36
+        assert resource.pop("service.version")
+        assert {name: value for name, value in resource.items() if not name.startswith("telemetry.")} == {
+            "service.name": "cameras",
+            "k8s.namespace.name": "prod",
+            "k8s.node.name": "n1",
+            "k8s.pod.name": "pod-7",
+        }
+        assert report["event_broadcaster_sequence"].gauge.data_points[0].as_double == receipt["sequence"]
+        (mine,) = [
+            point.as_double
+            for point in report["event_broadcaster_published_total"].sum.data_points
+            if point.attributes[0].value.string_value == "alert_deleted"
+        ]
+        assert mine == 1
+        assert sum(report["event_broadcaster_publish_duration_seconds"].histogram.data_points[0].bucket_counts) == 1
+
+
+@pytest.mark.parametrize(
+    ("way", "reason"),
+    [("refused", "Connection refused"), ("an error", "reason: Not Found"), ("no answer", "due to timeout")],
+)
+async def test_a_dead_collector(start: Start, valkey: str, channel: str, way: str, reason: str) -> None:
+    """Section 10, traces: a collector that takes nothing costs one warning, no publish, and 5 s at most at the end."""
+    with Collector() as collector:
+        collector.status = 404
+        if way == "no answer":
+            collector.open.clear()
+        url = "http://127.0.0.1:9" if way == "refused" else collector.url
+        replica = start(
+            redis_url=valkey,
+            redis_event_channel=channel,
+            log_level="debug",
+            otel_exporter_otlp_traces_endpoint=f"{url}/v1/traces?key=secret",
+            otel_exporter_otlp_timeout=3,
+            otel_bsp_schedule_delay=20,
+        )
+        for _ in range(3):
+            assert (await replica.post(ROUTE, BODY)).status_code == 202
+        await eventually(lambda: "cannot be exported" in replica.log, 15)
+        assert (await replica.post(ROUTE, BODY)).status_code == 202
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        await asyncio.to_thread(replica.stop)
+        assert loop.time() - begin < FLUSH_SECONDS + 5
+        (warning,) = [line for line in replica.log.splitlines() if " WARNING " in line]
+        assert "telemetry.export: spans cannot be exported, nothing else depends on it: " in warning
+        assert reason in warning
+        assert "secret" not in replica.log
+
+
+async def test_a_collector_that_comes_back(start: Start, valkey: str, channel: str) -> None:
+    """Section 10, traces: exports go on when the collector is there again, and the log says so once."""
+    with Collector() as collector:
+        collector.status = 400
+        replica = start(redis_url=valkey, redis_event_channel=channel, **exporting(collector, "patient"))
+        await replica.post(ROUTE, BODY)
+        await eventually(lambda: "spans cannot be exported" in replica.log, 15)
+        collector.status = 200
+        receipt = (await replica.post(ROUTE, BODY)).json()
+        await collector.wait(f"publish {channel}", event_broadcaster_sequence=receipt["sequence"])
+        await eventually(lambda: "spans are exported again" in replica.log, 15)
+
+
+async def test_a_collector_that_hangs_at_the_end(start: Start, valkey: str, channel: str) -> None:
+    """Section 10, traces: a flush that gets no answer ends with its bound, and one warning."""
+    with Collector() as collector:
+        settings = exporting(collector, "hung", otel_bsp_schedule_delay=60_000, otel_metrics_exporter="none")
+        replica = start(redis_url=valkey, redis_event_channel=channel, **settings)
+        assert (await replica.post(ROUTE, BODY)).status_code == 202
+        collector.open.clear()
+        loop = asyncio.get_running_loop()
+        begin = loop.time()
+        await asyncio.to_thread(replica.stop)
+        assert FLUSH_SECONDS <= loop.time() - begin < FLUSH_SECONDS + 5
+        (warning,) = [line for line in replica.log.splitlines() if " WARNING " in line]
+        assert warning.endswith("nothing else depends on it: the last were not taken within 5 s")

@@ -1,0 +1,97 @@
+"""Log lines: one an entry, whatever is in it, as text or JSON, with the trace that they belong to."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+
+import pytest
+from opentelemetry.sdk.trace import TracerProvider
+
+from telemetry import configure_logging
+
+NAMES = ("", "uvicorn", "uvicorn.error", "uvicorn.access")
+
+
+@pytest.fixture
+def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+    """What was logged since the last call; logging is put back afterwards."""
+    loggers = [logging.getLogger(name) for name in NAMES]
+    before = [(list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
+    yield lambda: capsys.readouterr().err.rstrip("\n").split("\n")
+    logging.captureWarnings(False)
+    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
+
+
+def test_json(lines: Callable[[], list[str]]) -> None:
+    """Section 10, logs: JSON has time, level, logger and message, and nothing of a trace outside of one."""
+    configure_logging("INFO", "json")
+    logging.getLogger("kernel.link").warning("circuit %s", 'closed\nand "so on" \u2028 ü')
+    logging.getLogger("kernel.link").debug("not this")
+    (line,) = lines()
+    entry = json.loads(line)
+    assert entry.keys() == {"time", "level", "logger", "message"}
+    assert (entry["level"], entry["logger"]) == ("WARNING", "kernel.link")
+    assert entry["message"] == 'circuit closed\nand "so on" \u2028 ü'
+    assert entry["time"].endswith("Z")
+    assert len(entry["time"]) == len("2026-01-31T12:00:00.000Z")
+
+
+def test_text(lines: Callable[[], list[str]]) -> None:
+    """Section 10, logs: text is one line too, whatever is in the message."""
+    configure_logging("INFO", "text")
+    logging.getLogger("kernel.link").warning("one\ntwo\r\nthree \u2028 four")
+    (line,) = lines()
+    assert line.partition(" ")[2] == "WARNING kernel.link: one two three   four"
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_traces(lines: Callable[[], list[str]], format: str) -> None:
+    """Section 10, logs: within a span its ids are in the line."""
+    configure_logging("INFO", format)
+    with TracerProvider(shutdown_on_exit=False).get_tracer("t").start_as_current_span("s") as span:
+        logging.getLogger("a").info("x")
+    context = span.get_span_context()
+    (line,) = lines()
+    ids = {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+    if format == "json":
+        assert ids.items() <= json.loads(line).items()
+    else:
+        assert line.endswith(f" INFO a: x [trace_id={ids['trace_id']} span_id={ids['span_id']}]")
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_errors(lines: Callable[[], list[str]], format: str) -> None:
+    """Section 10, logs: a traceback is in the same line as what it belongs to."""
+    configure_logging("INFO", format)
+    try:
+        raise ZeroDivisionError("so\nit is")
+    except ZeroDivisionError:
+        logging.getLogger("a").exception("failed")
+    (line,) = lines()
+    error = json.loads(line)["error"] if format == "json" else line
+    assert "Traceback" in error
+    assert "ZeroDivisionError: so" in error
+
+
+def test_uvicorn_too(lines: Callable[[], list[str]]) -> None:
+    """Section 10, logs: uvicorn's own lines look like all others, and come once."""
+    for name in NAMES[1:]:
+        logging.getLogger(name).addHandler(logging.StreamHandler(sys.stderr))
+    configure_logging("INFO", "json")
+    for name in NAMES[1:]:
+        logging.getLogger(name).info("here")
+    assert [json.loads(line)["logger"] for line in lines()] == list(NAMES[1:])
+
+
+def test_warnings_too(lines: Callable[[], list[str]]) -> None:
+    """Section 10, logs: what Python itself warns of is a line like all others."""
+    configure_logging("INFO", "json")
+    warnings.showwarning("old", DeprecationWarning, "here.py", 7)
+    (line,) = lines()
+    entry = json.loads(line)
+    assert (entry["level"], entry["logger"]) == ("WARNING", "py.warnings")
+    assert "here.py:7: DeprecationWarning: old" in entry["message"]

@@ -1,0 +1,127 @@
+"""Spans of Redis commands: those of publishes, as the contract wants them, and of nothing else."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+import redis
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_tracer
+
+from kernel import BroadcasterConfig, BroadcastFailed, EventBroadcaster, PublishOptions, RedisTransport, SceneChangeData
+from tests.network import Proxy
+from tests.telemetry.conftest import CHANNEL, Watch
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.usefixtures("instrumented")
+
+DATA = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="secret", similarity_score=0.5)
+SAMPLED = PublishOptions(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")
+
+
+@asynccontextmanager
+async def broadcasting(url: str, watch: Watch, deadline: float = 5.0) -> AsyncIterator[EventBroadcaster]:
+    """A replica on a real Redis."""
+    transport = RedisTransport(url, channel=CHANNEL, observer=watch.tracing, deadline=deadline)
+    config = BroadcasterConfig(max_retries=0, position_check_seconds=0.1)
+    async with EventBroadcaster(transport, config, watch.tracing) as broadcaster:
+        yield broadcaster
+
+
+async def together(broadcaster: EventBroadcaster, options: list[PublishOptions | None]) -> None:
+    """Publish so many events at the same time: they share a pipeline."""
+    await asyncio.gather(*(broadcaster.broadcast_scene_change(DATA, options=each) for each in options))
+
+
+def linked(span: ReadableSpan) -> list[SpanContext]:
+    """What it is linked to."""
+    return [link.context for link in span.links]
+
+
+async def test_a_shared_pipeline(redis_url: str, watch: Watch) -> None:
+    """Section 10, traces: a pipeline that several publishes share is one span under the first, linked to the others."""
+    async with broadcasting(redis_url, watch) as broadcaster:
+        await broadcaster.broadcast_scene_change(DATA)
+        before = len(watch.spans)
+        await together(broadcaster, [None] * 5)
+        await eventually(lambda: broadcaster.sequence == 6)
+    publishes = watch.named("publish c")[1:]
+    (command,) = [span for span in watch.spans[before:] if span.kind is SpanKind.CLIENT]
+    first, *others = sorted(publishes, key=lambda span: span.start_time or 0)
+    assert command.name == "EVALSHA"
+    assert command.parent == first.context
+    assert linked(command) == [other.context for other in others]
+    attributes = command.attributes or {}
+    assert attributes["db.operation.batch.size"] == 5
+    assert re.fullmatch(r"EVALSHA( \?)+", str(attributes["db.statement"]))
+    assert "secret" not in str(attributes)
+
+
+async def test_a_pipeline_of_mixed_publishes(redis_url: str, unsampled: Watch) -> None:
+    """Section 10, traces: it is under the first that is sampled, wherever that stands, and linked to those only."""
+    async with broadcasting(redis_url, unsampled) as broadcaster:
+        await broadcaster.broadcast_scene_change(DATA)
+        assert unsampled.spans == []
+        await together(broadcaster, [None, SAMPLED, None, SAMPLED, None])
+    first, second = sorted(unsampled.named("publish c"), key=lambda span: span.start_time or 0)
+    (command,) = unsampled.named("EVALSHA")
+    assert command.parent == first.context
+    assert linked(command) == [second.context]
+    assert (command.attributes or {})["db.operation.batch.size"] == 5
+
+
+async def test_a_huge_pipeline(redis_url: str, watch: Watch) -> None:
+    """Section 10, traces: its links are bounded like all others, and so is its text."""
+    async with broadcasting(redis_url, watch) as broadcaster:
+        await broadcaster.broadcast_scene_change(DATA)
+        await together(broadcaster, [None] * 300)
+    command = max(watch.named("EVALSHA"), key=lambda span: len(span.links))
+    assert len(command.links) == 128
+    assert len(str((command.attributes or {})["db.statement"])) < 200
+
+
+async def test_a_lost_script(redis_url: str, watch: Watch) -> None:
+    """Section 10, traces: when Redis has lost the script, what is sent again belongs to the same publishes."""
+    async with broadcasting(redis_url, watch) as broadcaster:
+        with redis.Redis.from_url(redis_url) as link:
+            await together(broadcaster, [None])
+            before = len(watch.spans)
+            link.script_flush()
+        await together(broadcaster, [None] * 3)
+    spans = watch.spans[before:]
+    publishes = sorted((span for span in spans if span.name == "publish c"), key=lambda span: span.start_time or 0)
+    commands = [span for span in spans if span.kind is SpanKind.CLIENT]
+    assert [span.name for span in commands] == ["EVALSHA", "SCRIPT LOAD", "EVALSHA"]
+    assert [span.status.status_code is StatusCode.ERROR for span in commands] == [True, False, False]
+    assert (commands[0].attributes or {})["error.type"] == "NoScriptError"
+    for command in commands:
+        assert command.parent == publishes[0].context
+        assert linked(command) == [publish.context for publish in publishes[1:]]
+    assert all(span.status.status_code is StatusCode.UNSET for span in publishes)
+
+
+async def test_commands_outside_of_publishes(redis_url: str, watch: Watch) -> None:
+    """Section 10, traces: subscriptions, position checks and reads of the history make no span, whoever asks."""
+    async with broadcasting(redis_url, watch) as broadcaster:
+        await broadcaster.broadcast_scene_change(DATA)
+        await eventually(lambda: broadcaster.history_depth == 1)
+        reader = RedisTransport(redis_url, channel=CHANNEL, observer=watch.tracing)
+        with get_tracer(__name__, tracer_provider=watch.provider).start_as_current_span("somebody's"):
+            await reader.read(1, 1)
+        await reader.close()
+    assert sorted(span.name for span in watch.spans) == ["EVALSHA", "deliver c", "publish c", "somebody's"]
+
+
+async def test_a_deadline(redis_url: str, watch: Watch) -> None:
+    """Section 10, traces: a Redis that does not answer is an attempt that failed, by a plain name."""
+    async with Proxy(redis_url) as way, broadcasting(way.url, watch, deadline=0.2) as broadcaster:
+        way.answers.clear()
+        with pytest.raises(BroadcastFailed):
+            await broadcaster.broadcast_scene_change(DATA)
+        way.answers.set()
+    (command,), (publish,) = watch.named("EVALSHA"), watch.named("publish c")
+    for span, name in ((command, "TimeoutError"), (publish, "TransportUnavailable")):
+        assert span.status.status_code is StatusCode.ERROR
+        assert (span.attributes or {})["error.type"] == name

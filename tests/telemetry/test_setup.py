@@ -1,0 +1,152 @@
+"""What the `OTEL_*` variables switch on, off and wrong; and that off means nothing is there."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+
+import pytest
+from opentelemetry.instrumentation.redis import RedisInstrumentor
+
+from telemetry import Telemetry
+from tests.system.replica import ROOT, clean_environment
+
+ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
+
+Make = Callable[[dict[str, str]], Telemetry]
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Set telemetry up by these variables, which are also the process's own: exporters look there."""
+
+    def make(environ: dict[str, str]) -> Telemetry:
+        for name, value in environ.items():
+            monkeypatch.setenv(name, value)
+        return Telemetry(environ, channel="c", version="1.2.3")
+
+    return make
+
+
+async def traces(telemetry: Telemetry) -> bool:
+    """Whether it makes spans; it is ended."""
+    on = telemetry.observer is not None
+    assert bool(telemetry.middleware) is on
+    await telemetry.stop()
+    RedisInstrumentor().uninstrument()
+    return on
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {},
+        {"OTEL_EXPORTER_OTLP_ENDPOINT": " "},
+        {"OTEL_TRACES_EXPORTER": "none"},
+        {**ENDPOINT, "OTEL_TRACES_EXPORTER": "none", "OTEL_METRICS_EXPORTER": "none"},
+        {**ENDPOINT, "OTEL_SDK_DISABLED": "true"},
+        {"OTEL_TRACES_EXPORTER": "console", "OTEL_SDK_DISABLED": "TRUE"},
+        {"OTEL_EXPORTER_OTLP_METRICS_ENDPOINT": "http://127.0.0.1:9/v1/metrics"},
+        {"OTEL_SERVICE_NAME": "cameras", "OTEL_TRACES_SAMPLER": "always_on"},
+    ],
+)
+async def test_off(make: Make, environ: dict[str, str]) -> None:
+    """Section 10, traces: off unless an endpoint or an exporter is set, and by the variables that switch it off."""
+    assert not await traces(make(environ))
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        ENDPOINT,
+        {**ENDPOINT, "OTEL_SDK_DISABLED": "false"},
+        {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:9/v1/traces"},
+        {"OTEL_TRACES_EXPORTER": "otlp"},
+        {"OTEL_TRACES_EXPORTER": "console"},
+        {"OTEL_TRACES_EXPORTER": "Console, none"},
+        {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "nonsense", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"},
+    ],
+)
+async def test_on(make: Make, environ: dict[str, str]) -> None:
+    """Section 10, traces: on by an endpoint or an exporter."""
+    assert await traces(make(environ))
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"OTEL_TRACES_EXPORTER": "zipkin"}, "traces are not exported: no exporter 'zipkin' is installed"),
+        (
+            {**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "http/json", "OTEL_METRICS_EXPORTER": "none"},
+            "traces are not exported: no OTLP over 'http/json', only over http/protobuf and grpc",
+        ),
+        (
+            {**ENDPOINT, "OTEL_BSP_MAX_QUEUE_SIZE": "-1", "OTEL_METRICS_EXPORTER": "none"},
+            "traces are not exported: max_queue_size must be a positive integer.",
+        ),
+    ],
+)
+async def test_wrong(make: Make, caplog: pytest.LogCaptureFixture, environ: dict[str, str], said: str) -> None:
+    """Section 10, traces: what cannot be done is said in one line, and the service goes on without it."""
+    assert not await traces(make(environ))
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [said]
+
+
+@pytest.mark.skipif(find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None, reason="the extra is installed")
+async def test_without_the_extra(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    """Section 10, traces: OTLP over gRPC is an extra, and the log names it."""
+    assert not await traces(make({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_METRICS_EXPORTER": "none"}))
+    (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert record.getMessage().endswith(": install event-broadcaster[otlp-grpc]")
+
+
+async def test_off_is_free(make: Make) -> None:
+    """Section 10, traces: while it is off redis-py is as it was, and there is neither an observer nor a middleware."""
+    telemetry = make({})
+    assert not RedisInstrumentor().is_instrumented_by_opentelemetry
+    assert telemetry.observer is None
+    assert telemetry.middleware == []
+    await telemetry.stop()
+
+
+def imported(environ: dict[str, str], code: str) -> str:
+    """What a new process with these variables prints."""
+    command = [
+        sys.executable,
+        "-W",
+        "error",
+        "-c",
+        f"import telemetry, os; from opentelemetry import propagate; {code}",
+    ]
+    run = subprocess.run(
+        command, cwd=ROOT, env=clean_environment(**environ), capture_output=True, text=True, check=True
+    )
+    return run.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("tracecontext,baggage", "baggage traceparent tracestate"),
+        ("tracecontext, b3 ,xray", "traceparent tracestate"),
+        ("b3", ""),
+        ("none", ""),
+        ("", "baggage traceparent tracestate"),
+    ],
+)
+def test_propagators(given: str, left: str) -> None:
+    """Section 10, traces: propagators that are not installed are left out, instead of ending the process."""
+    fields = "print(*sorted(propagate.get_global_textmap().fields))"
+    assert imported({"OTEL_PROPAGATORS": given}, fields) == left
+
+
+def test_unknown_propagators_are_named() -> None:
+    """Section 10, traces: and the log names them, once tracing is on."""
+    code = (
+        "import logging; logging.basicConfig(format='%(levelname)s %(message)s', stream=__import__('sys').stdout); "
+        "telemetry.Telemetry(os.environ, channel='c', version='1')"
+    )
+    environ = {"OTEL_PROPAGATORS": "b3,tracecontext", "OTEL_TRACES_EXPORTER": "console"}
+    assert imported(environ, code) == "WARNING OTEL_PROPAGATORS: 'b3' is not installed and left out"
+    assert imported({"OTEL_PROPAGATORS": "b3"}, code) == ""

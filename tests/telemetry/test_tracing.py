@@ -1,0 +1,247 @@
+"""The observer that makes spans: exactly those of the contract, and nothing for what is not sampled."""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import suppress
+
+import pytest
+from msgspec.structs import replace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
+
+from kernel import BroadcastFailed, EventBroadcaster, PublishOptions, SceneChangeData
+from kernel.envelope import TraceContext
+from kernel.observer import Publishing
+from kernel.transport import NOWHERE, Fence, Outgoing
+from tests.fakes import FakeRedis
+from tests.kernel.world import HEARING, GatedTransport, join, replica, resync
+from tests.telemetry.conftest import Watch
+from tests.waiting import eventually
+
+DATA = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="unknown", similarity_score=0.5)
+
+
+def header(number: int, *, sampled: bool = True) -> str:
+    """The traceparent of a producer, with that number as its trace."""
+    return f"00-{number:032x}-{number:016x}-0{int(sampled)}"
+
+
+def put(redis: FakeRedis, traceparents: Sequence[str | None], at: float = 1.0) -> None:
+    """Publish an event for each, as another replica would."""
+    for number, traceparent in enumerate(traceparents):
+        id = f"{redis.place.sequence}-{number}"
+        context = f',"traceparent":"{traceparent}"' if traceparent is not None else ""
+        tail = f',"id":"{id}","type":"scene_change","published_at":{at}{context},"data":{{}}}}'
+        redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail.encode())]))
+
+
+async def hear(watch: Watch, traceparents: Sequence[str | None], at: float = 1.0) -> list[ReadableSpan]:
+    """Let a replica with two clients get these events at once; returns its deliveries."""
+    redis = FakeRedis()
+    async with replica(redis, HEARING, observer=watch.tracing) as broadcaster:
+        clients = [join(broadcaster) for _ in range(2)]
+        redis.hold()
+        put(redis, traceparents, at)
+        redis.release()
+        await eventually(lambda: broadcaster.sequence == len(traceparents))
+        await eventually(lambda: broadcaster.counters.batches == 1)
+        assert all(len(sink.messages) == 1 + len(traceparents) for _, sink in clients)
+    return watch.named("deliver c")
+
+
+def links(span: ReadableSpan) -> list[str]:
+    """What a span is linked to, as headers."""
+    contexts = [link.context for link in span.links]
+    return [f"00-{format_trace_id(c.trace_id)}-{format_span_id(c.span_id)}-{c.trace_flags:02x}" for c in contexts]
+
+
+def parent(span: ReadableSpan) -> str:
+    """A span's parent as a header."""
+    context = span.parent
+    assert context is not None
+    return f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-{context.trace_flags:02x}"
+
+
+def value(span: ReadableSpan, name: str) -> object:
+    """An attribute, by its last part."""
+    (found,) = [v for k, v in (span.attributes or {}).items() if k.rpartition(".")[2] == name]
+    return found
+
+
+async def test_a_small_batch(watch: Watch) -> None:
+    """Section 10, traces: up to 16 sampled events of a batch get a span each, in their own traces."""
+    headers = [header(number) for number in range(1, 17)]
+    spans = await hear(watch, [*headers, None, header(99, sampled=False)])
+    assert [parent(span) for span in spans] == headers
+    assert [links(span) for span in spans] == [[each] for each in headers]
+    assert [value(span, "sequence") for span in spans] == list(range(1, 17))
+    assert {value(span, "recipients") for span in spans} == {2}
+    assert not any("messaging.batch.message_count" in (span.attributes or {}) for span in spans)
+
+
+async def test_a_large_batch(watch: Watch) -> None:
+    """Section 10, traces: above 16, one span for the batch, with a link for each publish."""
+    headers = [header(number) for number in range(1, 18)]
+    (span,) = await hear(watch, [None, *headers])
+    assert parent(span) == headers[0]
+    assert links(span) == headers
+    assert value(span, "message_count") == 18
+    assert value(span, "recipients") == 2 * 18
+
+
+async def test_a_huge_batch(watch: Watch) -> None:
+    """Section 10, traces: at most 128 links."""
+    headers = [header(number) for number in range(1, 201)]
+    (span,) = await hear(watch, headers)
+    assert links(span) == headers[:128]
+    assert value(span, "message_count") == 200
+
+
+@pytest.mark.parametrize(
+    "traceparent",
+    [
+        None,
+        header(1, sampled=False),
+        "",
+        "00-0-0-01",
+        f"00-{0:032x}-{1:016x}-01",
+        f"00-{1:032x}-{0:016x}-01",
+        "x" * 10_000,
+        header(1) + "-more",
+    ],
+)
+async def test_what_is_not_sampled(watch: Watch, traceparent: str | None) -> None:
+    """Section 10, traces: what is not sampled, or is no trace context at all, makes no span."""
+    assert await hear(watch, [traceparent]) == []
+
+
+async def test_a_clock_ahead(watch: Watch) -> None:
+    """Section 10, traces: a publisher whose clock is ahead makes no negative time in the queue."""
+    (span,) = await hear(watch, [header(1)], at=4e9)
+    assert value(span, "queued") == 0.0
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    """A Redis of the test's own."""
+    return FakeRedis()
+
+
+async def attempt(broadcaster: EventBroadcaster) -> None:
+    """Publish an event of a producer that traces, whatever becomes of it."""
+    with suppress(BroadcastFailed):
+        await broadcaster.broadcast_scene_change(DATA, options=PublishOptions(traceparent=header(7)))
+
+
+async def test_retries(redis: FakeRedis, watch: Watch) -> None:
+    """Section 10, traces: a retry is a span until the next attempt is due; success after it is no error."""
+    config = replace(HEARING, max_retries=2, base_delay=0.02)
+    async with replica(redis, config, observer=watch.tracing) as broadcaster:
+        redis.fail(2)
+        await attempt(broadcaster)
+    (publish,) = watch.named("publish c")
+    first, second = watch.named("retry c")
+    assert publish.status.status_code is StatusCode.UNSET
+    assert parent(publish) == header(7)
+    assert value(publish, "retries") == 2
+    assert [value(span, "attempt") for span in (first, second)] == [1, 2]
+    assert first.parent == second.parent == publish.context
+    for span in (first, second):
+        assert span.start_time is not None
+        assert span.end_time is not None
+        assert (span.end_time - span.start_time) / 1e9 == pytest.approx(value(span, "delay"), abs=0.002)
+        assert value(span, "type") == "TransportUnavailable"
+    assert first.end_time is not None
+    assert second.start_time is not None
+    assert first.end_time <= second.start_time
+
+
+async def test_a_failure(redis: FakeRedis, watch: Watch) -> None:
+    """Section 10, traces: a publish that fails is an error, named after its cause and nothing longer."""
+    async with replica(redis, HEARING, observer=watch.tracing) as broadcaster:
+        redis.fail(2)
+        await attempt(broadcaster)
+    (publish,) = watch.named("publish c")
+    assert publish.status.status_code is StatusCode.ERROR
+    assert (publish.attributes or {})["error.type"] == "TransportUnavailable"
+    assert len(watch.named("retry c")) == 1
+
+
+async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> None:
+    """Section 10, traces: a publish cancelled while it waits ends its spans there and then."""
+    config = replace(HEARING, base_delay=60.0, max_delay=60.0)
+    async with replica(redis, config, observer=watch.tracing) as broadcaster:
+        redis.fail()
+        publishing = asyncio.create_task(attempt(broadcaster))
+        await eventually(lambda: broadcaster.counters.retries == 1)
+        publishing.cancel()
+        with suppress(asyncio.CancelledError):
+            await publishing
+    (publish,), (retry,) = watch.named("publish c"), watch.named("retry c")
+    assert (publish.attributes or {})["error.type"] == "CancelledError"
+    assert publish.end_time is not None
+    assert retry.end_time is not None
+    assert retry.end_time <= publish.end_time
+
+
+async def test_the_circuit(redis: FakeRedis, watch: Watch) -> None:
+    """Section 10, traces: a move of the circuit is linked to the publish that made it, if one did."""
+    config = replace(HEARING, circuit_failure_threshold=2, circuit_recovery_seconds=0.02)
+    async with replica(redis, config, observer=watch.tracing) as broadcaster:
+        redis.fail(2)
+        await attempt(broadcaster)
+        # who asks for what is not here yet makes the listener look at Redis
+        client, _ = join(broadcaster)
+        resync(broadcaster, client, last_sequence=9)
+        await eventually(lambda: not broadcaster.is_degraded())
+    (publish,) = watch.named("publish c")
+    (opened,) = watch.named("circuit closed -> open")
+    (tried,), (closed,) = watch.named("circuit open -> half_open"), watch.named("circuit half_open -> closed")
+    assert [link.context for link in opened.links] == [publish.context]
+    assert value(opened, "failure_count") == 2
+    assert value(opened, "reason") == "fake: no connection"
+    assert (tried.links, closed.links) == ((), ())
+    assert opened.parent is tried.parent is closed.parent is None
+
+
+async def test_the_circuit_by_itself(redis: FakeRedis, watch: Watch) -> None:
+    """Section 10, traces: a Redis that was never there opens the circuit without any publish to link to."""
+    redis.down = True
+    config = replace(HEARING, circuit_recovery_seconds=60.0)
+    transport = GatedTransport(redis)
+    async with replica(redis, config, observer=watch.tracing, transport=transport, without_redis=True):
+        (opened,) = watch.named("circuit closed -> open")
+    assert opened.links == ()
+
+
+async def test_unsampled_publishes(redis: FakeRedis, unsampled: Watch) -> None:
+    """Section 10, traces: an event that is not sampled carries its producer's context on, or none; no span is made."""
+    async with replica(redis, HEARING, observer=unsampled.tracing) as broadcaster:
+        _, sink = join(broadcaster)
+        for options in (None, PublishOptions(traceparent=header(7, sampled=False))):
+            await broadcaster.broadcast_scene_change(DATA, options=options)
+        redis.fail()
+        await broadcaster.broadcast_scene_change(DATA)
+        await eventually(lambda: broadcaster.sequence == 3)
+        await attempt(broadcaster)
+        await eventually(lambda: len(sink.messages) == 5)
+    plain, theirs, retried, sampled = sink.messages[1:]
+    assert "traceparent" not in plain
+    assert "traceparent" not in retried
+    assert theirs["traceparent"] == header(7, sampled=False)
+    assert [span.name for span in unsampled.spans] == ["publish c", "deliver c"]
+    publish, deliver = unsampled.spans
+    assert parent(publish) == header(7)
+    assert deliver.parent is not None
+    assert sampled["traceparent"] == parent(deliver)
+
+
+async def test_all_three_headers(watch: Watch) -> None:
+    """Section 10, traces: the events of a sampled publish carry its own span, and tracestate and baggage as given."""
+    theirs = TraceContext(header(7), "vendor=1,other=2", "site=north")
+    with watch.tracing.publishing(Publishing(["event"], theirs)) as carried:
+        pass
+    (publish,) = watch.spans
+    assert publish.context is not None
+    own = f"00-{format_trace_id(publish.context.trace_id)}-{format_span_id(publish.context.span_id)}-01"
+    assert carried == (own, "vendor=1,other=2", "site=north")
