@@ -22,6 +22,7 @@ from telemetry.export import Patience, PatientSpans, Pump, quieten, unfinished
 from telemetry.http import http_spans
 from telemetry.metrics import Meter, watch_loop
 from telemetry.redis import instrument_redis
+from telemetry.sampling import Ahead
 from telemetry.tracing import Tracing
 
 __all__ = ["FLUSH_SECONDS", "Telemetry"]
@@ -70,7 +71,8 @@ class Telemetry:
                 _logger.error("traces are not exported: %s", error)
 
     def _trace(self, exporters: Sequence[SpanExporter], channel: str) -> None:
-        provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+        ahead = Ahead(TracerProvider(shutdown_on_exit=False).sampler)
+        provider = TracerProvider(ahead, self._resource, shutdown_on_exit=False, id_generator=ahead)
         for exporter in exporters:
             patience = Patience("spans")
             processor = BatchSpanProcessor(PatientSpans(exporter, patience))
@@ -80,7 +82,7 @@ class Telemetry:
         for name in UNKNOWN_PROPAGATORS:
             _logger.warning("OTEL_PROPAGATORS: %r is not installed and left out", name)
         self.observer = Tracing(provider, channel, self._version)
-        self.middleware = [http_spans(provider, self._version)]
+        self.middleware = [http_spans(provider, ahead, self._version)]
 
     def start(self, broadcaster: EventBroadcaster) -> None:
         """Watch the event loop, and export metrics where that is asked for."""
