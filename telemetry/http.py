@@ -10,9 +10,11 @@ from typing import Any, Final
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import Span, SpanKind, StatusCode, TracerProvider, set_span_in_context
+from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, TracerProvider, set_span_in_context
+from opentelemetry.util.types import AttributeValue
 
 from telemetry import names
+from telemetry.sampling import UNTRACED, Ahead
 
 __all__ = ["http_spans"]
 
@@ -33,10 +35,10 @@ _getter: Final = _RawHeaders()
 _ROOT: Final = Context()
 
 
-def http_spans(provider: TracerProvider, version: str) -> Callable[[_App], _App]:
+def http_spans(provider: TracerProvider, ahead: Ahead, version: str) -> Callable[[_App], _App]:
     """A middleware: each HTTP request gets a server span, named by its route's template; other scopes pass through.
 
-    It continues the producer's trace as `OTEL_PROPAGATORS` says.
+    It continues the producer's trace as `OTEL_PROPAGATORS` says. `ahead` is the provider's sampler.
     """
     tracer = provider.get_tracer("event_broadcaster", version)
     propagator = get_global_textmap()
@@ -47,21 +49,25 @@ def http_spans(provider: TracerProvider, version: str) -> Callable[[_App], _App]
             if scope["type"] != "http":
                 await app(scope, receive, send)
                 return
-            method, template = scope["method"], scope.get("path_template", "")
-            headers = scope["headers"]
-            # most producers trace nothing, and asking each propagator costs more than all else here
-            silent = fields.isdisjoint([name for name, _ in headers])
-            context = _ROOT if silent else propagator.extract(headers, getter=_getter)
-            attributes = {
+            method, template, headers = scope["method"], scope.get("path_template", ""), scope["headers"]
+            name = f"{method} {template}"
+            attributes: dict[str, AttributeValue] = {
                 "http.request.method": method,
                 "http.route": template,
                 "url.path": scope["path"],
                 "url.scheme": scope["scheme"],
             }
-            span = tracer.start_span(f"{method} {template}", context, SpanKind.SERVER, attributes)
-            token = attach(set_span_in_context(span, context))
+            context = _ROOT
+            span: Span = INVALID_SPAN
+            if not fields.isdisjoint([header for header, _ in headers]):
+                context = propagator.extract(headers, getter=_getter)
+                span = tracer.start_span(name, context, SpanKind.SERVER, attributes)
+            elif ahead.decide(name, SpanKind.SERVER, attributes):
+                span = tracer.start_span(name, _ROOT, SpanKind.SERVER, attributes)
+            recording = span.is_recording()
+            token = attach(set_span_in_context(span, context) if span is not INVALID_SPAN else UNTRACED)
             try:
-                await app(scope, receive, _noting(span, send) if span.is_recording() else send)
+                await app(scope, receive, _noting(span, send) if recording else send)
             except Exception as error:
                 span.set_attribute(names.ERROR_TYPE, type(error).__name__)
                 span.set_status(StatusCode.ERROR)

@@ -22,6 +22,7 @@ from telemetry.export import Patience, PatientSpans, Pump, quieten, unfinished
 from telemetry.http import http_spans
 from telemetry.metrics import Meter, watch_loop
 from telemetry.redis import instrument_redis
+from telemetry.sampling import Ahead
 from telemetry.tracing import Tracing
 
 __all__ = ["FLUSH_SECONDS", "Telemetry"]
@@ -70,7 +71,8 @@ class Telemetry:
                 _logger.error("traces are not exported: %s", error)
 
     def _trace(self, exporters: Sequence[SpanExporter], channel: str) -> None:
-        provider = TracerProvider(resource=self._resource, shutdown_on_exit=False)
+        ahead = Ahead(TracerProvider(shutdown_on_exit=False).sampler)
+        provider = TracerProvider(ahead, self._resource, shutdown_on_exit=False, id_generator=ahead)
         for exporter in exporters:
             patience = Patience("spans")
             processor = BatchSpanProcessor(PatientSpans(exporter, patience))
@@ -80,7 +82,7 @@ class Telemetry:
         for name in UNKNOWN_PROPAGATORS:
             _logger.warning("OTEL_PROPAGATORS: %r is not installed and left out", name)
         self.observer = Tracing(provider, channel, self._version)
-        self.middleware = [http_spans(provider, self._version)]
+        self.middleware = [http_spans(provider, ahead, self._version)]
 
     def start(self, broadcaster: EventBroadcaster) -> None:
         """Watch the event loop, and export metrics where that is asked for."""
@@ -131,7 +133,15 @@ def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
 def _resource(environ: Mapping[str, str], version: str) -> Resource:
     ours = {"service.name": _SERVICE, "service.version": version, "service.instance.id": str(uuid.uuid4())}
     ours |= {name: environ[variable] for name, variable in _KUBERNETES.items() if environ.get(variable)}
-    return Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+    made = Resource.create({**ours, **OTELResourceDetector().detect().attributes})
+    return _TheResource(made.attributes, made.schema_url)
+
+
+class _TheResource(Resource):
+    """The one resource of the process: exporters look it up for every span, and its hash would be that of its JSON."""
+
+    def __hash__(self) -> int:
+        return id(self)
 
 
 def _interval(environ: Mapping[str, str]) -> float:

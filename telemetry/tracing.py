@@ -4,7 +4,6 @@ Span names and attributes are in names.py, how Redis commands get theirs is in r
 event that is not sampled, and attributes are given at creation where they are known then.
 """
 
-import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context as Surroundings
@@ -22,13 +21,10 @@ from opentelemetry.trace import (
     SpanContext,
     SpanKind,
     StatusCode,
-    TraceFlags,
     TracerProvider,
-    TraceState,
     get_current_span,
     set_span_in_context,
 )
-from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from kernel import (
@@ -45,16 +41,15 @@ from kernel import (
     Transition,
 )
 from telemetry import names
+from telemetry.contexts import SAMPLED, remote, surroundings
+from telemetry.sampling import untraced
 
 __all__ = ["CURRENT", "MOST_LINKS", "Publish", "Tracing"]
 
 MOST_LINKS: Final = 128
 _MOST_SPANS: Final = 16
 
-# Version 00, no id of zeros, the sampled bit set; anybody may have put anything else into Redis.
-_SAMPLED: Final = re.compile(r"00-(?!0{32})([0-9a-f]{32})-(?!0{16})([0-9a-f]{16})-([0-9a-f][13579bdf])")
 _ROOT: Final = Context()
-_w3c: Final = TraceContextTextMapPropagator()
 
 _Attributes = dict[str, AttributeValue]
 
@@ -136,10 +131,13 @@ class Tracing(Observer):
         theirs, types = publishing.trace, publishing.types
         around = get_current_span().get_span_context()
         parent = None
-        if not around.is_valid:
-            parent = _context(theirs.traceparent, theirs.tracestate)
-        elif not around.trace_flags.sampled:
+        if around.is_valid:
+            if not around.trace_flags.sampled:
+                return nullcontext(theirs)
+        elif untraced():
             return nullcontext(theirs)
+        else:
+            parent = surroundings(theirs.traceparent, theirs.tracestate)
         attributes: _Attributes = {**self._sending}
         if len(types) == 1:
             attributes[names.EVENT_TYPE] = types[0]
@@ -183,7 +181,7 @@ class Tracing(Observer):
 
     def delivered(self, delivered: Delivered) -> None:
         """Up to 16 sampled events get a span each, in their own traces; more of them get one, linked to them all."""
-        matches = _SAMPLED.fullmatch
+        matches = SAMPLED.fullmatch
         sampled = [
             (run, frame, frame.entry)
             for run in delivered.runs
@@ -218,7 +216,7 @@ class Tracing(Observer):
             attributes[names.QUEUED] = max(0.0, begin - published_at)
         # the events of one publish have one context
         origins = dict.fromkeys((entry.traceparent, entry.tracestate) for entry in entries)
-        contexts = [_remote(*origin) for origin in list(origins)[:MOST_LINKS]]
+        contexts = [remote(*origin) for origin in list(origins)[:MOST_LINKS]]
         links = [Link(context) for context in contexts]
         parent = set_span_in_context(NonRecordingSpan(contexts[0]), _ROOT)
         self._span(self._deliver, begin, end, attributes, SpanKind.CONSUMER, links, parent)
@@ -281,19 +279,3 @@ def _outcome(publication: Publication, retries: int) -> _Attributes:
     if publication.replayed:
         outcome[names.REPEATED] = True
     return outcome
-
-
-def _context(traceparent: str | None, tracestate: str | None) -> Context | None:
-    """The context of a span somewhere else, None if there is none."""
-    if traceparent is None:
-        return None
-    return _w3c.extract({"traceparent": traceparent, **({"tracestate": tracestate} if tracestate else {})}, _ROOT)
-
-
-def _remote(traceparent: str | None, tracestate: str | None) -> SpanContext:
-    """The context of a span that was sampled elsewhere; the general way costs several times as much."""
-    parsed = _SAMPLED.fullmatch(traceparent or "")
-    assert parsed is not None
-    trace, span, flags = (int(part, 16) for part in parsed.groups())
-    state = TraceState.from_header([tracestate]) if tracestate else None
-    return SpanContext(trace, span, is_remote=True, trace_flags=TraceFlags(flags), trace_state=state)

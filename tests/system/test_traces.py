@@ -119,6 +119,7 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
         }
         assert deliver.begin >= publish.begin
     assert {span.state for span in spans} == {headers["tracestate"]}
+    assert {span.resource["service.name"] for span in spans} == {"event-broadcaster"}
 
     # the frame carries it, and so does what Redis keeps
     assert [frame["traceparent"] for frame in frames] == [publish.traceparent] * 2
