@@ -13,7 +13,6 @@ import pytest
 import redis.asyncio as redis
 import uvloop
 
-import kernel.groups
 import kernel.redis
 from handlers.embedded import EmbeddedValkey
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
@@ -433,22 +432,6 @@ async def test_keys_that_meet_in_one_call(replica: RedisTransport) -> None:
     made = await asyncio.gather(*(replica.publish(call, FRESH) for call in (calls[1], calls[2])))
     assert [(publication.first, publication.replayed) for publication in made] == [(1, True), (2, False)]
     assert await kept(replica, 1) == [(1, "a"), (2, "c"), (3, "f")]
-
-
-@pytest.mark.parametrize("bounds", [("_MOST_EVENTS", 3), ("_MOST_BYTES", 3 * len(event("e1")[1]))])
-async def test_calls_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch, bounds: tuple[str, int]) -> None:
-    """Bounded everything: what does not fit into a call waits for the next one."""
-    monkeypatch.setattr(kernel.groups, *bounds)
-    async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
-        await publish(replica, "e0")
-        carried = proxy.carried
-        made = await asyncio.gather(*(replica.publish(outgoing(f"e{number}"), FRESH) for number in range(1, 9)))
-        assert [publication.first for publication in made] == list(range(2, 10))
-        assert proxy.carried - carried == 3
-        # what alone is too much goes alone
-        large = outgoing(*(f"l{number}" for number in range(20)))
-        made = await asyncio.gather(*(replica.publish(call, FRESH) for call in (outgoing("s"), large, outgoing("t"))))
-        assert [publication.first for publication in made] == [10, 11, 31]
 
 
 @pytest.mark.parametrize("bounds", [("_MOST_HEARD", 3), ("_MOST_BYTES", 100)])
