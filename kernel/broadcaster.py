@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -14,15 +13,15 @@ from kernel.client import Client, Resume, Sink
 from kernel.control import ServiceNotice
 from kernel.counters import Counters
 from kernel.drain import drain
-from kernel.errors import NotStarted, TransportError
+from kernel.errors import TransportError
 from kernel.frames import Encoding
 from kernel.hub import Hub
 from kernel.link import Link
 from kernel.listener import Listener
 from kernel.log import Log
-from kernel.messages import Message, utc_now
+from kernel.messages import utc_now
 from kernel.observer import Drained, Guarded, Observer
-from kernel.publishing import Publisher, PublishOptions, Receipt
+from kernel.publishing import Publisher
 from kernel.retry import BroadcastRetryMetrics, backoff
 from kernel.subscriptions import EVERYTHING, Patterns
 from kernel.transport import Transport
@@ -97,7 +96,6 @@ class EventBroadcaster(Publisher):
         )
         self._subscribe_seconds = config.position_check_seconds
         self._changing = asyncio.Lock()
-        self._started = False
         self.draining = False
 
     async def start(self, *, without_redis: bool = False) -> None:
@@ -107,7 +105,7 @@ class EventBroadcaster(Publisher):
         recovers by itself.
         """
         async with self._changing:
-            if not self._started:
+            if not self._link.in_use:
                 await self._start(without_redis)
 
     async def _start(self, without_redis: bool) -> None:
@@ -118,7 +116,9 @@ class EventBroadcaster(Publisher):
                 await self._transport.close()
                 raise
             self._link.tripped(error)
-        self._started = True
+        else:
+            self._link.connected()
+        self._link.in_use = True
         self._listener.start()
         if not self.is_degraded():
             # from here on no publish is without this replica; should it take long, the listener says why
@@ -129,8 +129,8 @@ class EventBroadcaster(Publisher):
     async def stop(self) -> None:
         """Let go of every client and of Redis."""
         async with self._changing:
-            if self._started:
-                self._started = False
+            if self._link.in_use:
+                self._link.in_use = False
                 await self._listener.stop()
                 for client in self.hub:
                     self.hub.disconnect(client)
@@ -152,12 +152,6 @@ class EventBroadcaster(Publisher):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
-
-    async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
-        """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
-        if not self._started:
-            raise NotStarted("start the broadcaster first: `async with EventBroadcaster(transport) as broadcaster`")
-        return await super().publish(messages, options)
 
     def connect(
         self, sink: Sink, encoding: Encoding, *, patterns: Patterns = EVERYTHING, resume: Resume | None = None
@@ -214,7 +208,7 @@ class EventBroadcaster(Publisher):
 
     def is_listener_healthy(self) -> bool:
         """Whether events of other replicas arrive here, as far as the last position check can tell."""
-        return self._started and self._listener.healthy
+        return self._link.in_use and self._listener.healthy
 
     def is_degraded(self) -> bool:
         """Whether Redis is away: the circuit is not closed."""

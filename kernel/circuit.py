@@ -6,6 +6,7 @@ Not here: what counts as a failure, who makes the trial call, what clients and o
     closed    -> open        `threshold` failures in a row, or trip()
     open      -> half-open   trial(), once `recovery` seconds are over
     half-open -> closed      trial_succeeded()
+    any       -> closed      connected(), at a start
     half-open -> open        trial_failed(): another `recovery` seconds; trial_abandoned(): may be tried again at once
 
 Ordinary calls report to `succeeded` and `failed`, the one trial call to the `trial_*` methods. An ordinary call that
@@ -101,6 +102,12 @@ class CircuitBreaker:
         """Count a failure that opens a closed circuit at once, as the failed first connection does."""
         return self._failed(now, reason, CircuitState.CLOSED, 1)
 
+    def connected(self, now: float) -> Transition | None:
+        """Close the circuit at a start that reached Redis, whatever it was at an earlier stop."""
+        if self._status.state is CircuitState.CLOSED:
+            return None
+        return self._close(now, "connected")
+
     def trial(self, now: float) -> Transition | None:
         """Grant the one trial call, if it is due, by moving to half-open; None means "not granted".
 
@@ -115,9 +122,7 @@ class CircuitBreaker:
         """Close the circuit."""
         if self._status.state is not CircuitState.HALF_OPEN:
             return None
-        transition = self._move(now, CircuitState.CLOSED, "trial succeeded", None)
-        self.succeeded(now)
-        return transition
+        return self._close(now, "trial succeeded")
 
     def trial_failed(self, now: float, reason: str) -> Transition | None:
         """Open the circuit for another recovery time."""
@@ -130,6 +135,11 @@ class CircuitBreaker:
         if self._status.state is not CircuitState.HALF_OPEN:
             return None
         return self._move(now, CircuitState.OPEN, "trial abandoned", self._status.opened_at)
+
+    def _close(self, now: float, reason: str) -> Transition:
+        transition = self._move(now, CircuitState.CLOSED, reason, None)
+        self.succeeded(now)
+        return transition
 
     def _failed(self, now: float, reason: str, during: CircuitState, limit: int) -> Transition | None:
         status = self._status

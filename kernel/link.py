@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 
 from kernel.circuit import CircuitBreaker, CircuitState, CircuitStatus, Transition
-from kernel.errors import CircuitOpen, TransportError, WriteRefused
+from kernel.errors import CircuitOpen, NotStarted, TransportError, WriteRefused
 from kernel.observer import Observer
 
 __all__ = ["Link"]
@@ -17,6 +17,7 @@ class Link:
     """The circuit with a clock (`clock()` in seconds since the epoch) and ears.
 
     `closed` is set while the circuit is closed. `moved` is called after each transition into open and into closed.
+    `in_use` is true between start and stop.
     """
 
     def __init__(
@@ -32,6 +33,8 @@ class Link:
         self._clock = clock
         self._moved = moved
         self._refused = False
+        self._counted: TransportError | None = None
+        self.in_use = False
         self.closed = asyncio.Event()
         self.closed.set()
 
@@ -51,7 +54,9 @@ class Link:
             await self.closed.wait()
 
     def require(self) -> None:
-        """Raise `CircuitOpen` unless ordinary calls may be made."""
+        """Raise `CircuitOpen` unless ordinary calls may be made, and `NotStarted` where nobody may call at all."""
+        if not self.in_use:
+            raise NotStarted("start the broadcaster first: `async with EventBroadcaster(transport) as broadcaster`")
         if not self._breaker.allows(self._clock()):
             raise CircuitOpen(self.retry_after)
 
@@ -66,9 +71,17 @@ class Link:
             self._breaker.succeeded(self._clock())
 
     def failed(self, error: TransportError) -> None:
-        """An ordinary call failed."""
+        """An ordinary call failed; a call that many publishes shared fails once."""
+        if error is self._counted:
+            return
+        self._counted = error
         self._refused = self._refused or isinstance(error, WriteRefused)
         self._note(self._breaker.failed(self._clock(), str(error)))
+
+    def connected(self) -> None:
+        """The first connection of a start succeeded."""
+        self._refused = False
+        self._note(self._breaker.connected(self._clock()))
 
     def tripped(self, error: TransportError) -> None:
         """The first connection failed: degraded at once."""

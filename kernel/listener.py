@@ -20,6 +20,7 @@ from kernel.link import Link
 from kernel.log import Gone, Log, Moved
 from kernel.observer import Lost, Observer, Refilled
 from kernel.retry import backoff
+from kernel.tasks import end
 from kernel.transport import NOWHERE, Batch, Position, Transport
 
 __all__ = ["Listener"]
@@ -100,10 +101,8 @@ class Listener:
 
     async def stop(self) -> None:
         """End every task."""
-        tasks = [task for task in (self._supervisor, *self._tasks.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(filter(None, [self._supervisor]))  # first, or it would start the others again
+        await end(self._tasks.values())
         self._tasks.clear()
         self._supervisor = None
 

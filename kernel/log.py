@@ -12,6 +12,7 @@ from typing import NamedTuple
 from kernel.envelope import Announcement
 from kernel.frames import Frame
 from kernel.history import Ring
+from kernel.tasks import end
 from kernel.transport import Position, Transport
 
 __all__ = ["Gone", "Log", "Moved", "Offered"]
@@ -58,10 +59,7 @@ class Log:
 
     async def close(self) -> None:
         """Give up the reads under way."""
-        tasks = list(self._reading.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await end(self._reading.values())
 
     def offer(self, announcements: Iterable[Announcement]) -> Offered:
         """Judge what has arrived: what follows the newest event is taken, what is known already is passed over.

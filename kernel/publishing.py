@@ -8,7 +8,15 @@ import msgspec
 
 from kernel.decoding import MAX_BATCH
 from kernel.envelope import TraceContext, encode_tail
-from kernel.errors import BroadcasterError, BroadcastFailed, FieldError, MessageInvalid, TransportError
+from kernel.errors import (
+    BroadcasterError,
+    BroadcastFailed,
+    CircuitOpen,
+    FieldError,
+    MessageInvalid,
+    NotStarted,
+    TransportError,
+)
 from kernel.link import Link
 from kernel.messages import (
     MESSAGE_TYPES,
@@ -126,12 +134,15 @@ class Publisher:
     async def _send(self, outgoing: Outgoing, types: list[str]) -> tuple[Publication, int]:
         """Hand a publish to Redis, with retries; returns how many there were."""
         retries = 0
+        tried: TransportError | None = None
 
         async def attempt() -> Publication:
+            nonlocal tried
             self._link.require()
             try:
                 publication = await self._transport.publish(outgoing, self._fence())
             except TransportError as error:
+                tried = error
                 self._link.failed(error)
                 raise
             self._link.wrote()
@@ -152,8 +163,11 @@ class Publisher:
                 metrics=self.metrics,
                 on_retry=retried,
             )
-        except TransportError as error:
-            raise BroadcastFailed(str(error), max(self._link.retry_after, self._base_delay)) from error
+        except (TransportError, CircuitOpen, NotStarted):
+            if tried is None:
+                raise
+            # whatever ended the retries: what was sent may have arrived
+            raise BroadcastFailed(str(tried), max(self._link.retry_after, self._base_delay)) from tried
         return publication, retries
 
     async def broadcast_batch(

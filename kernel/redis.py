@@ -31,6 +31,7 @@ from kernel.envelope import Entry, decode_announcement, decode_entry
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 from kernel.groups import Queue, Waiting, fail
 from kernel.observer import Guarded, Observer
+from kernel.tasks import end
 from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
 
 __all__ = ["RedisTransport"]
@@ -96,8 +97,7 @@ class RedisTransport:
         if flusher is not None:
             # cancelled before its first step, it would never reach its `finally`, and its publishers wait for ever
             await asyncio.sleep(0)
-            flusher.cancel()
-            await asyncio.wait([flusher])
+            await end([flusher])
         await self._hang_up()
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from kernel.errors import CircuitOpen, MessageInvalid
+from kernel.errors import CircuitOpen, MessageInvalid, NotStarted
 
 __all__ = ["BroadcastRetryMetrics", "backoff", "broadcast_with_retry"]
 
@@ -102,8 +102,8 @@ async def broadcast_with_retry(
     Delays are in seconds and follow `backoff`. Before each, a warning is logged (with `message_type`, never with a
     payload) and `on_retry(retry, delay, error)` is called, the first retry being 1.
 
-    Raises what `func` raised: the last error when the retries are exhausted; at once CircuitOpen, cancellation and
-    validation errors (MessageInvalid, ValueError, TypeError, msgspec.ValidationError).
+    Raises what `func` raised: the last error when the retries are exhausted; at once CircuitOpen, NotStarted,
+    cancellation and validation errors (MessageInvalid, ValueError, TypeError, msgspec.ValidationError).
     """
     if metrics is None:
         metrics = BroadcastRetryMetrics()
@@ -114,7 +114,7 @@ async def broadcast_with_retry(
             try:
                 result = await func()
                 break
-            except (*_INVALID, CircuitOpen):
+            except (*_INVALID, CircuitOpen, NotStarted):
                 raise
             except Exception as error:
                 exhausted = retries >= max_retries

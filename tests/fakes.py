@@ -317,7 +317,8 @@ class FakeRedis:
 
     def fail(self, count: int = 1, error: TransportError | None = None, *, after: bool = False) -> None:
         """Let the next `count` calls fail, or, with `after`, take effect and lose their answers."""
-        self._faults += [(error or TransportUnavailable("fake: no connection"), after)] * count
+        error = error or TransportUnavailable("fake: no connection")
+        self._faults += [(type(error)(*error.args), after) for _ in range(count)]
 
     @property
     def down(self) -> bool:

@@ -8,10 +8,14 @@ from msgspec.structs import replace
 
 from kernel import (
     BroadcasterConfig,
+    BroadcastFailed,
     CircuitState,
     EventBroadcaster,
+    NotStarted,
     Observer,
+    RedisTransport,
     Resume,
+    SceneChangeData,
     TransportUnavailable,
     get_broadcaster,
 )
@@ -21,6 +25,7 @@ from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, f
 from tests.waiting import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
+SCENE = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="unknown", similarity_score=0.5)
 
 
 @pytest.fixture
@@ -171,6 +176,50 @@ async def test_a_second_life(redis: FakeRedis) -> None:
 
 
 # -- what it tells about itself
+
+
+async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
+    """Section 12, start and stop: safe to call twice and at any moment, on a real Redis too."""
+    for turns in range(6):
+        broadcaster = EventBroadcaster(RedisTransport(redis_url))
+        await broadcaster.start()
+        await broadcaster.start()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        async with asyncio.timeout(10):
+            await broadcaster.stop()
+            await broadcaster.stop()
+
+
+async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
+    """Section 8, leaving degraded: a start that reaches Redis is not degraded, whatever was before the stop."""
+    broadcaster = EventBroadcaster(GatedTransport(redis), replace(FAST, circuit_recovery_seconds=600.0))
+    await broadcaster.start()
+    redis.down = True
+    await eventually(broadcaster.is_degraded)
+    await broadcaster.stop()
+    redis.down = False
+    await broadcaster.start()
+    assert not broadcaster.is_degraded()
+    assert (await broadcaster.broadcast_scene_change(SCENE)).sequence == 31
+    await broadcaster.stop()
+
+
+async def test_a_publish_under_way_at_the_stop(redis: FakeRedis) -> None:
+    """Section 12, stop: a publish that has failed once is not tried again behind it, and its caller is told so."""
+    broadcaster = EventBroadcaster(GatedTransport(redis), replace(HEARING, base_delay=0.3, max_delay=0.3))
+    await broadcaster.start()
+    await eventually(lambda: redis.calls.count("position") == 2)
+    redis.fail()
+    publishing = asyncio.create_task(broadcaster.broadcast_scene_change(SCENE))
+    await eventually(lambda: broadcaster.counters.retries)
+    await broadcaster.stop()
+    calls = redis.calls.count("publish")
+    with pytest.raises(BroadcastFailed):
+        await publishing
+    assert redis.calls.count("publish") == calls == 1
+    with pytest.raises(NotStarted):
+        await broadcaster.broadcast_scene_change(SCENE)
 
 
 async def test_position(redis: FakeRedis) -> None:

@@ -1,0 +1,22 @@
+"""Ending tasks so that they do end."""
+
+import asyncio
+from collections.abc import Iterable
+from typing import Any
+
+__all__ = ["end"]
+
+_AGAIN_SECONDS = 0.1
+
+
+async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
+    """Cancel tasks and return when all of them are over, however they end.
+
+    Once is not enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses, loses a cancellation that comes in
+    the same turn as what it waits for.
+    """
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_AGAIN_SECONDS)
