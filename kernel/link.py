@@ -45,6 +45,11 @@ class Link:
         """Seconds until the next trial, 0.0 if there is none to wait for."""
         return self._breaker.retry_after(self._clock())
 
+    async def present(self) -> None:
+        """Return while Redis is there: the circuit is closed, or it is only writes that are refused."""
+        if not self._refused:
+            await self.closed.wait()
+
     def require(self) -> None:
         """Raise `CircuitOpen` unless ordinary calls may be made."""
         if not self._breaker.allows(self._clock()):

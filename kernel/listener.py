@@ -137,6 +137,8 @@ class Listener:
             try:
                 async with aclosing(self._transport.listen(self._idle)) as batches:
                     async for batch in batches:
+                        # a link that comes back may bring what it held up; clients are told first that it is back
+                        await self._link.present()
                         if not self.subscribed.is_set():
                             self.subscribed.set()
                             self._wanted.set()

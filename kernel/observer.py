@@ -149,7 +149,7 @@ class Observer:
         return nullcontext(publishing.trace)
 
     def sharing(self, contexts: Sequence[Context]) -> Context | None:
-        """Several publishes (their contexts) are about to share one pipeline; answers in which of them it shall run."""
+        """Several publishes (their contexts) are about to share one call; answers in which of them it shall run."""
         return None
 
     def published(self, published: Published) -> None:

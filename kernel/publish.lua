@@ -1,12 +1,13 @@
--- Numbers, stores and announces events; with no events it is the position check.
+-- Numbers, stores and announces the events of one or more requests; without a request it is the position check.
 --
 -- KEYS  1 position (hash: epoch, sequence)   2 history (stream: <sequence>-0 -> id, event)
---       3 record of this request (string), absent for a plain position check
+--       3... the record of each request (string)
 -- ARGV  1 channel   2 history size   3 epoch to use if a new one must begin
 --       4-6 the caller's last delivered position (epoch, sequence, event id) as it was when it called; "" = none
---       7 id of this request   8 lifetime of the record in ms   9... per event: id, tail of its JSON
--- Answers {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered, sequence now, and for a
--- position check the number of the oldest event kept (sequence + 1 if none is)}.
+--       7... per request: its id, lifetime of its record in ms, number of events, and per event: id, tail of its JSON
+-- Answers {epoch, sequence, number of the oldest event kept (sequence + 1 if none is), replies}; a reply per request is
+-- {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered}. Where all requests were
+-- answered by records there is nothing but the replies.
 --
 -- Data is never decoded here: cjson would turn [] into {}, cut floats and break integers above 2^53.
 -- Redis does not roll back, so whatever can be unusable or forbidden is looked at before the first write.
@@ -18,15 +19,15 @@ local function mistyped(reply)
   return string.find(reply.err, '^WRONGTYPE') ~= nil
 end
 
-if KEYS[3] then
-  local kept = redis.pcall('GET', KEYS[3])
-  if type(kept) == 'table' and not mistyped(kept) then return kept end
-  if type(kept) == 'string' then
-    local by, epoch, first, count, subscribers = string.match(kept, '^(%S+) ([%w_-]+) (%d+) (%d+) (%d+)$')
-    -- nobody else's text may become a number that is not exact, or thousands of receipts
-    if by and #first <= 15 and #count <= 6 and #subscribers <= 15 then
-      return {epoch, tonumber(first), tonumber(count), tonumber(subscribers), by == ARGV[7] and 0 or 1, 0}
-    end
+-- What a record says: the id of the request that made it, and its reply; nil if nothing usable; nil, nil and an error.
+local function recorded(key)
+  local kept = redis.pcall('GET', key)
+  if type(kept) == 'table' then return nil, nil, not mistyped(kept) and kept or nil end
+  if type(kept) ~= 'string' then return nil end
+  local by, epoch, first, count, subscribers = string.match(kept, '^(%S+) ([%w_-]+) (%d+) (%d+) (%d+)$')
+  -- nobody else's text may become a number that is not exact, or thousands of receipts
+  if by and #first <= 15 and #count <= 6 and #subscribers <= 15 then
+    return by, {epoch, tonumber(first), tonumber(count), tonumber(subscribers), 0}
   end
 end
 
@@ -75,34 +76,74 @@ local function begin()
   return fresh, 0
 end
 
+-- What each request comes to: by whom and how it was answered before, or that it is due, where in ARGV it begins.
+local replies, due, answered = {}, {}, {}
+local at = 7
+for i = 3, #KEYS do
+  local key, id = KEYS[i], ARGV[at]
+  local before, failed = answered[key], nil
+  if not before then
+    before = {}
+    before.by, before.reply, failed = recorded(key)
+    if failed then return failed end
+    if not before.by then
+      before = {by = id, key = key, at = at, reply = {'', 0, 0, 0, 0}}
+      due[#due + 1] = before
+    end
+    answered[key] = before
+  end
+  local reply = before.reply
+  -- the same key twice in one call: the second is told what the first comes to, whatever that will be
+  replies[i - 2] = before.by == id and reply or {before = reply}
+  at = at + 3 + 2 * tonumber(ARGV[at + 2])
+end
+
+local function all_replies()
+  for i, reply in ipairs(replies) do
+    if reply.before then
+      local epoch, first, count, subscribers = unpack(reply.before)
+      replies[i] = {epoch, first, count, subscribers, 1}
+    end
+  end
+  return replies
+end
+
+if #replies > 0 and #due == 0 then return {'', 0, 0, all_replies()} end
+
 local epoch, sequence, failed = held()
 local began = not epoch
 if epoch then
   began, failed = forked(epoch, sequence)
 end
 if failed then return failed end
-if (began or KEYS[3]) and not permitted() then
+if (began or #due > 0) and not permitted() then
   return redis.error_reply('NOPERM this user may not do all that a publish does')
 end
 if began then
   epoch, sequence = begin()
 end
 
-local first, parts = sequence + 1, {}
-for i = 9, #ARGV, 2 do
-  local number = string.format('%.0f', sequence + 1)
-  local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', size, number .. '-0', 'id', ARGV[i], 'event', ARGV[i + 1])
-  if type(added) == 'table' and added.err then
-    -- A foreign entry above our numbers (maybe at the very top), or no stream at all: only the first event can meet that,
-    -- nothing is written yet.
-    local taken = string.find(added.err, '^ERR The ID ') or string.find(added.err, '^ERR The stream has exhausted ')
-    if not (taken or mistyped(added)) then return added end
-    epoch, sequence = begin()
-    began, first, number = true, 1, '1'
-    redis.call('XADD', KEYS[2], 'MAXLEN', '~', size, '1-0', 'id', ARGV[i], 'event', ARGV[i + 1])
+local parts = {}
+for _, request in ipairs(due) do
+  local count = tonumber(ARGV[request.at + 2])
+  request.reply[2], request.reply[3] = sequence + 1, count
+  for i = request.at + 3, request.at + 2 + 2 * count, 2 do
+    local id, tail = ARGV[i], ARGV[i + 1]
+    local number = string.format('%.0f', sequence + 1)
+    local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', size, number .. '-0', 'id', id, 'event', tail)
+    if type(added) == 'table' and added.err then
+      -- A foreign entry above our numbers (maybe at the very top), or no stream at all: only the first event can meet
+      -- that, nothing is written yet.
+      local taken = string.find(added.err, '^ERR The ID ')
+        or string.find(added.err, '^ERR The stream has exhausted ')
+      if not (taken or mistyped(added)) then return added end
+      epoch, sequence = begin()
+      began, number, request.reply[2] = true, '1', 1
+      redis.call('XADD', KEYS[2], 'MAXLEN', '~', size, '1-0', 'id', id, 'event', tail)
+    end
+    sequence = sequence + 1
+    parts[#parts + 1] = '{"sequence":' .. number .. tail
   end
-  sequence = sequence + 1
-  parts[#parts + 1] = '{"sequence":' .. number .. ARGV[i + 1]
 end
 
 local subscribers = 0
@@ -112,14 +153,16 @@ end
 if #parts > 0 or began then
   subscribers = redis.call('PUBLISH', channel, '{"epoch":"' .. epoch .. '","events":[' .. table.concat(parts, ',') .. ']}')
 end
-if KEYS[3] then
-  local record = string.format('%s %s %.0f %d %d', ARGV[7], epoch, first, #parts, subscribers)
-  redis.call('SET', KEYS[3], record, 'PX', ARGV[8])
+for _, request in ipairs(due) do
+  local reply = request.reply
+  reply[1], reply[4] = epoch, subscribers
+  local record = string.format('%s %s %.0f %d %d', request.by, epoch, reply[2], reply[3], subscribers)
+  redis.call('SET', request.key, record, 'PX', ARGV[request.at + 1])
 end
-local answer = {epoch, first, #parts, subscribers, 0, sequence}
+local oldest = 0
 if #parts == 0 then
   local kept = redis.pcall('XRANGE', KEYS[2], '-', '+', 'COUNT', 1)
-  local oldest = kept[1] and string.match(kept[1][1], '^(%d+)-0$')
-  answer[7] = oldest and #oldest <= 15 and tonumber(oldest) or sequence + 1
+  oldest = kept[1] and string.match(kept[1][1], '^(%d+)-0$')
+  oldest = oldest and #oldest <= 15 and tonumber(oldest) or sequence + 1
 end
-return answer
+return {epoch, sequence, oldest, all_replies()}

@@ -1,18 +1,19 @@
 """The transport on Redis: the one room that knows redis-py.
 
-Three connections: publishes share pipelines on one, checks and reads go over another, the subscription has its own.
-redis-py's own retries are off: a retry is the kernel's decision, made under the publish's id.
+Three connections: publishes share calls on one, checks and reads go over another, the subscription has its own.
+redis-py's own retries are off: a retry is the kernel's decision, made under the publish's id. So are its time-outs for
+each answer, 10 µs apiece: every call here is bounded as a whole.
 """
 
 import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
-from contextvars import Context, copy_context
-from functools import partial
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import copy_context
 from importlib.resources import files
-from typing import Any, NamedTuple, TypeVar
+from itertools import chain
+from typing import Any, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -28,6 +29,7 @@ from redis.exceptions import (
 
 from kernel.envelope import Entry, decode_announcement, decode_entry
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.groups import Queue, Waiting, fail
 from kernel.observer import Guarded, Observer
 from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
 
@@ -40,17 +42,11 @@ _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 _BROKEN = (RedisError, OSError, RuntimeError)
 
 _KEY_LIFETIME = 300.0
-_LARGEST_BATCH = 1024
+# What is heard at once, in documents and bytes: all of it is decoded before the loop turns.
+_MOST_HEARD = 1024
+_MOST_BYTES = 1024 * 1024
 
 _T = TypeVar("_T")
-
-
-class _Waiting(NamedTuple):
-    """A publish on its way: its command, where the answer goes, and the context that it was made in."""
-
-    command: list[Any]
-    arrived: asyncio.Future[Any]
-    context: Context
 
 
 class RedisTransport:
@@ -58,7 +54,7 @@ class RedisTransport:
 
     `url` is `redis://`, `rediss://` or `unix://`; `channel` names the pub/sub channel and, in braces, the keys;
     `history_size` is how many events are kept at least. `deadline` bounds every command, in seconds; `retry_lifetime`
-    is for how long, in seconds, a publish may be retried under its id. `observer` hears of pipelines that are shared.
+    is for how long, in seconds, a publish may be retried under its id. `observer` hears of calls that are shared.
     """
 
     def __init__(
@@ -83,15 +79,15 @@ class RedisTransport:
         self._record_prefix = f"{{{channel}}}:idempotency:"
         options: dict[str, Any] = {
             "socket_connect_timeout": deadline,
-            "socket_timeout": deadline,
+            "socket_timeout": None,
             "retry": Retry(NoBackoff(), 0),
             "protocol": 2,
         }
         self._publisher: Any = redis.Redis.from_url(url, max_connections=2, **options)
         self._reader: Any = redis.Redis.from_url(url, **options)
-        self._subscriber: Any = redis.Redis.from_url(url, **options)
+        self._subscriber: Any = redis.Redis.from_url(url, **options | {"socket_timeout": deadline})
         self._subscriptions: set[Any] = set()
-        self._waiting: list[_Waiting] = []
+        self._waiting = Queue()
         self._flusher: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
@@ -108,31 +104,22 @@ class RedisTransport:
         """Number, keep and announce events in one step; the same id twice is one publish."""
         name = outgoing.id if outgoing.key is None else hashlib.sha256(outgoing.key.encode()).hexdigest()
         lifetime = self._retry_lifetime if outgoing.key is None else _KEY_LIFETIME
-        tail: list[str | bytes] = [outgoing.id, str(int(lifetime * 1000))]
-        for event in outgoing.events:
-            tail += event
+        events = outgoing.events
+        arguments: list[Any] = [outgoing.id, int(lifetime * 1000), len(events), *chain.from_iterable(events)]
+        size = sum([len(tail) for _, tail in events])
         arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        command = self._command([self._record_prefix + name], tail, fence)
-        self._waiting.append(_Waiting(command, arrived, copy_context()))
+        record = self._record_prefix + name
+        self._waiting.put(Waiting(record, arguments, fence, len(events), size, arrived, copy_context()))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
-        epoch, first, count, subscribers, replayed, *_ = await arrived
+        epoch, first, count, subscribers, replayed = await arrived
         return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """The current position; begins an epoch where there is none or where `fence` proves a fork."""
         name = "probe-" + secrets.token_hex(8)
-        records = [self._record_prefix + name] if probe else []
-        command = self._command(records, [name, "1000"], fence)
-
-        async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
-            try:
-                return await self._reader.execute_command(*command)
-            except NoScriptError:
-                await self._reader.script_load(_SCRIPT)
-                return await self._reader.execute_command(*command)
-
-        epoch, *_, sequence, oldest = await self._bounded(self._reader, call)
+        records, request = ([self._record_prefix + name], [name, 1000, 0]) if probe else ([], [])
+        epoch, sequence, oldest, _ = await self._script(self._reader, records, fence, request)
         self.kept = max(0, sequence + 1 - oldest)
         return Position(epoch.decode(), sequence)
 
@@ -171,13 +158,16 @@ class RedisTransport:
             yield Batch([], 0)
             while True:
                 payloads: list[bytes] = []
+                size = 0
                 message = await self._heard(pubsub, idle)
                 while message is not None:
                     if message["type"] != "message":
                         # taken away, or made anew by redis-py: either way something may have been missed
                         raise TransportUnavailable("the subscription was interrupted")
                     payloads.append(message["data"])
-                    message = await self._heard(pubsub, 0) if len(payloads) < _LARGEST_BATCH else None
+                    size += len(message["data"])
+                    full = size >= _MOST_BYTES or len(payloads) >= _MOST_HEARD
+                    message = None if full else await self._heard(pubsub, 0)
                 announcements = [a for p in payloads if (a := decode_announcement(p)) is not None]
                 yield Batch(announcements, len(payloads) - len(announcements))
         finally:
@@ -192,56 +182,49 @@ class RedisTransport:
             raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
 
     async def _flush(self) -> None:
-        """Send what waits, pipeline after pipeline, until nothing waits; each waiter gets its own answer or error."""
-        batch: list[_Waiting] = []
+        """Send what waits, call after call, until nothing waits."""
+        group: list[Waiting] = []
         try:
             while self._waiting:
-                batch, self._waiting = self._waiting[:_LARGEST_BATCH], self._waiting[_LARGEST_BATCH:]
-                context = self._observer.sharing([one.context for one in batch])
-                sending = self._bounded(self._publisher, partial(self._pipelined, [one.command for one in batch]))
+                group = self._waiting.next_group()
+                context = self._observer.sharing([one.context for one in group])
+                sending = self._script(
+                    self._publisher,
+                    [one.record for one in group],
+                    group[-1].fence,
+                    list(chain.from_iterable([one.arguments for one in group])),
+                )
                 try:
-                    answers = await (sending if context is None else asyncio.create_task(sending, context=context))
+                    *_, replies = await (sending if context is None else asyncio.create_task(sending, context=context))
                 except TransportError as error:
-                    answers = [error] * len(batch)
-                for one, answer in zip(batch, answers, strict=True):
-                    if one.arrived.done():  # its publisher was cancelled
-                        continue
-                    if isinstance(answer, Exception):
-                        one.arrived.set_exception(answer if isinstance(answer, TransportError) else _translated(answer))
-                    else:
-                        one.arrived.set_result(answer)
-                if any(_read_only(answer) for answer in answers):
-                    await self._hang_up()
+                    fail(group, error)
+                    continue
+                for one, reply in zip(group, replies, strict=True):
+                    if not one.arrived.done():  # else its publisher was cancelled
+                        one.arrived.set_result(reply)
         finally:
-            for one in (*batch, *self._waiting):
-                if not one.arrived.done():
-                    one.arrived.set_exception(TransportUnavailable("the link to Redis was closed"))
-            self._waiting.clear()
+            while group:
+                fail(group, TransportUnavailable("the link to Redis was closed"))
+                group = self._waiting.next_group()
             self._flusher = None
 
-    async def _pipelined(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        answers: list[Any] = await self._piped(commands)
-        if any(isinstance(answer, NoScriptError) for answer in answers):
-            # Redis lost the script: none of these calls did anything, so they are sent again in their order.
-            await self._publisher.script_load(_SCRIPT)
-            lost = [i for i, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-            for i, answer in zip(lost, await self._piped([commands[i] for i in lost]), strict=True):
-                answers[i] = answer
-        return answers
-
-    async def _piped(self, commands: Sequence[Sequence[Any]]) -> list[Any]:
-        pipeline = self._publisher.pipeline(transaction=False)
-        for command in commands:
-            pipeline.execute_command(*command)
-        answers: list[Any] = await pipeline.execute(raise_on_error=False)
-        return answers
-
-    def _command(self, records: list[str], tail: list[Any], fence: Fence) -> list[Any]:
+    async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401
+        """Call the script; a server that has lost it gets it again."""
         (epoch, sequence), id = fence
         keys = [self._position_key, self._history_key, *records]
         # the name of a new epoch, should this call have to begin one
         fresh = secrets.token_hex(8)
-        return ["EVALSHA", _SHA, len(keys), *keys, self._channel, self._history_size, fresh, epoch, sequence, id, *tail]
+        place = (self._channel, self._history_size, fresh, epoch, sequence, id)
+        command = ("EVALSHA", _SHA, len(keys), *keys, *place, *requests)
+
+        async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
+            try:
+                return await client.execute_command(*command)
+            except NoScriptError:
+                await client.script_load(_SCRIPT)
+                return await client.execute_command(*command)
+
+        return await self._bounded(client, call)
 
     async def _bounded(self, client: Any, call: Callable[[], Awaitable[_T]]) -> _T:  # noqa: ANN401
         try:

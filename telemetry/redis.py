@@ -1,12 +1,12 @@
 """Spans for Redis commands, made by `opentelemetry-instrumentation-redis` and kept within the publishes they belong to.
 
 The instrumentation wraps redis-py as a whole, and asks for its spans here. A command outside a sampled publish
-(position checks, reads of the history, the subscription) gets none. A pipeline is named after its first command, not
-after all of them, and linked to the publishes that share it.
+(position checks, reads of the history, the subscription) gets none. One that several publishes share is under the
+first of them, and linked to the others.
 """
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import time_ns
 from typing import Any, Final
@@ -49,18 +49,12 @@ class _Said(NonRecordingSpan):
         return True
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        """Note it."""
-        self.attributes[key] = value
+        """Note it; of a statement the command alone, as its arguments are question marks, hundreds of them."""
+        self.attributes[key] = str(value).partition(" ?")[0] if key in _STATEMENTS else value
 
     def failed(self, error: Exception) -> None:
         """Note an error by its name."""
         self.attributes[names.ERROR_TYPE] = type(error).__name__
-
-    def shorten(self, count: int) -> None:
-        """Hundreds of commands that are all the same say no more than one, and how many they are."""
-        for key in _STATEMENTS & self.attributes.keys():
-            self.attributes[key] = str(self.attributes[key]).partition("\n")[0]
-        self.attributes["db.operation.batch.size"] = count
 
 
 class _Commands(Tracer):
@@ -82,14 +76,11 @@ class _Commands(Tracer):
         kind: SpanKind = SpanKind.CLIENT,
         **kwargs: Any,  # noqa: ANN401
     ) -> Iterator[Span]:
-        """The span of one command or pipeline."""
+        """The span of one command."""
         publish = CURRENT.get()
         if publish is None:
             yield INVALID_SPAN
             return
-        # all of a pipeline are the same here; a single command's name may have a blank, as SCRIPT LOAD has
-        words = name.split(" ")
-        shared = len(words) > 1 and len(set(words)) == 1
         said = _Said(name)
         begin = time_ns()
         try:
@@ -101,11 +92,9 @@ class _Commands(Tracer):
             said.failed(error)
             raise
         finally:
-            if shared:
-                said.shorten(len(words))
             companions = publish.companions
             span = self._tracer(publish.tracing.provider).start_span(
-                words[0] if shared else name,
+                name,
                 kind=kind,
                 attributes=said.attributes,
                 links=[Link(companion.span.get_span_context()) for companion in companions[:MOST_LINKS]],
@@ -134,13 +123,4 @@ def instrument_redis() -> None:
     """Have Redis commands traced from now on; once is enough."""
     instrumentor = RedisInstrumentor()
     if not instrumentor.is_instrumented_by_opentelemetry:
-        instrumentor.instrument(tracer_provider=_Provider(), response_hook=_look_at)
-
-
-def _look_at(said: Span, _: object, response: object) -> None:
-    """A pipeline that came back may hold errors."""
-    if isinstance(said, _Said) and isinstance(response, Sequence):
-        for answer in response:
-            if isinstance(answer, Exception):
-                said.failed(answer)
-                return
+        instrumentor.instrument(tracer_provider=_Provider())

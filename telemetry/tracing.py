@@ -57,7 +57,7 @@ _Attributes = dict[str, AttributeValue]
 class Publish:
     """One publish and its span, current while the publish is under way.
 
-    `companions` are publishes whose Redis pipeline it carries, `attempt` is its last command's span.
+    `companions` are publishes whose call of Redis it carries, `attempt` is its last command's span.
     """
 
     __slots__ = ("_pause", "_theirs", "_token", "attempt", "companions", "span", "tracing")
@@ -147,7 +147,7 @@ class Tracing(Observer):
         return Publish(self, span, theirs) if span.is_recording() else nullcontext(theirs)
 
     def sharing(self, contexts: Sequence[Surroundings]) -> Surroundings | None:
-        """The pipeline is under the first publish that is sampled, and linked to the others."""
+        """The call is under the first publish that is sampled, and linked to the others."""
         sampled: list[Publish] = []
         chosen: Surroundings | None = None
         for context in contexts:
@@ -156,7 +156,7 @@ class Tracing(Observer):
                 chosen = chosen or context
                 sampled.append(publish)
         if chosen is None:
-            # this is the pipelines' own task: there may be a publish in it that is long over
+            # this is the calls' own task: there may be a publish in it that is long over
             attach(self._silence)
             return None
         sampled[0].companions = sampled[1:]

@@ -259,6 +259,7 @@ class Server:
             "WEBSOCKET_PING_INTERVAL_SECONDS": "3600",  # peers send no heartbeats either
             "WEBSOCKET_IDLE_TIMEOUT_SECONDS": "3600",
             "DRAIN_SECONDS": "0",
+            "HISTORY_SIZE": "100000",  # a load client that a busy machine holds up is not to be closed for it
             "LOG_LEVEL": "ERROR",
         }
 
@@ -271,4 +272,4 @@ class Server:
                 time.sleep(0.05)
             else:
                 return
-        raise RuntimeError(f"{self.subject.name} does not listen")
+        raise RuntimeError(f"{self.subject.name} does not listen (exit status {self._process.poll()})")

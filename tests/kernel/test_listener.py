@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kernel import EventBroadcaster, Observer, Transition, WriteRefused, fanout
+from kernel import EventBroadcaster, Observer, Transition, TransportUnavailable, WriteRefused, fanout
 from kernel.circuit import CircuitState
 from kernel.observer import Lost, Refilled
 from kernel.transport import Position
@@ -586,6 +586,28 @@ async def test_reads_do_not_make_good_for_refused_writes(redis: FakeRedis) -> No
         broadcaster._link.failed(WriteRefused("READONLY"))
         assert broadcaster.is_degraded()
         await eventually(lambda: not broadcaster.is_degraded())
+
+
+async def test_a_subscription_that_outlives_an_outage(redis: FakeRedis) -> None:
+    """Section 8, leaving degraded: what an old subscription brings is delivered after clients were told of the end."""
+    async with replica(redis, replace(FAST, circuit_recovery_seconds=0.3)) as broadcaster:
+        _, sink = join(broadcaster)
+        for _ in range(5):
+            broadcaster._link.failed(TransportUnavailable("timed out"))
+        fill(redis, 3)
+        await sink.until(lambda: sink.numbers == [251, 252, 253])
+        assert sink.outline == ["connected", "degraded", "healthy", "251", "252", "253"]
+
+
+async def test_only_writes_are_refused(redis: FakeRedis) -> None:
+    """Section 8, degraded: where others may write and this replica may not, its clients hear them all the same."""
+    async with replica(redis, replace(FAST, circuit_recovery_seconds=60.0)) as broadcaster:
+        _, sink = join(broadcaster)
+        for _ in range(5):
+            broadcaster._link.failed(WriteRefused("NOPERM"))
+        fill(redis, 1)
+        await sink.until(lambda: sink.numbers == [251])
+        assert broadcaster.is_degraded()
 
 
 async def test_a_failure_after_the_trial(redis: FakeRedis, ears: Ears) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -359,11 +359,11 @@ async def test_wrong_credentials(each_redis_url: str) -> None:
             await replica.position(FRESH)
 
 
-# --- scripts and pipelines
+# --- the script, and calls of it that are shared
 
 
 async def test_script_is_loaded_again(replica: RedisTransport, client: Any) -> None:
-    """Section 7, Redis: a server that has lost the script gets it again, and a shared pipeline keeps its order."""
+    """Section 7, Redis: a server that has lost the script gets it again, and a shared call keeps its order."""
     await publish(replica, "a")
     await client.script_flush()
     await asyncio.gather(*(publish(replica, f"b{number}") for number in range(10)))
@@ -372,26 +372,9 @@ async def test_script_is_loaded_again(replica: RedisTransport, client: Any) -> N
     assert (await replica.position(FRESH)).sequence == 11
 
 
-def scripted(answers: Iterator[bytes]) -> Callable[[list[bytes]], bytes]:
-    """Answer calls of the script as given, and everything else with OK."""
-    return lambda words: next(answers) if words[0] == b"EVALSHA" else b"+OK\r\n"
-
-
-def numbered(first: int) -> bytes:
-    """What the script answers to a publish of one event."""
-    return b"*6\r\n$1\r\ne\r\n:%d\r\n:1\r\n:0\r\n:0\r\n:%d\r\n" % (first, first)
-
-
+# What the script answers to a publish of one event.
+NUMBERED = b"*4\r\n$1\r\ne\r\n:1\r\n:0\r\n*1\r\n*5\r\n$1\r\ne\r\n:1\r\n:1\r\n:0\r\n:0\r\n"
 NOSCRIPT = b"-NOSCRIPT No matching script.\r\n"
-
-
-async def test_another_replica_loads_the_script() -> None:
-    """Section 7, Redis: of a pipeline that found the script half-way, only what was not done is sent again."""
-    answers = iter([NOSCRIPT, NOSCRIPT, numbered(1), numbered(2), numbered(3)])
-    async with ScriptedRedis(scripted(answers)) as server, connected(server.url) as replica:
-        made = await asyncio.gather(*(replica.publish(outgoing(id), FRESH) for id in "abc"))
-    assert [publication.first for publication in made] == [2, 3, 1]
-    assert next(answers, None) is None
 
 
 async def test_script_cannot_be_loaded() -> None:
@@ -411,7 +394,7 @@ async def test_not_redis() -> None:
         await fails(anext(replica.listen(1)))
 
 
-async def test_publishes_share_pipelines(redis_url: str) -> None:
+async def test_publishes_share_calls(redis_url: str) -> None:
     """One event, end to end: publishes that come while one is under way go together with the next one, in order."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
         await publish(replica, "first")
@@ -422,15 +405,42 @@ async def test_publishes_share_pipelines(redis_url: str) -> None:
         assert proxy.accepted == 1
 
 
-async def test_pipelines_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounded everything: what does not fit into a pipeline waits for the next, what into a batch for the next."""
-    monkeypatch.setattr(kernel.redis, "_LARGEST_BATCH", 3)
+async def test_a_group_is_announced_at_once(redis_url: str) -> None:
+    """Section 7, payload: the events of publishes that went together come in one document, in their order."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica, listening(replica) as ear:
-        await publish(replica, "e0")
-        await hear(ear)
-        carried = proxy.carried
-        await asyncio.gather(*(publish(replica, f"e{number}") for number in range(1, 9)))
-        assert proxy.carried - carried == 3
+        await asyncio.gather(*(replica.publish(outgoing(f"{number}", f"{number}b"), FRESH) for number in range(40)))
+        batch = await hear(ear)
+        (first, *others) = batch.announcements
+        while sum(len(announcement.events) for announcement in (first, *others)) < 80:
+            others += (await hear(ear)).announcements
+        entries = [entry for announcement in (first, *others) for entry in announcement.events]
+        assert [entry.sequence for entry in entries] == list(range(1, 81))
+        assert [entry.id for entry in entries[:2]] == ["0", "0b"]
+        assert len(others) <= 1, "two calls at most: the first may have gone alone"
+
+
+async def test_keys_that_meet_in_one_call(replica: RedisTransport) -> None:
+    """Section 2, Idempotency-Key: the same key twice in one call is one publish, and both are told so."""
+    calls = [outgoing("a", key="k"), outgoing("b", key="k"), outgoing("c"), outgoing("d", key="k"), outgoing("c")]
+    made = await asyncio.gather(*(replica.publish(call, FRESH) for call in calls))
+    assert [publication.first for publication in made] == [1, 1, 2, 1, 2]
+    assert [publication.replayed for publication in made] == [False, True, False, True, False]
+    assert len({(publication.epoch, publication.subscribers) for publication in made}) == 1
+    again = await asyncio.gather(*(replica.publish(call, FRESH) for call in (outgoing("e", key="k"), outgoing("f"))))
+    assert [(publication.first, publication.replayed) for publication in again] == [(1, True), (3, False)]
+    # nothing new at all: what is kept answers alone
+    made = await asyncio.gather(*(replica.publish(call, FRESH) for call in (calls[1], calls[2])))
+    assert [(publication.first, publication.replayed) for publication in made] == [(1, True), (2, False)]
+    assert await kept(replica, 1) == [(1, "a"), (2, "c"), (3, "f")]
+
+
+@pytest.mark.parametrize("bounds", [("_MOST_HEARD", 3), ("_MOST_BYTES", 100)])
+async def test_batches_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch, bounds: tuple[str, int]) -> None:
+    """Bounded everything: of what has arrived, a batch is no more than can be decoded in one go."""
+    monkeypatch.setattr(kernel.redis, *bounds)
+    async with connected(redis_url) as replica, listening(replica) as ear:
+        for number in range(8):
+            await publish(replica, f"e{number}")
         sizes: list[int] = []
         events: list[str] = []
         while len(events) < 8:
@@ -438,7 +448,7 @@ async def test_pipelines_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyP
             sizes.append(len(batch.announcements))
             events += [entry.id for announcement in batch.announcements for entry in announcement.events]
         assert max(sizes) <= 3
-        assert events == [f"e{number}" for number in range(1, 9)]
+        assert events == [f"e{number}" for number in range(8)]
 
 
 # --- connections
@@ -486,7 +496,7 @@ async def test_black_hole(redis_url: str, direction: str) -> None:
 async def test_slow_answers() -> None:
     """Section 8, what counts: the deadline is for the whole call, however often a little of its answer comes."""
     async with (
-        ScriptedRedis(lambda _: numbered(1), delay=0.06) as server,
+        ScriptedRedis(lambda _: NUMBERED, delay=0.06) as server,
         connected(server.url, deadline=0.15) as replica,
     ):
         await fails(replica.publish(outgoing("a"), FRESH))
@@ -649,7 +659,7 @@ async def test_killed_server() -> None:
     await supervisor
 
 
-# --- pipelines and contexts
+# --- metrics and contexts
 
 
 async def test_what_others_put_into_the_history_is_not_counted(replica: RedisTransport, client: Any) -> None:
@@ -680,8 +690,8 @@ class Host(Observer):
 
 
 @pytest.mark.parametrize("wanted", ["second", "nobody of them"])
-async def test_a_pipeline_runs_in_the_context_that_is_chosen(each_redis_url: str, wanted: str) -> None:
-    """Section 10, traces: publishes that share a pipeline are made known, and it runs in the context of one of them."""
+async def test_a_call_runs_in_the_context_that_is_chosen(each_redis_url: str, wanted: str) -> None:
+    """Section 10, traces: publishes that share a call are made known, and it runs in the context of one of them."""
     host = Host(wanted)
     seen: list[str] = []
 
@@ -691,19 +701,19 @@ async def test_a_pipeline_runs_in_the_context_that_is_chosen(each_redis_url: str
 
     async with connected(each_redis_url, observer=host) as transport:
         await publish(transport, "script is loaded")
-        inner = transport._piped
+        inner = transport._publisher.execute_command
 
-        async def piped(commands: Sequence[Sequence[Any]]) -> list[Any]:
+        async def executed(*command: Any) -> Any:
             seen.append(NAME.get())
-            return await inner(commands)
+            return await inner(*command)
 
-        transport._piped = piped  # type: ignore[method-assign]
+        transport._publisher.execute_command = executed
         await asyncio.gather(*(named(transport, name) for name in ("first", "second", "third")))
     assert host.shared[-1] == ["first", "second", "third"]
     assert seen == ["second" if wanted == "second" else "first"]
 
 
-async def test_a_pipeline_in_a_chosen_context_is_given_up(each_redis_url: str) -> None:
+async def test_a_call_in_a_chosen_context_is_given_up(each_redis_url: str) -> None:
     """Section 12, close: a publish under way ends with an error, whatever context it runs in."""
     async with connected(each_redis_url, observer=Host("nobody")) as transport:
         waiting = asyncio.create_task(transport.publish(outgoing("a"), FRESH))

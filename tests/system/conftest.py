@@ -1,6 +1,6 @@
 """Services for the tests: two replicas that most tests share, and more of any kind for those that need their own."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -11,6 +11,7 @@ import redis
 
 from handlers.embedded import EmbeddedValkey
 from tests.system.replica import Replica, wait_until
+from tests.system.stage import Stage
 
 # Everything that goes by intervals goes fast, so that no test waits for it.
 FAST = {
@@ -117,3 +118,10 @@ def private_redis() -> Iterator[str]:
     server = EmbeddedValkey()
     yield server.start()
     server.stop()
+
+
+@pytest.fixture
+async def stage(start: Start) -> AsyncIterator[Stage]:
+    """A Redis of the test's own, with room for replicas behind proxies."""
+    async with Stage(start) as stage:
+        yield stage

@@ -6,7 +6,7 @@ kept its word:
 
 - nothing that was accepted and matches a client's patterns is missing, unless its loss was announced to that client;
 - nothing comes twice, nothing out of order, nothing that was not published or not asked for;
-- one position never bears two events, and within one epoch no event bears two numbers;
+- one position never bears two events, and within one epoch no event bears two numbers (behind a fork: at one replica);
 - a heartbeat is never ahead of what was written before it, and never behind it.
 
 Pure, and blind to how the service works: the names that patterns see are written down here once more. A client's
@@ -94,10 +94,15 @@ class History:
     accepted: dict[Place, Accepted] = field(default_factory=dict)
     uncertain: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
+    forks: dict[str, int] = field(default_factory=dict)
 
     def receipt(self, kind: str, data: Frame | None, receipt: Frame) -> None:
         """A publish was accepted."""
         place = Place(receipt["epoch"], receipt["sequence"])
+        if self.is_forked(place):
+            assert data is not None
+            self.unknown(kind, data)
+            return
         if place in self.accepted:
             self.faults.append(f"two receipts for {place}: {self.accepted[place].kind} and {kind}")
         self.accepted[place] = Accepted(kind, data)
@@ -105,6 +110,21 @@ class History:
     def unknown(self, kind: str, data: Frame) -> None:
         """A publish got no answer or a 503: it may have happened, or may still."""
         self.uncertain.add(content_of(kind, data))
+
+    def fork(self, epoch: str, sequence: int) -> None:
+        """A copy of Redis that had got no farther took over: what is numbered behind that has two pasts.
+
+        It may be one thing here and another there, and is owed to nobody.
+        """
+        self.forks[epoch] = sequence
+        for place in filter(self.is_forked, list(self.accepted)):
+            kind, data = self.accepted.pop(place)
+            assert data is not None
+            self.unknown(kind, data)
+
+    def is_forked(self, place: Place) -> bool:
+        """Whether a number is behind a fork."""
+        return place.sequence > self.forks.get(place.epoch, place.sequence)
 
     def last(self, epoch: str) -> int:
         """The highest number that a receipt of this epoch bears, 0 if none."""
@@ -284,6 +304,9 @@ class Reader:
 
 # -- the verdict ----------------------------------------------------------------------------------------------------
 
+# What was seen under a number; behind a fork, where it was seen, else "".
+_Seen = dict[tuple[str, Place], str]
+
 
 def complaints(history: History, witnesses: Iterable[Witnessed]) -> list[str]:
     """Everything in which the service broke its word, one line each; empty if it kept it."""
@@ -295,15 +318,15 @@ def complaints(history: History, witnesses: Iterable[Witnessed]) -> list[str]:
         place: each if each.data is not None else Accepted(each.kind, bodies.get(place))
         for place, each in history.accepted.items()
     }
-    seen: dict[Place, str] = {}
+    seen: _Seen = {}
     for witness in witnesses:
         found += _Judge(history, accepted, witness, seen).complaints()
     for place, each in accepted.items():
-        if place not in seen and each.data is not None:
-            seen[place] = content_of(each.kind, each.data)
-    numbers: dict[tuple[str, str], int] = {}
-    for place, content in sorted(seen.items()) if history.marked else ():
-        first = numbers.setdefault((place.epoch, content), place.sequence)
+        if each.data is not None:
+            seen.setdefault(("", place), content_of(each.kind, each.data))
+    numbers: dict[tuple[str, str, str], int] = {}
+    for (where, place), content in sorted(seen.items()) if history.marked else ():
+        first = numbers.setdefault((where, place.epoch, content), place.sequence)
         if first != place.sequence:
             found.append(f"{content} has two numbers in {place.epoch}: {first} and {place.sequence}")
     return found
@@ -324,10 +347,8 @@ def _bodies(witnesses: Iterable[Witnessed]) -> dict[Place, Frame]:
 class _Judge:
     """One client's case."""
 
-    def __init__(
-        self, history: History, accepted: dict[Place, Accepted], witness: Witnessed, seen: dict[Place, str]
-    ) -> None:
-        self._uncertain = history.uncertain
+    def __init__(self, history: History, accepted: dict[Place, Accepted], witness: Witnessed, seen: _Seen) -> None:
+        self._history = history
         self._accepted = accepted
         self._witness = witness
         self._seen = seen
@@ -339,11 +360,13 @@ class _Judge:
         self._heartbeats: list[tuple[int, Place]] = []
         self._left: set[str] = set()
         self._clock = 0
+        self._replica = ""
         self._where = ""
 
     def complaints(self) -> list[str]:
         reader = Reader()
         for number, connection in enumerate(self._witness.connections, 1):
+            self._replica = connection.where
             self._where = f"{self._witness.name}, connection {number} to {connection.where}"
             if not connection.frames:
                 continue
@@ -403,11 +426,12 @@ class _Judge:
             self._complain(f"{place} came twice")
         if not matches(self._witness.patterns, kind, data):
             self._complain(f"{place} is {kind}, which nobody asked for")
-        if self._seen.setdefault(place, content) != content:
-            self._complain(f"{place} is {content}, but elsewhere it was {self._seen[place]}")
+        key = (self._replica if self._history.is_forked(place) else "", place)
+        if self._seen.setdefault(key, content) != content:
+            self._complain(f"{place} is {content}, but elsewhere it was {self._seen[key]}")
         accepted = self._accepted.get(place)
         if accepted is None:
-            if content not in self._uncertain:
+            if content not in self._history.uncertain:
                 self._complain(f"{place}, {content}, was never published")
         elif accepted.kind != kind or (accepted.data is not None and content_of(kind, accepted.data) != content):
             self._complain(f"{place} is {content}, but the receipt was for a {accepted.kind}")

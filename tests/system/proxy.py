@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Callable
 from enum import Enum, auto
 from typing import Self
 
 __all__ = ["Proxy", "Way"]
+
+Matches = Callable[[bytes], bool]
 
 
 class Way(Enum):
@@ -14,28 +17,62 @@ class Way(Enum):
 
     PASS = auto()
     REFUSE = auto()  # nothing listens on the port
+    HANG_UP = auto()  # connections are taken and reset at once
     SWALLOW = auto()  # connections stand, nothing arrives in either direction: a black hole
     DEAF = auto()  # commands arrive, answers and announcements do not
+
+
+class _Connection:
+    """One connection through the proxy; `commands` and `answers` are its own gates beside those of the proxy."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writers = [writer]
+        self.commands = asyncio.Event()
+        self.answers = asyncio.Event()
+        self.commands.set()
+        self.answers.set()
+        self.subscribed = False
+        self.lost = False  # no answer passes any more
+
+    @property
+    def stands(self) -> bool:
+        """Whether its client has not ended it, as far as one can see from here."""
+        return not (self.reader.at_eof() or self.reader.exception() or self.writers[0].is_closing())
+
+    def abort(self) -> None:
+        """Reset both ends; nothing is held up on them any more."""
+        self.commands.set()
+        self.answers.set()
+        for writer in self.writers:
+            writer.transport.abort()
 
 
 class Proxy:
     """Listens on `port` of the loopback and passes on to the Redis at `upstream` (a socket's path, or a TCP port).
 
-    `delay` is added to each piece in both directions, in seconds. Use it as `async with Proxy(...)`.
+    `connections` counts those that were taken, `subscriptions` those of them that subscribed, `cuts` the answers that
+    were cut off; `listeners` is the most subscriptions that stood at one time. Use it as `async with Proxy(...)`.
     """
 
     def __init__(self, upstream: str | int) -> None:
-        self._upstream = upstream
+        self.upstream = upstream
         self._server: asyncio.Server | None = None
-        self._pumps: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._cut_when: Callable[[bytes], bool] | None = None
+        self._open: set[_Connection] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._cut_when: Matches | None = None
+        self._hold_when: Matches | None = None
+        self._way = Way.PASS
         self._passing = asyncio.Event()
         self._answering = asyncio.Event()
+        # holds the port as long as this proxy lives: nobody else gets it while nothing listens
+        self._claim = socket.socket()
         self.port = 0
-        self.delay = 0.0
-        self.cuts = 0
         self.connections = 0
+        self.subscriptions = 0
+        self.cuts = 0
+        self.listeners = 0
+        self.held = asyncio.Event()
 
     @property
     def url(self) -> str:
@@ -43,92 +80,142 @@ class Proxy:
         return f"redis://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Self:
+        self._claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._claim.bind(("127.0.0.1", 0))
+        self.port = self._claim.getsockname()[1]
         await self.go(Way.PASS)
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self.go(Way.REFUSE)
+        self._claim.close()
 
     async def go(self, way: Way) -> None:
-        """Behave like that from now on; only REFUSE touches the connections that there are."""
-        for event, ways in ((self._passing, (Way.PASS, Way.DEAF)), (self._answering, (Way.PASS,))):
-            if way in ways:
-                event.set()
-            else:
-                event.clear()
+        """Behave like that from now on; only REFUSE and HANG_UP touch the connections that there are."""
+        self._way = way
+        for gate, ways in ((self._passing, (Way.PASS, Way.DEAF)), (self._answering, (Way.PASS,))):
+            (gate.set if way in ways else gate.clear)()
+        if way in (Way.REFUSE, Way.HANG_UP):
+            self.cut()
         if way is Way.REFUSE:
             if self._server is not None:
                 self._server.close()
                 self._server = None
-            self.cut()
-            for pump in self._pumps:
-                pump.cancel()
-            if self._pumps:
-                await asyncio.wait(self._pumps)
+            for task in self._tasks:
+                task.cancel()
+            if self._tasks:
+                await asyncio.wait(self._tasks)
         elif self._server is None:
-            self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-            self.port = self._server.sockets[0].getsockname()[1]
+            self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+    def move(self, upstream: str | int) -> None:
+        """Lead to another Redis, as a failover does: who is connected is cut off."""
+        self.upstream = upstream
+        self.cut()
 
     def cut(self) -> None:
         """Reset every connection that there is; new ones are taken."""
-        for writer in list(self._writers):
-            writer.transport.abort()
+        for connection in self._open:
+            connection.abort()
 
-    def cut_after(self, matches: Callable[[bytes], bool]) -> None:
+    def cut_after(self, matches: Matches) -> None:
         """Once: pass on the next piece of a command for which `matches` is true, then reset before its answer."""
         self._cut_when = matches
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def freeze(self) -> None:
+        """Let the connections that there are go dead without a word; new ones work."""
+        for connection in self._open:
+            connection.commands.clear()
+            connection.answers.clear()
+
+    def cut_frozen(self) -> None:
+        """Reset the connections that are dead."""
+        for connection in self._open:
+            if not connection.commands.is_set():
+                connection.abort()
+
+    def deafen(self) -> None:
+        """Let the subscriptions that there are hear nothing more; everything else works, new subscriptions too."""
+        for connection in self._open:
+            if connection.subscribed:
+                connection.answers.clear()
+
+    def hold(self, matches: Matches) -> None:
+        """Once: pass on the next piece of a command for which `matches` is true, and hold its connection's answers.
+
+        `held` is set when that has happened; `release` lets them go.
+        """
+        self.held.clear()
+        self._hold_when = matches
+
+    def release(self) -> None:
+        """Let everything go that is held up on connections."""
+        for connection in self._open:
+            connection.commands.set()
+            connection.answers.set()
+
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        try:
-            if isinstance(self._upstream, int):
-                up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self._upstream)
-            else:
-                up_reader, up_writer = await asyncio.open_unix_connection(self._upstream)
-        except OSError:
+        if self._way is Way.HANG_UP:
             writer.transport.abort()
             return
-        self._writers |= {writer, up_writer}
-        lost = asyncio.Event()
-        pumps = {
-            asyncio.create_task(self._pump(reader, up_writer, self._passing, lost, commands=True)),
-            asyncio.create_task(self._pump(up_reader, writer, self._answering, lost, commands=False)),
-        }
-        self._pumps |= pumps
-        try:
-            await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            for end in (writer, up_writer):
-                end.transport.abort()
-                self._writers.discard(end)
-            self._pumps -= pumps
+        task = asyncio.ensure_future(self._serve(_Connection(reader, writer)))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
-    async def _pump(
-        self,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
-        gate: asyncio.Event,
-        lost: asyncio.Event,
-        *,
-        commands: bool,
-    ) -> None:
+    async def _serve(self, connection: _Connection) -> None:
+        self._open.add(connection)
+        try:
+            if isinstance(self.upstream, int):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self.upstream)
+            else:
+                reader, writer = await asyncio.open_unix_connection(self.upstream)
+            connection.writers.append(writer)
+            pumps = [asyncio.ensure_future(self._commands(connection, writer))]
+            pumps.append(asyncio.ensure_future(self._answers(reader, connection)))
+            try:
+                await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                for pump in pumps:
+                    pump.cancel()
+                await asyncio.gather(*pumps, return_exceptions=True)
+        except OSError:
+            pass  # nobody there: the client sees a reset
+        finally:
+            connection.abort()
+            self._open.discard(connection)
+
+    async def _commands(self, connection: _Connection, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            while piece := await reader.read(1 << 16):
-                await gate.wait()
-                if self.delay:
-                    await asyncio.sleep(self.delay)
-                if lost.is_set():
-                    continue
-                if commands and self._cut_when is not None and self._cut_when(piece):
+            while piece := await connection.reader.read(1 << 16):
+                await self._passing.wait()
+                await connection.commands.wait()
+                if b"SUBSCRIBE" in piece and not connection.subscribed:
+                    connection.subscribed = True
+                    self.subscriptions += 1
+                    self.listeners = max(self.listeners, sum(each.subscribed and each.stands for each in self._open))
+                cut = self._cut_when is not None and self._cut_when(piece)
+                if self._hold_when is not None and self._hold_when(piece):
+                    self._hold_when = None
+                    connection.answers.clear()
+                    self.held.set()
+                if cut:
                     self._cut_when = None
-                    self.cuts += 1
-                    lost.set()  # from here on no answer passes
-                    writer.write(piece)
-                    await writer.drain()
+                    connection.lost = True
+                writer.write(piece)
+                await writer.drain()
+                if cut:
                     # Redis closes our end of it when it has read what we sent, so it has acted by then
                     writer.write_eof()
                     await asyncio.Event().wait()
-                writer.write(piece)
-                await writer.drain()
+
+    async def _answers(self, reader: asyncio.StreamReader, connection: _Connection) -> None:
+        writer = connection.writers[0]
+        with contextlib.suppress(OSError):
+            while piece := await reader.read(1 << 16):
+                await self._answering.wait()
+                await connection.answers.wait()
+                if not connection.lost:
+                    writer.write(piece)
+                    await writer.drain()
+        self.cuts += connection.lost

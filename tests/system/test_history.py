@@ -197,6 +197,21 @@ def test_one_position_one_event() -> None:
     assert any("elsewhere" in line for line in complaints(history, witnesses))
 
 
+def test_fork() -> None:
+    """Behind a fork each replica may have its own past, but still only one of them."""
+    history = published(3)
+    history.fork("one", 1)
+    history.receipt("event", marked("event", "else"), {"epoch": "one", "sequence": 2})
+    otherwise = {**event(2), "data": marked("event", "else")}
+    here = live(hello(), event(1), event(2), event(3))
+    there = Connection("there", None, "", [hello(), event(1), otherwise])
+    assert complaints(history, seen(here) + seen(there)) == []
+    assert complaints(history, seen(live(hello(), event(1)))) == []
+    both = seen(here) + seen(live(hello(), event(1), otherwise))
+    assert any("elsewhere" in line for line in complaints(history, both))
+    assert any("is missing" in line for line in complaints(history, seen(live(hello(), event(2)))))
+
+
 def test_where_to_resume() -> None:
     """A client resumes from the highest of event numbers and heartbeats, and never from the first frame of a resume."""
     reader = Reader()

@@ -41,7 +41,7 @@ def publish_silently(link: Any, count: int) -> None:
         id = f"silent-{number}"
         tail = f',"id":"{id}","type":"alert_deleted","data":{{"id":"silent","reason":null}}}}'
         keys = ["{security_events}:position", "{security_events}:history", id]
-        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", "", 0, "", id, 1000, id, tail)
+        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", "", 0, "", id, 1000, 1, id, tail)
 
 
 # -- documented -----------------------------------------------------------------------------------------------------
@@ -189,6 +189,7 @@ async def test_gap(link: Any, private_redis: str, start: Start) -> None:
         ack = await later.take(type="resync_ack")
         assert later.numbers == [1, 2, 5, 6, 8, 9, 10]
         assert (ack["replayed_count"], ack["recovered"], ack["gap_too_old"]) == (7, False, True)
+    assert replica.metric("gaps_total") == 2
     replica.stop(tolerate="are lost: no longer in the history")
 
 
@@ -245,6 +246,7 @@ async def test_poison(link: Any, private_redis: str, start: Start) -> None:
     assert (health["status"], health["listener_healthy"], health["epoch"]) == ("healthy", True, epoch)
     assert len(re.findall("WARNING.*documents on the channel", replica.log)) == 1
     assert "poison" not in replica.log
+    assert replica.metric("foreign_documents_total") > 0
 
 
 async def test_foreign_keys(link: Any, private_redis: str, start: Start) -> None:
@@ -296,6 +298,7 @@ async def test_flush(link: Any, private_redis: str, start: Start) -> None:
     for witness in witnesses:
         changes = [each for each in witness.seen.connections[0].frames if each.get("type") == "epoch_changed"]
         assert changes == [{"type": "epoch_changed", "epoch": renewed}]
+        assert not any("replay" in each for each in witness.seen.connections[0].frames)
 
 
 async def test_resume_over_epochs(link: Any, private_redis: str, start: Start) -> None:
