@@ -259,7 +259,12 @@ async def test_replays(traced: tuple[Replica, Replica], collector: Collector) ->
 async def test_a_retried_publish(start: Start, valkey: str, channel: str, collector: Collector) -> None:
     """Section 10, traces: each attempt and each retry is under the publish, which is no error if it succeeds."""
     async with Proxy(valkey) as way:
-        settings = {"redis_event_channel": channel, "broadcast_base_delay_seconds": 0.3}
+        # others find out too that Redis is away: they must not open the circuit meanwhile
+        settings = {
+            "redis_event_channel": channel,
+            "broadcast_base_delay_seconds": 0.3,
+            "circuit_failure_threshold": 100,
+        }
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "retrying"))
         await replica.post(ROUTE, BODY)
         way.refuse()
@@ -290,7 +295,7 @@ async def test_a_retried_publish(start: Start, valkey: str, channel: str, collec
     assert 0.33 <= delay <= 0.39
     assert broken.end <= retry.begin + 0.001
     assert retry.end <= answered.begin + 0.001
-    assert retry.end - retry.begin == pytest.approx(delay, abs=0.05)
+    assert delay - 0.01 <= retry.end - retry.begin < delay + 1
     assert publish.attributes["event_broadcaster.retries"] == 1
     assert "error.type" not in publish.attributes
     replica.stop()
@@ -308,6 +313,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
             "circuit_failure_threshold": 2,
             "circuit_recovery_seconds": 0.3,
             "position_check_seconds": 60,
+            "supervision_interval_seconds": 60,
         }
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "failing"))
         # the subscription stays, so that no failure but those of the publish counts
@@ -342,8 +348,10 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
         assert one(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
 
         await way.listen()
-        (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")
-        (closed,) = await collector.wait("circuit half_open -> closed", instance="failing")
+        # who asks for what is not here yet makes the listener look at Redis
+        async with connected(replica.websocket(since=9)):
+            (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")
+            (closed,) = await collector.wait("circuit half_open -> closed", instance="failing")
         assert (tried.links, closed.links) == ([], [])
         assert closed.begin >= tried.begin
     await asyncio.to_thread(replica.stop, tolerate=" CRITICAL kernel.link: ")

@@ -149,7 +149,9 @@ async def test_retries(redis: FakeRedis, watch: Watch) -> None:
     for span in (first, second):
         assert span.start_time is not None
         assert span.end_time is not None
-        assert (span.end_time - span.start_time) / 1e9 == pytest.approx(value(span, "delay"), abs=0.002)
+        delay = value(span, "delay")
+        assert isinstance(delay, float)
+        assert delay - 0.01 <= (span.end_time - span.start_time) / 1e9 < delay + 1
         assert value(span, "type") == "TransportUnavailable"
     assert first.end_time is not None
     assert second.start_time is not None
