@@ -1,4 +1,4 @@
-"""A fleet on paper: pods that start, serve and drain, clients that come, leave and come back, and an autoscaler over it.
+"""A fleet on paper: pods that start, serve and drain, clients that come, leave and come back, an autoscaler over it.
 
 Time goes in steps of a second. Times of starting and scraping are what a usual cluster takes; all others are read from
 the manifests.
@@ -41,8 +41,9 @@ class _Member:
 
 @dataclass
 class Fleet:
-    """The state at `now`; `run` goes on from there. `wanted` logs the replicas asked for, `drains` begin and end of each.
+    """The state at `now`; `run` goes on from there.
 
+    `wanted` logs the replicas asked for, `drains` begin and end of each.
     `metrics_server` says that CPU can still be read when the other metrics cannot.
     """
 

@@ -124,7 +124,7 @@ def test_references(build: str) -> None:
 
 @builds
 def test_settings(build: str) -> None:
-    """Section 11, settings: every variable is one of the service's or OpenTelemetry's, has a usable value, is used once."""
+    """Section 11, settings: each variable is the service's or OpenTelemetry's, has a usable value, is used once."""
     documents = built(build)
     variables = settings(documents)
     known = {name.upper() for name in Settings.__struct_fields__}
@@ -247,7 +247,7 @@ def test_only_clients_and_producers_from_outside(build: str) -> None:
 
 @builds
 def test_network(build: str) -> None:
-    """Manifests: the pods are denied what is not listed; in are gateway, Prometheus and clients, out is DNS and more."""
+    """Manifests: what is not listed is denied; in are gateway, Prometheus and clients, out is DNS and more."""
     documents = built(build)
     policy = one(documents, "NetworkPolicy")["spec"]
     assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
@@ -280,9 +280,10 @@ def test_dev_finds_its_neighbours() -> None:
         assert [p["port"] for p in rule["ports"]] == [target]
         assert any(matches(peer["podSelector"], ours) for peer in rule["from"])
         out = one(documents, "NetworkPolicy")["spec"]["egress"]
-        labels = one(documents, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
-        (number,) = (p["containerPort"] for part in one(documents, "Deployment", name)["spec"]["template"]["spec"]["containers"]
-                     for p in part["ports"] if p["name"] == target)  # fmt: skip
+        template = one(documents, "Deployment", name)["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        ports = (p for part in template["spec"]["containers"] for p in part["ports"])
+        (number,) = (p["containerPort"] for p in ports if p["name"] == target)
         assert any(
             matches(peer.get("podSelector", {"matchLabels": {"": ""}}), labels)
             and number in [p["port"] for p in rule["ports"]]
@@ -326,15 +327,12 @@ def behaviors(build: str) -> list[Document]:
         one(documents, "HorizontalPodAutoscaler", n)["spec"]["behavior"]
         for n in _names(documents, "HorizontalPodAutoscaler")
     ]
-    for name in _names(documents, "ScaledObject"):
-        found.append(
-            one(documents, "ScaledObject", name)["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-        )
-    return found
+    scaled = [one(documents, "ScaledObject", name)["spec"]["advanced"] for name in _names(documents, "ScaledObject")]
+    return found + [advanced["horizontalPodAutoscalerConfig"]["behavior"] for advanced in scaled]
 
 
 def longest_publish() -> float:
-    """What a publish takes at most with the default settings: every try to its deadline, every delay with full jitter."""
+    """What a publish takes at most by default: every try to its deadline, every delay with full jitter."""
     default = Settings()
     tries = (default.broadcast_max_retries + 1) * default.position_check_seconds
     delays = (

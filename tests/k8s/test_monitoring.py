@@ -76,7 +76,7 @@ async def busy(replica: Replica) -> None:
 
 
 async def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> None:
-    """Section 10, metrics: the running service has every metric that the manifests name, with the type and the labels."""
+    """Section 10, metrics: the running service has every metric that the manifests name, with type and labels."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
     text = replica.get("/metrics").text
@@ -126,7 +126,7 @@ def asked(http: httpx.Client, query: str) -> list[Any]:
 async def test_prometheus_answers(
     start: Start, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
 ) -> None:
-    """Monitoring: a real Prometheus that scrapes the real service answers every query; no alert fires on a sound one."""
+    """Monitoring: a real Prometheus on the real service answers every query; no alert fires on a sound one."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
     with prometheus(f"127.0.0.1:{replica.port}", unused_ports[0], tmp_path) as http:
