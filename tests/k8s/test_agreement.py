@@ -152,7 +152,10 @@ def test_resource_attributes(build: str) -> None:
     pairs = dict(pair.split("=") for pair in attributes.split(","))
     assert {"service.instance.id", "k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid", "k8s.node.name"} <= set(pairs)
     assert not re.search(r"\s", attributes)
-    assert settings(built(build))["OTEL_SERVICE_NAME"] == "event-broadcaster"
+    variables = settings(built(build))
+    assert variables["OTEL_SERVICE_NAME"] == "event-broadcaster"
+    assert variables["OTEL_METRICS_EXPORTER"] == "none", "Prometheus scrapes them"
+    assert variables.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf") == "http/protobuf", "the image has no other"
 
 
 @builds
@@ -257,7 +260,7 @@ def test_network(build: str) -> None:
             assert peer
             assert all(value for value in peer.values()), "an empty selector would be everybody"
     out = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert {53, 4317, 4318} <= out
+    assert {53, 4318} <= out
     if build.startswith("overlays/"):
         assert one(documents, "NetworkPolicy", "default-deny")["spec"]["podSelector"] == {}
         assert out & {6379, 6380}
@@ -350,3 +353,18 @@ def test_every_folder_is_built() -> None:
     """Manifests: there is no kustomization that no check builds."""
     found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
     assert found == set(BUILDS)
+
+
+def test_readme() -> None:
+    """k8s/README.md: dev is up and seen in five lines, and whatever they name is there."""
+    lines = re.findall(r"```sh\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)[0].splitlines()
+    assert len(lines) == 5
+    documents = built("overlays/dev")
+    text = " ".join(lines)
+    assert set(re.findall(r" -n (\S+)", text)) == {one(documents, "Namespace")["metadata"]["name"]}
+    assert set(re.findall(r"event-broadcaster:[\d.]+", text)) == {container("overlays/dev")["image"]}
+    assert all((ROOT / path).exists() for path in re.findall(r" -[kf] (\S+)", text))
+    assert set(re.findall(r"deploy/(\S+)", text)) == {"event-broadcaster"}
+    ((service, port),) = re.findall(r"svc/(\S+) (\d+)", text)
+    assert int(port) in [each["port"] for each in one(documents, "Service", service)["spec"]["ports"]]
+    assert text.endswith(f"http://localhost:{port}")

@@ -19,7 +19,6 @@ from typing import Any
 import httpx
 import pytest
 
-from handlers.examples import EXAMPLES
 from tests.k8s.tools import ALL_TESTS, ROOT, run, tool
 from tests.system.client import connected
 from tests.system.replica import wait_until
@@ -129,10 +128,9 @@ async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple
         assert [" ".join(line.split()) for line in processes] == ["65532 65532 1 python3 -m handlers serve"]
         async with connected(f"ws://127.0.0.1:{port}/ws/events") as client:
             await client.take(type="connected")
-            async with httpx.AsyncClient(verify=False, trust_env=False) as http:
-                answer = await http.post(f"{base}/broadcast/event", json=EXAMPLES["event"]["data"])
-            assert answer.status_code == 202
-            await client.take(type="event", sequence=answer.json()["sequence"])
+            demo = ("python3", "-m", "handlers", "demo", "--count", "1", "--url", base)
+            await asyncio.to_thread(podman, "exec", name, *demo)
+            await client.take(sequence=1)
             # in a thread: this may take seconds, and a client that does not answer its close for 5 s is cut off
             await asyncio.to_thread(podman, "kill", "--signal=TERM", name)
             await client.take(type="system.shutdown")
