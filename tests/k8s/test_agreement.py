@@ -11,6 +11,7 @@ import pytest
 from handlers import server
 from handlers.settings import Settings
 from telemetry import FLUSH_SECONDS
+from tests.k8s.fleet import CORES_PER_CONNECTION
 from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings
 
 builds = pytest.mark.parametrize("build", BUILDS)
@@ -203,11 +204,14 @@ def test_capacity(build: str) -> None:
     assert cap >= 2 * 3000
     resources = container(build)["resources"]
     megabytes = {sort: int(resources[sort]["memory"].removesuffix("Mi")) for sort in ("requests", "limits")}
-    # k8s/README.md, "How much one pod takes": 62 MiB and 27 KiB a connection
-    full = 62 + cap * 27 / 1024
+    readme = (K8S / "README.md").read_text()
+    ((empty, a_mebibyte),) = re.findall(r"MiB = (\d+) \+ connections / (\d+)", readme)
+    full = int(empty) + cap / int(a_mebibyte)
     assert full <= megabytes["requests"], "a full pod is what is asked of the scheduler"
     assert megabytes["limits"] >= full + 256, "and slow clients have room for what they have not read"
     assert "cpu" not in resources["limits"]
+    (microseconds,) = re.findall(r"events a second × (\d+) µs", readme)
+    assert pytest.approx(10 * int(microseconds) / 1e6) == CORES_PER_CONNECTION, "simulated as measured"
 
 
 @builds
