@@ -73,8 +73,9 @@ def test_selectors(build: str) -> None:
 
 @builds
 def test_ports(build: str) -> None:
-    """Manifests: the port the service listens on is the container's, and every name of a port exists."""
+    """Manifests: the service listens where the container's port is, for all, and every name of a port exists."""
     documents = built(build)
+    assert settings(documents)["HOST"] == "0.0.0.0"
     assert container(build)["ports"] == [{"name": "http", "containerPort": int(settings(documents)["PORT"])}]
     named = {
         name: {port["name"] for part in spec["containers"] for port in part["ports"]}
