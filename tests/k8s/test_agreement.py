@@ -264,11 +264,26 @@ def test_network(build: str) -> None:
         for peer in [*rule.get("from", []), *rule.get("to", [])]:
             assert peer
             assert all(value for value in peer.values()), "an empty selector would be everybody"
-    out = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert {53, 4318} <= out
+    in_from = {_namespace(peer) for rule in policy["ingress"] for peer in rule["from"]}
+    assert in_from == {"gateway", "monitoring", None}, "None is this namespace"
+    out_to = {
+        (_namespace(peer), port["protocol"], port["port"])
+        for rule in policy["egress"]
+        for peer in rule["to"]
+        for port in rule["ports"]
+    }
+    dns, collector = {("kube-system", sort, 53) for sort in ("UDP", "TCP")}, ("observability", "TCP", 4318)
+    assert out_to >= {*dns, collector}
+    # and whoever is named elsewhere is one of them
+    for name in _names(documents, "HTTPRoute"):
+        assert {parent["namespace"] for parent in one(documents, "HTTPRoute", name)["spec"]["parentRefs"]} <= in_from
     if build.startswith("overlays/"):
         assert one(documents, "NetworkPolicy", "default-deny")["spec"]["podSelector"] == {}
-        assert out & {6379, 6380}
+        redis = out_to - {*dns, collector}
+        assert {port for _, _, port in redis} & {6379, 6380}
+        endpoint = re.fullmatch(r"http://[\w-]+(?:\.(\w+))?:(\d+)", settings(documents)["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        assert endpoint is not None
+        assert (endpoint[1], "TCP", int(endpoint[2])) in out_to
 
 
 def test_dev_finds_its_neighbours() -> None:
@@ -348,6 +363,12 @@ def longest_publish() -> float:
         for k in range(default.broadcast_max_retries)
     )
     return tries + 1.3 * sum(delays)
+
+
+def _namespace(peer: Document) -> str | None:
+    """The namespace that a peer of a network policy names."""
+    name: str | None = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
+    return name
 
 
 def _names(documents: list[Document], kind: str) -> list[str]:
