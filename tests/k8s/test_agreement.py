@@ -381,6 +381,18 @@ def test_every_folder_is_built() -> None:
     assert found == set(BUILDS)
 
 
+def test_dev_runs() -> None:
+    """Manifests: dev has two replicas, none of them an autoscaler's, and a Jaeger that can be reached."""
+    documents = built("overlays/dev")
+    assert deployment("overlays/dev")["replicas"] == 2
+    (jaeger,) = one(documents, "Deployment", "jaeger")["spec"]["template"]["spec"]["containers"]
+    assert jaeger["env"] == [{"name": "JAEGER_LISTEN_HOST", "value": "0.0.0.0"}]
+    assert {doc["kind"] for doc in documents} == {
+        *("ConfigMap", "Deployment", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Secret"),
+        *("Service", "ServiceAccount"),
+    }, "nothing that a plain cluster does not know"
+
+
 def test_readme() -> None:
     """k8s/README.md: dev is up and seen in five lines, and whatever they name is there."""
     lines = re.findall(r"```sh\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)[0].splitlines()

@@ -101,12 +101,12 @@ def test_keda_asks_for_one_pods_share(tmp_path: Path) -> None:
     (query,) = (query.text for query in queries() if query.where == "keda: connections")
     series = [
         f"{_E}connections{{{POD}}} 100x60",
-        f"{_E}connections{{{OTHER}}} 300x20",
+        f"{_E}connections{{{OTHER}}} 300x20 _x20 300x20",
         f"{_E}draining{{{POD}}} 0x40 1x20",
     ]
     checks = [
         {"expr": query, "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}] if value else []}
-        for at, value in (("10m", 200), ("30m", 100), ("50m", 0))
+        for at, value in (("10m", 200), ("30m", 100), ("50m", 300), ("90m", 0))
     ]
     inputs = [dict(zip(("series", "values"), text.split(" ", 1), strict=True)) for text in series]
     test = {"interval": "1m", "input_series": inputs, "promql_expr_test": checks}
