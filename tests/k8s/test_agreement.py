@@ -387,6 +387,8 @@ def test_dev_runs() -> None:
     assert deployment("overlays/dev")["replicas"] == 2
     (jaeger,) = one(documents, "Deployment", "jaeger")["spec"]["template"]["spec"]["containers"]
     assert jaeger["env"] == [{"name": "JAEGER_LISTEN_HOST", "value": "0.0.0.0"}]
+    ports = {port["name"]: port["containerPort"] for port in jaeger["ports"]}
+    assert ports == {"otlp-http": 4318, "page": 16686}, "where it listens by itself"
     assert {doc["kind"] for doc in documents} == {
         *("ConfigMap", "Deployment", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Secret"),
         *("Service", "ServiceAccount"),
