@@ -133,6 +133,10 @@ def test_settings(build: str) -> None:
     assert not [name for name in variables if name not in known and not OTEL.fullmatch(name)]
     assert not SECRETS & set(variables)
     Settings.from_environment(variables)
+    # of OpenTelemetry's specification, "General SDK Configuration"
+    samplers = {f"{root}{way}" for root in ("", "parentbased_") for way in ("always_on", "always_off", "traceidratio")}
+    assert variables.get("OTEL_TRACES_SAMPLER", "always_on") in samplers
+    assert 0 <= float(variables.get("OTEL_TRACES_SAMPLER_ARG", 1)) <= 1
     direct = [variable["name"] for variable in container(build)["env"]]
     assert set(direct) - POD == {"OTEL_RESOURCE_ATTRIBUTES"}
     assert not set(direct) & set(variables)
@@ -379,6 +383,13 @@ def test_every_folder_is_built() -> None:
     """Manifests: there is no kustomization that no check builds."""
     found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
     assert found == set(BUILDS)
+
+
+def test_production_finds_the_authority() -> None:
+    """Manifests: the file that production's REDIS_URL names in k8s/README.md is in the volume of the ConfigMap."""
+    (path,) = re.findall(r"ssl_ca_certs=(\S+)'", (K8S / "README.md").read_text())
+    mounts = {mount["name"]: mount["mountPath"] for mount in container("overlays/production")["volumeMounts"]}
+    assert path == f"{mounts['redis-ca']}/ca.crt"
 
 
 def test_dev_runs() -> None:
