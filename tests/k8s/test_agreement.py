@@ -385,9 +385,11 @@ def test_every_folder_is_built() -> None:
     assert found == set(BUILDS)
 
 
-def test_production_finds_the_authority() -> None:
-    """Manifests: the file that production's REDIS_URL names in k8s/README.md is in the volume of the ConfigMap."""
-    (path,) = re.findall(r"ssl_ca_certs=(\S+)'", (K8S / "README.md").read_text())
+def test_production_finds_redis() -> None:
+    """Manifests: what production's REDIS_URL in k8s/README.md names, port and authority's file, is let out and mounted."""
+    ((port, path),) = re.findall(r"rediss://\S+:(\d+)/0\?ssl_ca_certs=(\S+)'", (K8S / "README.md").read_text())
+    out = one(built("overlays/production"), "NetworkPolicy")["spec"]["egress"]
+    assert int(port) in [each["port"] for rule in out if "ipBlock" in rule["to"][0] for each in rule["ports"]]
     mounts = {mount["name"]: mount["mountPath"] for mount in container("overlays/production")["volumeMounts"]}
     assert path == f"{mounts['redis-ca']}/ca.crt"
 
