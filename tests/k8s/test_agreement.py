@@ -329,6 +329,8 @@ def test_image() -> None:
     assert f"ARG VERSION={version}\n" in text
     assert re.search(r"^USER ([1-9]\d*):\1$", text, re.MULTILINE)
     assert 'ENTRYPOINT ["python3", "-m", "handlers"]\nCMD ["serve"]' in text
+    for options in re.findall(r"pip install (.*)", text):
+        assert {"--no-deps"} < {"--no-deps", "--require-hashes", "--no-index"} & set(options.split()), "the lock alone"
     user = int(re.findall(r"^USER (\d+)", text, re.MULTILINE)[0])
     assert deployment("base")["template"]["spec"]["securityContext"]["runAsUser"] == user
     environment = dict(shlex.split(part)[0].split("=", 1) for part in re.findall(r"(HOST=\S+|PORT=\S+)", text))
@@ -386,7 +388,7 @@ def test_every_folder_is_built() -> None:
 
 
 def test_production_finds_redis() -> None:
-    """Manifests: what production's REDIS_URL in k8s/README.md names, port and authority's file, is let out and mounted."""
+    """Manifests: what production's REDIS_URL in k8s/README.md names, port and file, is let out and mounted."""
     ((port, path),) = re.findall(r"rediss://\S+:(\d+)/0\?ssl_ca_certs=(\S+)'", (K8S / "README.md").read_text())
     out = one(built("overlays/production"), "NetworkPolicy")["spec"]["egress"]
     assert int(port) in [each["port"] for rule in out if "ipBlock" in rule["to"][0] for each in rule["ports"]]
