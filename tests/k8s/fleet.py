@@ -1,4 +1,4 @@
-"""A fleet on paper: pods that start, serve and drain, clients that come, leave and come back, and an autoscaler over it.
+"""A fleet on paper: pods that start, serve and drain, clients that come, leave and come back, an autoscaler over it.
 
 Time goes in steps of a second. Times of starting and scraping are what a usual cluster takes; all others are read from
 the manifests.
@@ -10,13 +10,13 @@ from typing import Any
 
 from tests.k8s.hpa import Autoscaler, Pod
 
-__all__ = ["Fleet", "Times"]
+__all__ = ["CORES_PER_CONNECTION", "Fleet", "Times"]
 
 SYNC_SECONDS = 15  # --horizontal-pod-autoscaler-sync-period
 SCRAPE_SECONDS = 15
 STALE_SECONDS = 30  # what the way of a sample through Prometheus and the adapter takes
 START_SECONDS = 8  # image on the node, interpreter started, Redis reached
-CORES_PER_CONNECTION = 10 * 9e-6  # ten events a second, at the measured cost of a delivery
+CORES_PER_CONNECTION = 10 * 12e-6  # ten events a second, at the measured cost of a delivery
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,9 @@ class _Member:
 
 @dataclass
 class Fleet:
-    """The state at `now`; `run` goes on from there. `wanted` logs the replicas asked for, `drains` begin and end of each.
+    """The state at `now`; `run` goes on from there.
 
+    `wanted` logs the replicas asked for, `drains` begin and end of each.
     `metrics_server` says that CPU can still be read when the other metrics cannot.
     """
 

@@ -67,8 +67,9 @@ async def _round(clients: int, seconds: float, rate: int, deflate: bool) -> Cost
         port = await _port(process)
         extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflate else ""
         request = (
-            f"GET /ws/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n{extension}"
-            f"Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\nSec-WebSocket-Version: 13\r\n\r\n"
+            f"GET /ws/events HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            f"{extension}Sec-WebSocket-Key: {base64.b64encode(os.urandom(16)).decode()}\r\n"
+            f"Sec-WebSocket-Version: 13\r\n\r\n"
         ).encode()
         received = [0]
         await _connect(port, request, received, 10)  # what is loaded and cached by the first ones is nobody's share
@@ -116,10 +117,11 @@ async def _publish(port: int, rate: int, number: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    head = f"POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(EVENT)}\r\n\r\n"
+    head = "POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(EVENT)}\r\n\r\n".encode() + EVENT
     for count in range(number):
         await asyncio.sleep(max(0.0, begin + count / rate - loop.time()))
-        writer.write(head.encode() + EVENT)
+        writer.write(request)
         answer = await reader.readuntil(b"}")
         assert answer.startswith(b"HTTP/1.1 202"), answer
     writer.close()
@@ -154,7 +156,8 @@ def main() -> None:
 def _show(cost: Cost) -> None:
     print(
         f"empty {cost.base_bytes / 2**20:.1f} MiB, a connection {cost.bytes_per_connection / 1024:.1f} KiB, "
-        f"a connect {cost.cpu_per_connect * 1e3:.2f} ms of CPU, a delivery {cost.cpu_per_delivery * 1e6:.1f} µs of CPU, "
+        f"a connect {cost.cpu_per_connect * 1e3:.2f} ms of CPU, "
+        f"a delivery {cost.cpu_per_delivery * 1e6:.1f} µs of CPU, "
         f"idle {cost.idle_cores:.3f} cores"
     )
 

@@ -11,6 +11,7 @@ import pytest
 from handlers import server
 from handlers.settings import Settings
 from telemetry import FLUSH_SECONDS
+from tests.k8s.fleet import CORES_PER_CONNECTION
 from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings
 
 builds = pytest.mark.parametrize("build", BUILDS)
@@ -72,8 +73,9 @@ def test_selectors(build: str) -> None:
 
 @builds
 def test_ports(build: str) -> None:
-    """Manifests: the port the service listens on is the container's, and every name of a port exists."""
+    """Manifests: the service listens where the container's port is, for all, and every name of a port exists."""
     documents = built(build)
+    assert settings(documents)["HOST"] == "0.0.0.0"
     assert container(build)["ports"] == [{"name": "http", "containerPort": int(settings(documents)["PORT"])}]
     named = {
         name: {port["name"] for part in spec["containers"] for port in part["ports"]}
@@ -124,13 +126,17 @@ def test_references(build: str) -> None:
 
 @builds
 def test_settings(build: str) -> None:
-    """Section 11, settings: every variable is one of the service's or OpenTelemetry's, has a usable value, is used once."""
+    """Section 11, settings: each variable is the service's or OpenTelemetry's, has a usable value, is used once."""
     documents = built(build)
     variables = settings(documents)
     known = {name.upper() for name in Settings.__struct_fields__}
     assert not [name for name in variables if name not in known and not OTEL.fullmatch(name)]
     assert not SECRETS & set(variables)
     Settings.from_environment(variables)
+    # of OpenTelemetry's specification, "General SDK Configuration"
+    samplers = {f"{root}{way}" for root in ("", "parentbased_") for way in ("always_on", "always_off", "traceidratio")}
+    assert variables.get("OTEL_TRACES_SAMPLER", "always_on") in samplers
+    assert 0 <= float(variables.get("OTEL_TRACES_SAMPLER_ARG", 1)) <= 1
     direct = [variable["name"] for variable in container(build)["env"]]
     assert set(direct) - POD == {"OTEL_RESOURCE_ATTRIBUTES"}
     assert not set(direct) & set(variables)
@@ -152,7 +158,10 @@ def test_resource_attributes(build: str) -> None:
     pairs = dict(pair.split("=") for pair in attributes.split(","))
     assert {"service.instance.id", "k8s.namespace.name", "k8s.pod.name", "k8s.pod.uid", "k8s.node.name"} <= set(pairs)
     assert not re.search(r"\s", attributes)
-    assert settings(built(build))["OTEL_SERVICE_NAME"] == "event-broadcaster"
+    variables = settings(built(build))
+    assert variables["OTEL_SERVICE_NAME"] == "event-broadcaster"
+    assert variables["OTEL_METRICS_EXPORTER"] == "none", "Prometheus scrapes them"
+    assert variables.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf") == "http/protobuf", "the image has no other"
 
 
 @builds
@@ -200,11 +209,14 @@ def test_capacity(build: str) -> None:
     assert cap >= 2 * 3000
     resources = container(build)["resources"]
     megabytes = {sort: int(resources[sort]["memory"].removesuffix("Mi")) for sort in ("requests", "limits")}
-    # k8s/README.md, "How much one pod takes": 62 MiB and 27 KiB a connection
-    full = 62 + cap * 27 / 1024
+    readme = (K8S / "README.md").read_text()
+    ((empty, a_mebibyte),) = re.findall(r"MiB = (\d+) \+ connections / (\d+)", readme)
+    full = int(empty) + cap / int(a_mebibyte)
     assert full <= megabytes["requests"], "a full pod is what is asked of the scheduler"
     assert megabytes["limits"] >= full + 256, "and slow clients have room for what they have not read"
     assert "cpu" not in resources["limits"]
+    (microseconds,) = re.findall(r"events a second × (\d+) µs", readme)
+    assert pytest.approx(10 * int(microseconds) / 1e6) == CORES_PER_CONNECTION, "simulated as measured"
 
 
 @builds
@@ -247,7 +259,7 @@ def test_only_clients_and_producers_from_outside(build: str) -> None:
 
 @builds
 def test_network(build: str) -> None:
-    """Manifests: the pods are denied what is not listed; in are gateway, Prometheus and clients, out is DNS and more."""
+    """Manifests: what is not listed is denied; in are gateway, Prometheus and clients, out is DNS and more."""
     documents = built(build)
     policy = one(documents, "NetworkPolicy")["spec"]
     assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
@@ -256,11 +268,26 @@ def test_network(build: str) -> None:
         for peer in [*rule.get("from", []), *rule.get("to", [])]:
             assert peer
             assert all(value for value in peer.values()), "an empty selector would be everybody"
-    out = {port["port"] for rule in policy["egress"] for port in rule["ports"]}
-    assert {53, 4317, 4318} <= out
+    in_from = {_namespace(peer) for rule in policy["ingress"] for peer in rule["from"]}
+    assert in_from == {"gateway", "monitoring", None}, "None is this namespace"
+    out_to = {
+        (_namespace(peer), port["protocol"], port["port"])
+        for rule in policy["egress"]
+        for peer in rule["to"]
+        for port in rule["ports"]
+    }
+    dns, collector = {("kube-system", sort, 53) for sort in ("UDP", "TCP")}, ("observability", "TCP", 4318)
+    assert out_to >= {*dns, collector}
+    # and whoever is named elsewhere is one of them
+    for name in _names(documents, "HTTPRoute"):
+        assert {parent["namespace"] for parent in one(documents, "HTTPRoute", name)["spec"]["parentRefs"]} <= in_from
     if build.startswith("overlays/"):
         assert one(documents, "NetworkPolicy", "default-deny")["spec"]["podSelector"] == {}
-        assert out & {6379, 6380}
+        redis = out_to - {*dns, collector}
+        assert {port for _, _, port in redis} & {6379, 6380}
+        endpoint = re.fullmatch(r"http://[\w-]+(?:\.(\w+))?:(\d+)", settings(documents)["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        assert endpoint is not None
+        assert (endpoint[1], "TCP", int(endpoint[2])) in out_to
 
 
 def test_dev_finds_its_neighbours() -> None:
@@ -280,9 +307,10 @@ def test_dev_finds_its_neighbours() -> None:
         assert [p["port"] for p in rule["ports"]] == [target]
         assert any(matches(peer["podSelector"], ours) for peer in rule["from"])
         out = one(documents, "NetworkPolicy")["spec"]["egress"]
-        labels = one(documents, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
-        (number,) = (p["containerPort"] for part in one(documents, "Deployment", name)["spec"]["template"]["spec"]["containers"]
-                     for p in part["ports"] if p["name"] == target)  # fmt: skip
+        template = one(documents, "Deployment", name)["spec"]["template"]
+        labels = template["metadata"]["labels"]
+        ports = (p for part in template["spec"]["containers"] for p in part["ports"])
+        (number,) = (p["containerPort"] for p in ports if p["name"] == target)
         assert any(
             matches(peer.get("podSelector", {"matchLabels": {"": ""}}), labels)
             and number in [p["port"] for p in rule["ports"]]
@@ -301,6 +329,8 @@ def test_image() -> None:
     assert f"ARG VERSION={version}\n" in text
     assert re.search(r"^USER ([1-9]\d*):\1$", text, re.MULTILINE)
     assert 'ENTRYPOINT ["python3", "-m", "handlers"]\nCMD ["serve"]' in text
+    for options in re.findall(r"pip install (.*)", text):
+        assert {"--no-deps"} < {"--no-deps", "--require-hashes", "--no-index"} & set(options.split()), "the lock alone"
     user = int(re.findall(r"^USER (\d+)", text, re.MULTILINE)[0])
     assert deployment("base")["template"]["spec"]["securityContext"]["runAsUser"] == user
     environment = dict(shlex.split(part)[0].split("=", 1) for part in re.findall(r"(HOST=\S+|PORT=\S+)", text))
@@ -326,15 +356,12 @@ def behaviors(build: str) -> list[Document]:
         one(documents, "HorizontalPodAutoscaler", n)["spec"]["behavior"]
         for n in _names(documents, "HorizontalPodAutoscaler")
     ]
-    for name in _names(documents, "ScaledObject"):
-        found.append(
-            one(documents, "ScaledObject", name)["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["behavior"]
-        )
-    return found
+    scaled = [one(documents, "ScaledObject", name)["spec"]["advanced"] for name in _names(documents, "ScaledObject")]
+    return found + [advanced["horizontalPodAutoscalerConfig"]["behavior"] for advanced in scaled]
 
 
 def longest_publish() -> float:
-    """What a publish takes at most with the default settings: every try to its deadline, every delay with full jitter."""
+    """What a publish takes at most by default: every try to its deadline, every delay with full jitter."""
     default = Settings()
     tries = (default.broadcast_max_retries + 1) * default.position_check_seconds
     delays = (
@@ -342,6 +369,12 @@ def longest_publish() -> float:
         for k in range(default.broadcast_max_retries)
     )
     return tries + 1.3 * sum(delays)
+
+
+def _namespace(peer: Document) -> str | None:
+    """The namespace that a peer of a network policy names."""
+    name: str | None = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
+    return name
 
 
 def _names(documents: list[Document], kind: str) -> list[str]:
@@ -352,3 +385,41 @@ def test_every_folder_is_built() -> None:
     """Manifests: there is no kustomization that no check builds."""
     found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
     assert found == set(BUILDS)
+
+
+def test_production_finds_redis() -> None:
+    """Manifests: what production's REDIS_URL in k8s/README.md names, port and file, is let out and mounted."""
+    ((port, path),) = re.findall(r"rediss://\S+:(\d+)/0\?ssl_ca_certs=(\S+)'", (K8S / "README.md").read_text())
+    out = one(built("overlays/production"), "NetworkPolicy")["spec"]["egress"]
+    assert int(port) in [each["port"] for rule in out if "ipBlock" in rule["to"][0] for each in rule["ports"]]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container("overlays/production")["volumeMounts"]}
+    assert path == f"{mounts['redis-ca']}/ca.crt"
+
+
+def test_dev_runs() -> None:
+    """Manifests: dev has two replicas, none of them an autoscaler's, and a Jaeger that can be reached."""
+    documents = built("overlays/dev")
+    assert deployment("overlays/dev")["replicas"] == 2
+    (jaeger,) = one(documents, "Deployment", "jaeger")["spec"]["template"]["spec"]["containers"]
+    assert jaeger["env"] == [{"name": "JAEGER_LISTEN_HOST", "value": "0.0.0.0"}]
+    ports = {port["name"]: port["containerPort"] for port in jaeger["ports"]}
+    assert ports == {"otlp-http": 4318, "page": 16686}, "where it listens by itself"
+    assert {doc["kind"] for doc in documents} == {
+        *("ConfigMap", "Deployment", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Secret"),
+        *("Service", "ServiceAccount"),
+    }, "nothing that a plain cluster does not know"
+
+
+def test_readme() -> None:
+    """k8s/README.md: dev is up and seen in five lines, and whatever they name is there."""
+    lines = re.findall(r"```sh\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)[0].splitlines()
+    assert len(lines) == 5
+    documents = built("overlays/dev")
+    text = " ".join(lines)
+    assert set(re.findall(r" -n (\S+)", text)) == {one(documents, "Namespace")["metadata"]["name"]}
+    assert set(re.findall(r"event-broadcaster:[\d.]+", text)) == {container("overlays/dev")["image"]}
+    assert all((ROOT / path).exists() for path in re.findall(r" -[kf] (\S+)", text))
+    assert set(re.findall(r"deploy/(\S+)", text)) == {"event-broadcaster"}
+    ((service, port),) = re.findall(r"svc/(\S+) (\d+)", text)
+    assert int(port) in [each["port"] for each in one(documents, "Service", service)["spec"]["ports"]]
+    assert text.endswith(f"http://localhost:{port}")

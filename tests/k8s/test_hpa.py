@@ -1,4 +1,4 @@
-"""The autoscaling of the manifests, simulated: a day, a storm, a rollout, an outage of the metrics, and anything else."""
+"""The autoscaling of the manifests, simulated: a day, a storm, a rollout, an outage of the metrics, anything else."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -78,7 +78,7 @@ def lowered(wanted: Sequence[tuple[float, int]], begin: float, end: float) -> bo
 
 @scalers
 def test_a_day(build: str) -> None:
-    """Scaling: a day with its morning ramp is one way up and one way down, pods are never overfull, nobody is cut off."""
+    """Scaling: a day with its morning ramp is one way up and one down, no pod is overfull, nobody is cut off."""
     world = fleet(build, 2)
     top = 20_000
 
@@ -218,7 +218,7 @@ def test_a_lag_that_stays(build: str) -> None:
 )
 @settings(max_examples=25, deadline=None)
 def test_whatever_comes(levels: list[int], minutes: int, build: str, outage: int) -> None:
-    """Scaling: under any load, with the metrics away at any time, there is one drain at a time and none without metrics."""
+    """Scaling: whatever the load, the metrics away at any time: one drain at a time, none without metrics."""
     world = fleet(build, 3)
     away = (outage * minutes * MINUTE, (outage + 1) * minutes * MINUTE)
 
@@ -265,7 +265,7 @@ def test_average_over_pods(values: list[float], replicas: int) -> None:
 
 
 def test_pods_that_do_not_count() -> None:
-    """The simulator: a terminating pod is left out, a pending one holds a scale-up back, an unready one only for CPU."""
+    """The simulator: a terminating pod is left out, a pending one holds a scale-up back, an unready one for CPU."""
     full = {pod.name: 200.0 for pod in PODS}
     assert want(full, [*PODS[:3], PODS[3]._replace(phase="terminating")], 3) == 6
     assert want(full, [*PODS[:3], PODS[3]._replace(phase="pending")], 4) == 6
@@ -287,7 +287,7 @@ def test_several_metrics() -> None:
 
 
 def test_windows_and_policies() -> None:
-    """The simulator: the window holds a scale-down until its last higher answer is old; policies count what was done."""
+    """The simulator: the window holds a scale-down until its last higher answer is old; policies count the done."""
     behavior = {
         "scaleUp": {"stabilizationWindowSeconds": 0, "selectPolicy": "Max",
                     "policies": [{"type": "Pods", "value": 4, "periodSeconds": 60},

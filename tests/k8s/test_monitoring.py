@@ -76,10 +76,11 @@ async def busy(replica: Replica) -> None:
 
 
 async def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> None:
-    """Section 10, metrics: the running service has every metric that the manifests name, with the type and the labels."""
+    """Section 10, metrics: the running service has every metric that the manifests name, with type and labels."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
-    text = replica.get("/metrics").text
+    (scraped,) = one(built(PRODUCTION), "ServiceMonitor")["spec"]["endpoints"]
+    text = replica.get(scraped["path"]).text
     run(promtool(), "check", "metrics", input=text)
     exposed = dict(re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE))
     assert {name: exposed.get(name) for name in PROMISED} == {name: kind for name, (kind, _) in PROMISED.items()}
@@ -91,6 +92,28 @@ async def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> N
             assert set(re.findall(r'(\w+)="', labels)) - {"le"} == PROMISED[family][1], name
     labelled = {name for name, (_, labels) in PROMISED.items() if labels}
     assert labelled <= seen
+
+
+def test_keda_asks_for_one_pods_share(tmp_path: Path) -> None:
+    """Scaling: KEDA gets connections a pod, without those that drain, whoever is scraped; no answer is an error."""
+    prometheus = [t for t in one(built("components/hpa-keda"), "ScaledObject")["spec"]["triggers"] if "name" in t]
+    assert {trigger["metadata"]["ignoreNullValues"] for trigger in prometheus} == {"false"}
+    (query,) = (query.text for query in queries() if query.where == "keda: connections")
+    series = [
+        f"{_E}connections{{{POD}}} 100x60",
+        f"{_E}connections{{{OTHER}}} 300x20 _x20 300x20",
+        f"{_E}draining{{{POD}}} 0x40 1x20",
+    ]
+    checks = [
+        {"expr": query, "eval_time": at, "exp_samples": [{"labels": "{}", "value": value}] if value else []}
+        for at, value in (("10m", 200), ("30m", 100), ("50m", 300), ("90m", 0))
+    ]
+    inputs = [dict(zip(("series", "values"), text.split(" ", 1), strict=True)) for text in series]
+    test = {"interval": "1m", "input_series": inputs, "promql_expr_test": checks}
+    (tmp_path / "tests.yaml").write_text(
+        yaml.safe_dump({"rule_files": [], "evaluation_interval": "1m", "tests": [test]})
+    )
+    run(promtool(), "test", "rules", tmp_path / "tests.yaml")
 
 
 @contextmanager
@@ -126,7 +149,7 @@ def asked(http: httpx.Client, query: str) -> list[Any]:
 async def test_prometheus_answers(
     start: Start, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
 ) -> None:
-    """Monitoring: a real Prometheus that scrapes the real service answers every query; no alert fires on a sound one."""
+    """Monitoring: a real Prometheus on the real service answers every query; no alert fires on a sound one."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
     with prometheus(f"127.0.0.1:{replica.port}", unused_ports[0], tmp_path) as http:

@@ -39,14 +39,14 @@ def nobody() -> str:
 
 
 def test_starting(start: Start, nobody: str) -> None:
-    """Section 10, health: without Redis from the start a pod lives and gets no traffic: a wrong URL replaces no good pods."""
+    """Section 10, health: without Redis at the start a pod lives without traffic: a wrong URL replaces no good one."""
     replica = start(ready=False, redis_url=nobody)
     assert passing(replica) == {"startupProbe", "livenessProbe"}
     replica.stop(tolerate=NO_REDIS)
 
 
 def test_starting_with_a_silent_redis(start: Start) -> None:
-    """Section 10, health: a Redis that answers nothing does not keep the server from answering within the start's budget."""
+    """Section 10, health: a Redis that says nothing does not keep a pod from answering within the start's budget."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         replica = start(ready=False, redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}", position_check_seconds=2)
         assert passing(replica) == {"startupProbe", "livenessProbe"}
@@ -83,7 +83,7 @@ async def test_draining(start: Start, valkey: str, channel: str) -> None:
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_budgets(build: str) -> None:
-    """Section 10, health: each probe asks its own route; a slow start is waited for, a busy loop is not taken for a dead one."""
+    """Section 10, health: each probe asks its own route; a slow start is waited for, a busy loop is no dead one."""
     probes = {probe: container(build)[probe] for probe in PROBES}
     assert {probe: probes[probe]["httpGet"]["path"] for probe in PROBES} == {
         "startupProbe": "/health",

@@ -1,4 +1,4 @@
-"""The production example's Redis for real: TLS with a certificate of one's own, and a user that may do this and no more."""
+"""The production example's Redis for real: TLS with a certificate of one's own, a user that may do this and no more."""
 
 import socket
 import subprocess
@@ -92,7 +92,7 @@ async def test_the_example_suffices(server: Server, start: Start) -> None:
 
 
 def test_and_does_not_more(server: Server) -> None:
-    """Section 7, Redis: the example's user reads, writes and publishes nothing else, and nobody else publishes there."""
+    """Section 7, Redis: the example's user reads, writes and publishes nothing else; nobody else publishes there."""
     with redis.Redis.from_url(server.url) as ours:
         for command in (
             ("GET", "other"),

@@ -90,3 +90,13 @@ async def test_a_full_client(redis: FakeRedis) -> None:
         await sink.until(lambda: sink.closed)
         assert sink.outline == ["connected", "system.shutdown", "degraded"]
         await drain
+
+
+async def test_a_client_that_stays_full(redis: FakeRedis) -> None:
+    """Section 9, drain: one whose socket is full until its close is told right before it."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, room=10)
+        await broadcaster.drain(0.0)
+        assert sink.outline == ["connected", "system.shutdown"]
+        assert sink.messages[-1]["data"]["delay_ms"] == 0
+        assert sink.closed == GOING_AWAY

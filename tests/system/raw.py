@@ -51,11 +51,15 @@ class RawFrame(NamedTuple):
 
 
 class RawSocket:
-    """One upgraded (or refused) connection: `status` and `headers` (names in lower case) of the answer."""
+    """One upgraded (or refused) connection: `status` and `headers` (names in lower case) of the answer.
+
+    `was_reset` says, after `ended`, that the connection did not end in good order.
+    """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
+        self.was_reset = False
         self._reader = reader
         self._writer = writer
 
@@ -86,6 +90,10 @@ class RawSocket:
         """Send anything."""
         self._writer.write(data)
 
+    def send_eof(self) -> None:
+        """Say that nothing more will be sent, and go on reading."""
+        self._writer.write_eof()
+
     async def sent(self) -> None:
         """Wait until the server, or the buffers on the way, have taken nearly all that was sent."""
         await self._writer.drain()
@@ -115,7 +123,7 @@ class RawSocket:
                 while piece := await self._reader.read(1 << 16):
                     rest += piece
         except ConnectionResetError:
-            pass
+            self.was_reset = True
         return rest
 
     def abort(self) -> None:

@@ -5,6 +5,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
 from tests.system.conftest import Start
-from tests.system.raw import raw_socket
+from tests.system.raw import CLOSE, TEXT, RawSocket, raw_socket
 from tests.system.replica import Replica
 from tests.waiting import eventually
 
@@ -129,15 +130,48 @@ async def test_kept_alive_connections_do_not_hold_it(draining: Callable[..., Rep
         assert time.monotonic() - started < 5
 
 
-async def test_client_that_does_not_answer(draining: Callable[..., Replica]) -> None:
-    """Section 9, drain: who does not answer its close frame within 5 s is cut off, and does not keep the process."""
-    replica = draining(drain_seconds=0.1)
-    async with raw_socket(replica) as raw:
-        assert (await raw.receive()).json["type"] == "connected"
+async def close_of(raw: RawSocket, manner: str, go: asyncio.Event) -> int:
+    """What code a client of this manner is closed with; fails unless the connection then ends in good order."""
+    talking = asyncio.create_task(talk(raw)) if manner == "talks all the time" else None
+    if manner == "reads late":
+        await go.wait()
+        await asyncio.sleep(2)
+    close = await raw.receive_close()
+    if talking is not None:
+        talking.cancel()
+    if manner == "answers late":
+        await asyncio.sleep(2)
+    if manner != "never answers":
+        raw.send(CLOSE, close.payload)
+    if manner == "shuts its side":
+        raw.send_eof()
+    assert await raw.ended() == b"", "nothing comes after the close"
+    assert not raw.was_reset
+    return close.code
+
+
+async def talk(raw: RawSocket) -> None:
+    """Send one message after another."""
+    while True:
+        raw.send(TEXT, b'{"type":"pong"}')
+        await asyncio.sleep(0.002)
+
+
+async def test_every_client_sees_the_code(draining: Callable[..., Replica]) -> None:
+    """Section 9, drain: every client reads 1012 and none is reset; who never answers does not keep the process."""
+    manners = ("answers", "answers late", "never answers", "shuts its side", "talks all the time", "reads late")
+    # nearly at once, so that the process would have ended before some of them have answered
+    replica, go = draining(drain_seconds=0.05), asyncio.Event()
+    async with AsyncExitStack() as stack:
+        closes = []
+        for manner in 8 * manners:
+            raw = await stack.enter_async_context(raw_socket(replica))
+            assert (await raw.receive()).json["type"] == "connected"
+            closes.append(asyncio.create_task(close_of(raw, manner, go)))
         started = time.monotonic()
         replica.signal()
-        assert (await raw.receive_close()).code == 1012
-        await raw.ended()
+        go.set()
+        assert set(await asyncio.gather(*closes)) == {1012}
         assert await asyncio.to_thread(replica.ended) == 0
         assert time.monotonic() - started < 15
 
