@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable, Sequence
+from itertools import count
 
 import msgspec
 
@@ -110,6 +111,9 @@ class Publisher:
         self._base_delay, self._max_delay = delays
         self._clock = clock
         self.metrics = BroadcastRetryMetrics()
+        # ids of publishes: no two replicas, and no two lives of one, have the same name
+        self._name = secrets.token_hex(8)
+        self._numbers = count(1)
 
     async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
         """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
@@ -118,7 +122,7 @@ class Publisher:
         begin = self._clock()
         try:
             with self._observer.publishing(Publishing(types, options.trace)) as trace:
-                id = secrets.token_hex(8)
+                id = f"{self._name}-{next(self._numbers)}"
                 names = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
                 pairs = zip(messages, names, strict=True)
                 events = [(name, encode_tail(message, name, trace, begin)) for message, name in pairs]
