@@ -15,9 +15,10 @@ from kernel.transport import Position
 
 __all__ = ["Walk", "chunks"]
 
-# A socket write costs the kernel about 5 µs and 1 µs for each further 5 kB: both bounds are some milliseconds.
-_WRITES = 400
-_BYTES = 4 * 1024 * 1024
+# A socket write costs the kernel about 5 µs and 1 µs for each further 5 kB: both bounds are a millisecond or less, and
+# several times that on a machine that others use too.
+_WRITES = 150
+_BYTES = 2 * 1024 * 1024
 
 
 class Walk:
