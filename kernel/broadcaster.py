@@ -157,7 +157,7 @@ class EventBroadcaster(Publisher):
         await self.stop()
 
     async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
-        """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
+        """Publish messages that were checked, in their order, under consecutive numbers and in one round trip."""
         if not self._started:
             raise NotStarted("start the broadcaster first: `async with EventBroadcaster(transport) as broadcaster`")
         return await super().publish(messages, options)
