@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException
+from litestar.exceptions import HTTPException, MethodNotAllowedException
 from litestar.types import ExceptionHandlersMap
 
 from kernel import BroadcastFailed, CircuitOpen, FieldError, MessageInvalid, NotStarted
@@ -29,6 +29,7 @@ _logger = logging.getLogger(__name__)
 _DETAILS: Final = {
     HTTPStatus.NOT_FOUND: "There is nothing at this path; GET /schema lists what there is.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not take this method; the Allow header names those it takes.",
+    HTTPStatus.UPGRADE_REQUIRED: "This path is a WebSocket: it takes an upgrade, and no plain request.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong in this service; its log says where.",
 }
 
@@ -56,6 +57,12 @@ def _as_problem(request: Request[Any, Any, Any], error: Exception) -> Response[P
             )
         case NotStarted():
             return _unavailable("The service is starting or stopping.", 1.0)
+        case MethodNotAllowedException(headers={"allow": "websocket"}):
+            if request.method == "GET":
+                status = HTTPStatus.UPGRADE_REQUIRED
+                return _answer(status, _DETAILS[status], headers={"upgrade": "websocket", "connection": "upgrade"})
+            status = HTTPStatus.METHOD_NOT_ALLOWED
+            return _answer(status, _DETAILS[status], headers={"allow": "GET"})
         case HTTPException() if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             status = HTTPStatus(error.status_code)
             detail = _DETAILS.get(status) or error.detail

@@ -19,6 +19,7 @@ _SECRETS: Final = frozenset({"api_keys", "websocket_token", "jwt_secret", "inter
 _REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _MASK: Final = "***"
 _RESERVED: Final = "reserved"
+_MOST: Final = 10**18 - 1  # of any size or count; fits all that they are handed to
 
 
 class SettingsError(Exception):
@@ -33,6 +34,10 @@ def _at_least(low: int, description: str) -> Meta:
     return Meta(ge=low, description=description)
 
 
+def _integer(low: int, description: str, high: int = _MOST) -> Meta:
+    return Meta(ge=low, le=high, description=description)
+
+
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """Every setting under its environment variable's name in lower case.
 
@@ -40,13 +45,13 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
-    port: Annotated[int, Meta(ge=0, le=65535, description="port to listen on; 0: any free one")] = 8000
+    port: Annotated[int, _integer(0, "port to listen on; 0: any free one", 65535)] = 8000
     redis_url: Annotated[str | None, Meta(description="redis://, rediss:// or unix://; unset: embedded Valkey")] = None
     redis_event_channel: Annotated[str, Meta(description="Redis channel, and the prefix of its keys")] = (
         "security_events"
     )
-    history_size: Annotated[int, _at_least(1, "newest events kept in Redis")] = 10000
-    message_buffer_size: Annotated[int, _at_least(1, "newest events kept in memory")] = 100
+    history_size: Annotated[int, _integer(1, "newest events kept in Redis")] = 10000
+    message_buffer_size: Annotated[int, _integer(1, "newest events kept in memory")] = 100
     api_keys: Annotated[tuple[str, ...], Meta(description="comma-separated keys; empty: open")] = ()
     websocket_token: Annotated[str, Meta(description="token asked of WebSocket clients; empty: not asked")] = ""
     api_keys_file: Annotated[str, Meta(description=_RESERVED)] = ""
@@ -57,17 +62,20 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     allowed_origins: Annotated[tuple[str, ...], Meta(description="comma-separated origins; empty: any")] = ()
     websocket_ping_interval_seconds: Annotated[float, _positive("time between heartbeats")] = 30.0
     websocket_idle_timeout_seconds: Annotated[float, _positive("silence after which a client is closed")] = 300.0
-    websocket_max_message_size: Annotated[int, _at_least(1024, "largest message a client may send")] = 65536
-    websocket_max_connections: Annotated[int, _at_least(0, "most connections at a time; 0: no cap")] = 0
-    websocket_compression_threshold: Annotated[int, _at_least(0, "format=zlib: compress from this size on")] = 1024
-    websocket_compression_level: Annotated[int, Meta(ge=1, le=9, description="zlib level")] = 6
-    websocket_send_buffer_bytes: Annotated[int, _at_least(1024, "unsent bytes that make a client slow")] = 1048576
+    websocket_max_message_size: Annotated[int, _integer(1024, "largest message a client may send")] = 65536
+    websocket_max_connections: Annotated[int, _integer(0, "most connections at a time; 0: no cap")] = 0
+    websocket_compression_threshold: Annotated[int, _integer(0, "format=zlib: compress from this size on")] = 1024
+    websocket_compression_level: Annotated[int, _integer(1, "zlib level", 9)] = 6
+    # uvloop holds the mark in an int
+    websocket_send_buffer_bytes: Annotated[int, _integer(1024, "unsent bytes that make a client slow", 2**31 - 1)] = (
+        1048576
+    )
     websocket_max_age_seconds: Annotated[float, _at_least(0, "age at which a connection is closed; 0: none")] = 0.0
-    http_max_body_bytes: Annotated[int, _at_least(0, "largest request body")] = 1048576
-    broadcast_max_retries: Annotated[int, _at_least(0, "retries of a publish")] = 3
+    http_max_body_bytes: Annotated[int, _integer(0, "largest request body")] = 1048576
+    broadcast_max_retries: Annotated[int, _integer(0, "retries of a publish")] = 3
     broadcast_base_delay_seconds: Annotated[float, _at_least(0, "delay before the first retry")] = 1.0
     broadcast_max_delay_seconds: Annotated[float, _at_least(0, "longest delay before a retry")] = 30.0
-    circuit_failure_threshold: Annotated[int, _at_least(0, "failures in a row that open the circuit")] = 5
+    circuit_failure_threshold: Annotated[int, _integer(0, "failures in a row that open the circuit")] = 5
     circuit_recovery_seconds: Annotated[float, _positive("time until an open circuit is tried again")] = 30.0
     supervision_interval_seconds: Annotated[float, _positive("time between looks at the listener")] = 30.0
     position_check_seconds: Annotated[float, _positive("time between comparisons with Redis")] = 5.0
@@ -154,9 +162,9 @@ def _parse(kind: inspect.Type, text: str) -> object:
     match kind:
         case inspect.IntType(ge=low, le=high):
             # int() alone would also take 1_000 and the digits of other scripts.
-            value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,18}", text) else -1
-            if value < (low or 0) or (high is not None and value > high):
-                raise ValueError(f"must be an integer {f'from {low} to {high}' if high else f'of at least {low}'}")
+            value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,100}", text) else -1
+            if not cast(int, low) <= value <= cast(int, high):
+                raise ValueError(f"must be an integer from {low} to {high}")
             return value
         case inspect.FloatType(gt=above):
             number = float(text) if re.fullmatch(r"\+?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text) else math.nan

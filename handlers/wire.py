@@ -13,6 +13,7 @@ import socket
 import struct
 import termios
 from collections.abc import Callable, Sequence
+from http import HTTPStatus
 from typing import Any
 
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
@@ -53,10 +54,10 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
     def process_request_params(
         self, params: Sequence[ExtensionParameter], accepted_extensions: Sequence[Extension]
     ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
-        for name, value in params:
-            if name == "server_max_window_bits" and value is not None and int(value) < WINDOW_BITS:
-                raise NegotiationError("the shared frames need a larger window")
-        return super().process_request_params(params, accepted_extensions)
+        response, extension = super().process_request_params(params, accepted_extensions)
+        if extension.local_max_window_bits < WINDOW_BITS:
+            raise NegotiationError("the shared frames need a larger window")
+        return response, extension
 
 
 class WireProtocol(WebSocketsSansIOProtocol):
@@ -109,7 +110,8 @@ class WireProtocol(WebSocketsSansIOProtocol):
         self.transport.set_write_buffer_limits(high=self._high_water, low=self._high_water // 4)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Free whoever waits for this socket."""
+        """Free whoever waits for this socket; an end without a close frame is 1006 (RFC 6455, 7.1.5)."""
+        self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
         self.blocked = False
         self.on_blocked = None
@@ -159,7 +161,14 @@ class WireProtocol(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:  # noqa: ANN401  an ASGI event
-        """Send an ASGI event; a refusal by HTTP ends the handshake, which uvicorn forgets and logs as an error."""
+        """Send an ASGI event; a refusal by HTTP ends the handshake, which uvicorn forgets and logs as an error.
+
+        Litestar closes what it has no route for, before it was accepted. uvicorn would make a 403 of that.
+        """
+        if message["type"] == "websocket.close" and not self.handshake_complete:
+            status = 500 if message.get("reason") == HTTPStatus.INTERNAL_SERVER_ERROR.phrase else 404
+            await super().send({"type": "websocket.http.response.start", "status": status, "headers": []})
+            message = {"type": "websocket.http.response.body", "body": b""}
         await super().send(message)
         if message["type"] == "websocket.http.response.body":
             self.handshake_complete = True

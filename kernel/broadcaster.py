@@ -45,7 +45,10 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def retry_lifetime(self) -> float:
         """For how many seconds a publish may be tried again under its id: every delay, every deadline, and a margin."""
-        delays = sum(backoff(attempt, self.base_delay, self.max_delay, 1.0) for attempt in range(self.max_retries))
+        # from the 1,024th on they no longer grow, and there may be any number of them
+        growing = min(self.max_retries, 1024)
+        delays = sum(backoff(attempt, self.base_delay, self.max_delay, 1.0) for attempt in range(growing))
+        delays += (self.max_retries - growing) * backoff(growing, self.base_delay, self.max_delay, 1.0)
         return delays + (self.max_retries + 2) * self.position_check_seconds + 10.0
 
 

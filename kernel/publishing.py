@@ -7,7 +7,7 @@ from itertools import count
 
 import msgspec
 
-from kernel.decoding import MAX_BATCH
+from kernel.checking import check_batch, check_message
 from kernel.envelope import TraceContext, encode_tail
 from kernel.errors import (
     BroadcasterError,
@@ -89,6 +89,7 @@ class ReplayedReceipt(Receipt, frozen=True):
 class Publisher:
     """One method per message family; all return the receipt, and raise `CircuitOpen` or `BroadcastFailed`.
 
+    They check what they are given and raise `MessageInvalid` with the fields at fault; `publish` does not.
     `fence()` is the last event that this replica delivered. `delays` are the back-off's base and maximum in seconds.
     """
 
@@ -116,7 +117,10 @@ class Publisher:
         self._numbers = count(1)
 
     async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
-        """Publish messages of any mix, in their order, under consecutive numbers and in one round trip."""
+        """Publish messages of any mix, in their order, under consecutive numbers and in one round trip.
+
+        They are taken as they are: for those that `decode_message` and `decode_batch` have read, and so checked.
+        """
         options = options or _NONE
         types = [wire_type_of(message) for message in messages]
         begin = self._clock()
@@ -179,11 +183,10 @@ class Publisher:
     ) -> list[Receipt]:
         """Publish 1 to 1,000 messages of any mix, in their order, under consecutive numbers.
 
-        Raises `MessageInvalid` for none or more.
+        A message is its data under its type: `EventMessage(data=EventData(…))`, `AlertCreatedMessage(data=…)`. One
+        that is none or breaks its rules, none at all or more: `MessageInvalid`, and nothing is published.
         """
-        if not 1 <= len(messages) <= MAX_BATCH:
-            raise MessageInvalid([FieldError("", f"must be 1 to {MAX_BATCH:,} messages")])
-        return await self.publish(messages, options)
+        return await self.publish(check_batch(messages), options)
 
     async def broadcast_event(self, data: EventData, *, options: PublishOptions | None = None) -> Receipt:
         """Publish a security event."""
@@ -255,4 +258,4 @@ class Publisher:
         return await self._one(SummaryUpdateMessage(data=SummaryUpdateData(hourly=hourly, daily=daily)), options)
 
     async def _one(self, message: Message, options: PublishOptions | None) -> Receipt:
-        return (await self.publish((message,), options))[0]
+        return (await self.publish((check_message(message),), options))[0]

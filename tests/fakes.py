@@ -1,11 +1,10 @@
 """Stand-ins with a small life of their own, shared by the tests; no mocks."""
 
 import asyncio
-import inspect
 import json
 import zlib
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -19,8 +18,8 @@ from kernel import (
     CircuitState,
     CircuitStatus,
     CloseReason,
-    EventBroadcaster,
     Joined,
+    Message,
     PublishOptions,
     Receipt,
     ReplayedReceipt,
@@ -35,12 +34,12 @@ _T = TypeVar("_T")
 class FakeBroadcaster:
     """A broadcaster without Redis: numbers what it is given, remembers idempotency keys, and records every publish.
 
-    It takes exactly the `broadcast_*` calls that the real one takes. `calls` holds (method, arguments by name) and
-    `options` those of each call; `error` is raised instead, if set. The rest is what `/health` is to see.
+    `calls` holds the messages of each publish and `options` its options; `error` is raised instead, if set. The rest is
+    what `/health` is to see.
     """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.calls: list[list[Message]] = []
         self.options: list[PublishOptions | None] = []
         self.error: Exception | None = None
         self.subscribers = 2
@@ -54,22 +53,13 @@ class FakeBroadcaster:
         self.metrics = BroadcastRetryMetrics()
         self._seen: dict[str, list[Receipt]] = {}
 
-    def __getattr__(self, name: str) -> Callable[..., Awaitable[Receipt | list[Receipt]]]:
-        if not name.startswith("broadcast_"):
-            raise AttributeError(name)
-        signature = inspect.signature(getattr(EventBroadcaster, name))
-
-        async def publish(*args: Any, options: PublishOptions | None = None, **named: Any) -> Receipt | list[Receipt]:
-            arguments = signature.bind(self, *args, options=options, **named).arguments
-            given = {key: value for key, value in arguments.items() if key not in ("self", "options")}
-            self.calls.append((name, given))
-            self.options.append(options)
-            if self.error is not None:
-                raise self.error
-            receipts = self._number(len(given["messages"]) if name == "broadcast_batch" else 1, options)
-            return receipts if name == "broadcast_batch" else receipts[0]
-
-        return publish
+    async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
+        """Number them."""
+        self.calls.append(list(messages))
+        self.options.append(options)
+        if self.error is not None:
+            raise self.error
+        return self._number(len(messages), options)
 
     def _number(self, count: int, options: PublishOptions | None) -> list[Receipt]:
         key = options.idempotency_key if options is not None else None

@@ -267,6 +267,30 @@ async def test_alerts_of_no_kind(redis: FakeRedis, data: AlertData | AlertDelete
         assert "publish" not in redis.calls
 
 
+async def test_messages_built_in_python_are_checked(redis: FakeRedis, ears: Ears) -> None:
+    """Section 12: what breaks the rules of section 3 is refused with its fields before anything is published."""
+    bad: Any = {"id": "x", "risk_score": 500, "risk_level": "nope"}
+    async with replica(redis, observer=ears) as broadcaster:
+        with pytest.raises(MessageInvalid) as caught:
+            await broadcaster.broadcast_event(replace(EVENT, **bad))
+        assert [error.field for error in caught.value.errors] == ["data.id", "data.risk_score", "data.risk_level"]
+        with pytest.raises(MessageInvalid) as caught:
+            await broadcaster.broadcast_batch([*batch(3), EventMessage(data=replace(EVENT, **bad))])
+        assert caught.value.errors[0].field == "[3].data.id"
+        assert "publish" not in redis.calls
+        assert ears.publishes == []
+
+
+async def test_enums_in_lower_case(redis: FakeRedis) -> None:
+    """Section 3, enums: from Python too they are taken in any letter case and emitted in lower case."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        await broadcaster.broadcast_event(replace(EVENT, risk_level="CRITICAL"))
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["data"]["risk_level"] == "critical"
+        assert sink.messages[-1]["requires_ack"] is True
+
+
 # -- idempotency
 
 
@@ -342,7 +366,7 @@ async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None
     """Section 8, publish retry: a message that cannot be encoded is the caller's fault and says nothing of the link."""
     async with replica(redis, observer=ears) as broadcaster:
         with pytest.raises(TypeError):
-            await broadcaster.broadcast_event(replace(EVENT, summary=object()))  # type: ignore[arg-type]
+            await broadcaster.publish([EventMessage(data=replace(EVENT, summary=object()))])
         assert ears.retries == []
         assert broadcaster.get_circuit_state().total_failures == 0
 

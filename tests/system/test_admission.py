@@ -250,9 +250,15 @@ async def test_broken_protocol(replica: Replica, data: bytes, code: int) -> None
 
 async def test_no_websocket(replica: Replica) -> None:
     """The WebSocket's path is of no use to plain HTTP, and other paths are of none to a WebSocket."""
-    assert (await replica.request("GET", "/ws/events")).status_code in (404, 405, 426)
-    async with raw_socket(replica, "/elsewhere") as raw:
-        assert 400 <= raw.status < 500
+    answer = await replica.request("GET", "/ws/events")
+    assert answer.status_code == 426
+    assert [answer.headers[name] for name in ("upgrade", "connection")] == ["websocket", "upgrade"]
+    assert (answer.headers["content-type"], answer.json()["status"]) == ("application/problem+json", 426)
+    answer = await replica.request("POST", "/ws/events")
+    assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
+    for path in ("/elsewhere", "/", "/health", "/broadcast/event", "/ws/events/more"):
+        async with raw_socket(replica, path) as raw:
+            assert raw.status == 404
 
 
 @pytest.mark.parametrize(

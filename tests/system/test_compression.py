@@ -125,6 +125,33 @@ async def test_window_too_small(replica: Replica, bits: int) -> None:
         assert (frame.opcode, frame.compressed) == (TEXT, False)
 
 
+@pytest.mark.parametrize(
+    ("offer", "status"),
+    [
+        ("permessage-deflate; server_max_window_bits=abc", 101),
+        ("permessage-deflate; server_max_window_bits=\xb2", 400),
+        ("permessage-deflate; server_max_window_bits=-12", 101),
+        ("permessage-deflate; server_max_window_bits=" + "9" * 5000, 101),
+        ("permessage-deflate; server_max_window_bits", 101),
+        ("permessage-deflate; server_max_window_bits=12; server_max_window_bits=12", 101),
+        ("permessage-deflate; client_max_window_bits=abc", 101),
+        ("permessage-deflate; server_no_context_takeover=1", 101),
+        ("permessage-deflate; unknown", 101),
+        ("permessage-deflate; =12", 400),
+        ("permessage-deflate;;", 400),
+        ('permessage-deflate; server_max_window_bits="', 400),
+        (",", 400),
+    ],
+)
+async def test_malformed_offer(replica: Replica, offer: str, status: int) -> None:
+    """RFC 7692, 7.1: an offer with a bad parameter is passed over, a broken header is a 400; none is logged."""
+    before = replica.log
+    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+        assert raw.status == status
+        assert "sec-websocket-extensions" not in raw.headers
+    assert "Traceback" not in replica.log.removeprefix(before)
+
+
 async def test_window_is_kept(replica: Replica) -> None:
     """Section 4, permessage-deflate: no frame needs a larger window than was agreed."""
     offer = "permessage-deflate; server_max_window_bits=12"

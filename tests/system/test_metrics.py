@@ -18,6 +18,7 @@ from telemetry import METRICS
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.parties import marked
+from tests.system.raw import CLOSE, raw_socket
 from tests.system.replica import Replica
 from tests.system.slow import slow_client
 from tests.waiting import eventually
@@ -403,7 +404,7 @@ async def test_acks(counting: Replica) -> None:
 
 
 async def test_closes(counting: Replica) -> None:
-    """Section 10, metrics: connections accepted and closed, by their code."""
+    """Section 10, metrics: connections accepted and closed, by their code; RFC 6455, 7.1.5: 1005 and 1006 are two."""
     async with connected(counting.websocket()) as refused:
         assert (await refused.closed())[0] == 1008
     async with connected(counting.websocket(api_key="key")) as client:
@@ -412,3 +413,11 @@ async def test_closes(counting: Replica) -> None:
     await eventually(lambda: counting.metric("closes_total", code="1000") == 1, 15)
     await eventually(lambda: counting.metric("closes_total", code="1008") == 1, 15)
     assert counting.metric("accepts_total") == counting.metric("closes_total") == 2
+    async with raw_socket(counting, "/ws/events?api_key=key") as silent:
+        silent.send(CLOSE)
+        await silent.receive_close()
+    async with raw_socket(counting, "/ws/events?api_key=key") as vanishing:
+        vanishing.abort()
+    await eventually(lambda: counting.metric("closes_total", code="1005") == 1, 15)
+    await eventually(lambda: counting.metric("closes_total", code="1006") == 1, 15)
+    assert counting.metric("accepts_total") == counting.metric("closes_total") == 4

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from handlers.settings import settings_help
 from tests.network import Proxy
 from tests.system.client import connected
 from tests.system.conftest import FAST, Start
@@ -204,10 +205,12 @@ def test_no_redis_at_all(tmp_path: Path) -> None:
         ("PORT", "http", "65535"),
         ("HISTORY_SIZE", "0", "1"),
         ("HISTORY_SIZE", "1.5", "1"),
+        ("HISTORY_SIZE", "9" * 20, "9" * 18),
         ("WEBSOCKET_PING_INTERVAL_SECONDS", "0", "0"),
         ("WEBSOCKET_PING_INTERVAL_SECONDS", "nan", "0"),
         ("WEBSOCKET_MAX_MESSAGE_SIZE", "1023", "1024"),
         ("WEBSOCKET_SEND_BUFFER_BYTES", "-1", "1024"),
+        ("WEBSOCKET_SEND_BUFFER_BYTES", "2147483648", "2147483647"),
         ("WEBSOCKET_COMPRESSION_LEVEL", "10", "9"),
         ("DRAIN_SECONDS", "-0.1", "0"),
         ("LOG_FORMAT", "xml", "json"),
@@ -222,6 +225,23 @@ def test_bad_setting(name: str, value: str, allowed: str) -> None:
     assert name in line
     assert value in line
     assert allowed in line.replace(value, "", 1)
+
+
+async def test_largest_settings(start: Start, valkey: str, channel: str) -> None:
+    """Section 11, settings: with the largest sizes, counts and seconds that are taken the service works."""
+    most = 10**18 - 1
+    sizes = ("history_size", "message_buffer_size", "websocket_max_message_size", "websocket_compression_threshold")
+    counts = ("http_max_body_bytes", "broadcast_max_retries", "circuit_failure_threshold", "websocket_max_connections")
+    seconds = [name.lower() for name, default, _ in settings_help() if "SECONDS" in name and name != "DRAIN_SECONDS"]
+    settings = {**dict.fromkeys([*sizes, *counts], most), **dict.fromkeys(seconds, 1e308)}
+    replica = await asyncio.to_thread(
+        start, redis_url=valkey, redis_event_channel=channel, websocket_send_buffer_bytes=2**31 - 1, **settings
+    )
+    async with connected(replica.websocket()) as client:
+        await client.next()
+        assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).json()["sequence"] == 1
+        assert (await client.next())["sequence"] == 1
+    await asyncio.to_thread(replica.stop)
 
 
 def test_wrong_arguments() -> None:
