@@ -15,10 +15,10 @@ import httpx
 import pytest
 import redis.asyncio
 
+from tests.network import Proxy, Way
 from tests.system.conftest import Start
 from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
 from tests.system.history import History, complaints
-from tests.system.proxy import Proxy, Way
 from tests.system.replica import Replica
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))

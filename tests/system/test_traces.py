@@ -12,7 +12,7 @@ import redis
 
 from telemetry import FLUSH_SECONDS
 from tests.collector import Collector, Span, tree
-from tests.network import Proxy
+from tests.network import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica
@@ -261,12 +261,11 @@ async def test_a_retried_publish(start: Start, valkey: str, channel: str, collec
         settings = {"redis_event_channel": channel, "broadcast_base_delay_seconds": 0.3}
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "retrying"))
         await replica.post(ROUTE, BODY)
-        way.refuse()
-        way.cut()
+        await way.go(Way.REFUSE)
         headers = traced_by()
         publishing = asyncio.create_task(replica.request("POST", ROUTE, json=BODY, headers=headers))
         await eventually(lambda: replica.metric("retries_total") == 1, 15)
-        await way.listen()
+        await way.go(Way.PASS)
         assert (await publishing).status_code == 202
         spans = await collector.complete(trace_of(headers), 6)
     assert tree(spans) == [
@@ -310,7 +309,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
         }
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "failing"))
         # the subscription stays, so that no failure but those of the publish counts
-        way.refuse()
+        await way.go(Way.SHUT)
         with redis.Redis.from_url(valkey) as link:
             link.client_kill_filter(_type="normal", skipme=True)
         headers = traced_by()
@@ -340,7 +339,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
         assert tree(spans) == [SERVER + " !", f"  publish {channel} !"]
         assert one(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
 
-        await way.listen()
+        await way.go(Way.PASS)
         (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")
         (closed,) = await collector.wait("circuit half_open -> closed", instance="failing")
         assert (tried.links, closed.links) == ([], [])
