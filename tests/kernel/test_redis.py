@@ -74,7 +74,7 @@ async def test_names(replica: RedisTransport, client: Any) -> None:
     ]
     assert [id for id, _ in await client.xrange("{doors}:history")] == [b"1-0", b"2-0"]
     assert set(await client.keys()) == {b"{doors}:position", b"{doors}:history", b"{doors}:idempotency:request"}
-    assert await replica.read(1, 9) == (NOWHERE, 1, [])
+    assert await replica.read(1, 9) == (NOWHERE, 1, [], 1)
 
 
 def client_url(client: Any) -> str:
@@ -230,7 +230,7 @@ async def test_history_of_another_type(replica: RedisTransport, client: Any) -> 
     fence = await publish(replica, "a")
     await client.delete(HISTORY)
     await client.set(HISTORY, "x")
-    assert await replica.read(1, 9) == (fence.position, 2, [])
+    assert await replica.read(1, 9) == (fence.position, 2, [], 2)
     assert await replica.position(FRESH) == fence.position
     epoch, sequence = await replica.position(fence)
     assert epoch != fence.position.epoch
