@@ -225,7 +225,7 @@ MESSAGES: tuple[str | bytes, ...] = (
     '{"type":"\\ud800"}',
     '{"type":"poison\\u0000"}',
     '{"type":"subscribe","data":{"events":["poison",null]}}',
-    '{"type":"subscribe","data":{"events":["' + "[" * 256 + '"]}}',
+    '{"type":"subscribe","data":{"events":["' + "[" * 257 + '"]}}',
     '{"type":"unsubscribe","data":{"events":{"poison":1}}}',
     '{"type":"resync","data":{"last_sequence":1e999}}',
     '{"type":"resync","data":{"last_sequence":' + "9" * 5_000 + "}}",
