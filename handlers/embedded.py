@@ -27,7 +27,7 @@ __all__ = ["EmbeddedUnavailable", "EmbeddedValkey"]
 
 _log = logging.getLogger(__name__)
 
-_PREFIX: Final = "event-broadcaster-"
+_PREFIX: Final = "event-broadcaster-valkey-"
 _SOCKET: Final = "valkey.sock"
 _LOG: Final = "valkey.log"
 _LONGEST_PATH: Final = 103  # bytes; Linux would take four more

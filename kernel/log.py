@@ -42,15 +42,23 @@ class Offered(NamedTuple):
     misfits: list[Position]
 
 
+class _Read(NamedTuple):
+    """A page's events, with the oldest number and the first behind the page that were kept when it was read."""
+
+    frames: list[Frame]
+    oldest: int
+    beyond: int
+
+
 class Log:
     """Events and markers in their order; `size` frames of them in memory."""
 
     def __init__(self, transport: Transport, size: int) -> None:
         self.ring = Ring(size)
         self._transport = transport
-        self._pages: OrderedDict[tuple[str, int], tuple[list[Frame], int]] = OrderedDict()
+        self._pages: OrderedDict[tuple[str, int], _Read] = OrderedDict()
         self._kept_bytes = 0
-        self._reading: dict[tuple[str, int, int], asyncio.Task[tuple[list[Frame], int]]] = {}
+        self._reading: dict[tuple[str, int, int], asyncio.Task[_Read]] = {}
 
     @property
     def place(self) -> Position:
@@ -110,14 +118,14 @@ class Log:
         """The next frames after `place` in Redis's history, `last` being the newest to take; at least one."""
         epoch, sequence = place
         number = sequence // PAGE
-        frames, oldest = await self._page(epoch, number, last)
+        frames, oldest, beyond = await self._page(epoch, number, last)
         if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
             raise Gone(min(oldest, last + 1))
-        end = min((number + 1) * PAGE, last)
-        return list(_with_gaps(frames, epoch, sequence, end))
+        # a hole is told whole: however far a position was put ahead, it is one step
+        return list(_with_gaps(frames, epoch, sequence, min(beyond - 1, last)))
 
-    async def _page(self, epoch: str, number: int, last: int) -> tuple[list[Frame], int]:
-        """A page's events up to `last`, and the oldest number that was kept when it was read."""
+    async def _page(self, epoch: str, number: int, last: int) -> _Read:
+        """A page's events up to `last`."""
         kept = self._pages.get((epoch, number))
         if kept is not None:
             self._pages.move_to_end((epoch, number))
@@ -131,21 +139,21 @@ class Log:
         # one reader that gives up must not take the answer from the others
         return await asyncio.shield(task)
 
-    async def _read(self, epoch: str, number: int, end: int) -> tuple[list[Frame], int]:
+    async def _read(self, epoch: str, number: int, end: int) -> _Read:
         page = await self._transport.read(number * PAGE + 1, end)
         if page.position.epoch != epoch or page.position.sequence < end:
             raise Moved
-        frames = [Frame.of(epoch, entry) for entry in page.entries]
+        read = _Read([Frame.of(epoch, entry) for entry in page.entries], page.oldest, page.beyond)
         if end == (number + 1) * PAGE:
-            self._keep((epoch, number), frames, page.oldest)
-        return frames, page.oldest
+            self._keep((epoch, number), read)
+        return read
 
-    def _keep(self, key: tuple[str, int], frames: list[Frame], oldest: int) -> None:
-        self._pages[key] = (frames, oldest)
-        self._kept_bytes += sum(frame.size for frame in frames)
+    def _keep(self, key: tuple[str, int], read: _Read) -> None:
+        self._pages[key] = read
+        self._kept_bytes += sum(frame.size for frame in read.frames)
         while len(self._pages) > _KEPT_PAGES or (self._kept_bytes > _KEPT_BYTES and len(self._pages) > 1):
-            _, (dropped, _) = self._pages.popitem(last=False)
-            self._kept_bytes -= sum(frame.size for frame in dropped)
+            _, dropped = self._pages.popitem(last=False)
+            self._kept_bytes -= sum(frame.size for frame in dropped.frames)
 
 
 def _with_gaps(frames: Iterable[Frame], epoch: str, after: int, last: int) -> Iterable[Frame]:

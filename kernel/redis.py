@@ -131,20 +131,19 @@ class RedisTransport:
             pipeline.hmget(self._position_key, "epoch", "sequence")
             pipeline.xrange(self._history_key, count=1)
             pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
+            pipeline.xrange(self._history_key, f"{last + 1}-0", count=1)
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
             return [_usable(answer) for answer in answers]
 
-        numbering, oldest, entries = await self._bounded(self._reader, call)
+        numbering, oldest, entries, beyond = await self._bounded(self._reader, call)
         epoch, sequence = numbering or (None, None)
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
         except ValueError:  # somebody wrote into the key; the next check begins a new epoch
             position = NOWHERE
-        return Page(
-            position,
-            int(oldest[0][0].partition(b"-")[0]) if oldest else position.sequence + 1,
-            [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None],
-        )
+        kept = [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None]
+        ends = (int(end[0][0].partition(b"-")[0]) if end else position.sequence + 1 for end in (oldest, beyond))
+        return Page(position, next(ends), kept, next(ends))
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """Subscribe, yield an empty batch, then what arrives; an empty batch at least every `idle` seconds."""

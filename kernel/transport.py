@@ -62,12 +62,14 @@ class Batch(NamedTuple):
 class Page(NamedTuple):
     """A part of the history, read at one instant together with the position.
 
-    `oldest` is the number of the oldest event kept (position + 1 if none is).
+    `oldest` is the number of the oldest event kept, `beyond` that of the first one behind this part (position + 1 if
+    there is none).
     """
 
     position: Position
     oldest: int
     entries: list[Entry]
+    beyond: int
 
 
 class Transport(Protocol):

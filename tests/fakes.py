@@ -448,7 +448,8 @@ class FakeTransport:
             place, history = self.redis.place, self.redis.history
             wanted = (decode_entry(n, {b"event": history[n][1]}) for n in sorted(history) if first <= n <= last)
             oldest = min(history, default=place.sequence + 1)
-            return Page(place, oldest, [entry for entry in wanted if entry is not None])
+            beyond = min((number for number in history if number > last), default=place.sequence + 1)
+            return Page(place, oldest, [entry for entry in wanted if entry is not None], beyond)
 
         return await self._call("read", page)
 

@@ -29,20 +29,48 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
-        "numbers given per process",
+        "numbers given per process: in receipts",
         "kernel/publishing.py",
-        "        self._observer.published(Published(types, publication, retries))\n",
-        "        self._observer.published(Published(types, publication, retries))\n"
+        "        made = ReplayedReceipt if publication.replayed else Receipt\n",
+        "        made = ReplayedReceipt if publication.replayed else Receipt\n"
         "        self._number = getattr(self, '_number', 0) + publication.size\n"
         "        publication = publication._replace(first=self._number - publication.size + 1)\n",
-        (MODEL, "tests/system/test_two_replicas.py", "tests/system/test_rolling_restart.py"),
+        (MODEL, "tests/system/test_two_replicas.py"),
+    ),
+    Mutation(
+        "numbers given per process: in frames",
+        "kernel/frames.py",
+        "% (entry.sequence, b",
+        "% (setattr(cls, 'count', getattr(cls, 'count', 0) + 1) or cls.count, b",
+        (MODEL, "tests/system/test_two_replicas.py"),
     ),
     Mutation(
         "no refill of a hole",
         "kernel/listener.py",
-        "                missed = await self._refill(position)\n",
-        "                missed = False\n                self._log.append([Frame(position, b'')])\n",
+        "                frames = await self._log.stored(self._log.place, last)\n",
+        "                frames = [Frame(position, b'{}')]\n",
         (MODEL, "tests/kernel/test_listener.py"),
+    ),
+    Mutation(
+        "no gap is announced: in a refill",
+        "kernel/listener.py",
+        "                frames = [Frame.gap(epoch, self._log.place.sequence + 1, gone.oldest - 1)]\n",
+        "                frames = [Frame(Position(epoch, gone.oldest - 1), b'{}')]\n",
+        (MODEL, "tests/kernel/test_listener.py"),
+    ),
+    Mutation(
+        "no gap is announced: between events",
+        "kernel/log.py",
+        "                yield Frame.gap(epoch, expected, sequence - 1)\n",
+        "                pass\n",
+        ("tests/kernel/test_log.py", "tests/kernel/test_listener.py", "tests/kernel/test_catchup.py"),
+    ),
+    Mutation(
+        "a replay skips the gap that it should announce",
+        "kernel/catchup.py",
+        "                oldest = gone.oldest\n",
+        "",
+        (MODEL, "tests/kernel/test_catchup.py"),
     ),
     Mutation(
         "no internal id: a retry is another publish",
@@ -51,6 +79,43 @@ MUTATIONS: Final = (
         "                again = outgoing._replace(id=secrets.token_hex(8))\n"
         "                publication = await self._transport.publish(again, self._fence())\n",
         (MODEL, "tests/kernel/test_publishing.py"),
+    ),
+    Mutation(
+        "no record of the internal id",
+        "kernel/publish.lua",
+        "if KEYS[3] then\n  local record =",
+        "if false then\n  local record =",
+        ("tests/kernel/test_transport.py", "tests/system/test_publish_faults.py"),
+    ),
+    Mutation(
+        "events during the trial, before clients are told that Redis is back",
+        "kernel/listener.py",
+        "                        await self._link.present()\n",
+        "",
+        ("tests/kernel/test_listener.py", "tests/system/test_degraded.py -k test_in_and_out"),
+    ),
+    Mutation(
+        "a second listener: what is not healthy is started again",
+        "kernel/listener.py",
+        "                if task is None or task.done():\n",
+        "                if task is None or task.done() or not self.healthy:\n",
+        (MODEL, "tests/kernel/test_listener.py", "tests/system/test_link_faults.py -k nothing"),
+    ),
+    Mutation(
+        "a second listener: the subscription that is left stays open",
+        "kernel/listener.py",
+        "                async with aclosing(self._transport.listen(self._idle)) as batches:\n",
+        "                batches = self._transport.listen(self._idle)\n"
+        "                self.__dict__.setdefault('left', []).append(batches)\n"
+        "                if batches:\n",
+        ("tests/kernel/test_listener.py", "tests/system/test_link_faults.py -k deaf"),
+    ),
+    Mutation(
+        "a deaf subscription is refilled, and kept",
+        "kernel/listener.py",
+        "                        if self._deaf:\n",
+        "                        if False:\n",
+        ("tests/kernel/test_listener.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
         "a walk that is cancelled is not finished",
@@ -64,7 +129,7 @@ MUTATIONS: Final = (
         "kernel/publish.lua",
         "  if ARGV[4] ~= epoch then return false end\n",
         "  do return false end\n",
-        ("tests/kernel/test_transport.py", "tests/system/test_redis.py"),
+        ("tests/kernel/test_transport.py", "tests/system/test_epochs.py"),
     ),
     Mutation(
         "no fence handed over",
@@ -78,7 +143,18 @@ MUTATIONS: Final = (
         "kernel/history.py",
         '            self._id = "" if frame.entry is None else frame.entry.id\n',
         '            self._id = ""\n',
-        ("tests/kernel/test_listener.py tests/kernel/test_history.py tests/kernel/test_broadcaster.py",),
+        ("tests/kernel/test_listener.py", "tests/kernel/test_history.py", "tests/system/test_epochs.py -k fresh"),
+    ),
+    Mutation(
+        "a position that was overtaken passes for a step back",
+        "kernel/listener.py",
+        "        return await self._transport.position(self._log.ring.fence, probe=probe)\n",
+        "        found = await self._transport.position(self._log.ring.fence, probe=probe)\n"
+        "        if found < self._log.place and found.epoch == self._log.place.epoch:\n"
+        "            fence = self._log.ring.fence._replace(position=found._replace(sequence=1 << 49))\n"
+        "            found = await self._transport.position(fence)\n"
+        "        return found\n",
+        ("tests/kernel/test_listener.py", "tests/system/test_link_faults.py -k overtaken"),
     ),
     Mutation(
         "who joins during a walk gets it twice",
@@ -90,29 +166,22 @@ MUTATIONS: Final = (
     Mutation(
         "live one event too early",
         "kernel/catchup.py",
-        "            if not frames:\n",
-        "            if len(frames) < 2:\n",
+        "                if frames:\n",
+        "                if len(frames) > 1:\n",
         (MODEL, "tests/kernel/test_catchup.py"),
     ),
     Mutation(
         "a slow client is never behind",
         "kernel/hub.py",
-        "        if client.delivery is Delivery.LIVE:\n            self._leave_live(client, Delivery.BEHIND)\n",
-        "        if client.resumes:\n            self._leave_live(client, Delivery.BEHIND)\n",
-        ("tests/system/test_slow_clients.py",),
-    ),
-    Mutation(
-        "a replay skips the gap that it should announce",
-        "kernel/catchup.py",
-        "                oldest = gone.oldest\n",
-        "",
-        (MODEL, "tests/kernel/test_catchup.py"),
+        "            self._observer.slowed()\n            self._step_aside(client)\n",
+        "            self._observer.slowed()\n",
+        ("tests/kernel/test_catchup.py", "tests/system/test_slow_clients.py"),
     ),
     Mutation(
         "an epoch begins without a word",
         "kernel/listener.py",
         "            await self._deliver([Frame.new_epoch(epoch)], None)\n",
-        "            self._log.append([Frame.new_epoch(epoch)])\n",
+        "            await self._deliver([Frame(Position(epoch, 0), b'{}')], None)\n",
         (MODEL, "tests/kernel/test_listener.py"),
     ),
     Mutation(
@@ -122,12 +191,19 @@ MUTATIONS: Final = (
         "        client.tell(Ping(self._log.place.sequence, self._log.place.epoch))\n",
         (MODEL, "tests/kernel/test_hub.py"),
     ),
+    Mutation(
+        "a successful read closes a circuit that refused writes opened",
+        "kernel/link.py",
+        "        if not self._refused:\n            self._breaker.succeeded(self._clock())\n",
+        "        self._breaker.succeeded(self._clock())\n",
+        ("tests/kernel/test_link.py", "tests/kernel/test_listener.py"),
+    ),
 )
 
 
 def survives(mutation: Mutation, tests: str) -> bool:
     """Whether these tests pass with the mutation in place."""
-    with tempfile.TemporaryDirectory(prefix="event-broadcaster-mutation-") as folder:
+    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder) / "tree"
         ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
         shutil.copytree(ROOT, copy, ignore=ignored)
@@ -142,7 +218,8 @@ def survives(mutation: Mutation, tests: str) -> bool:
         except subprocess.TimeoutExpired:
             return False
         if done.returncode not in (0, 1):
-            raise SystemExit(f"{mutation.name}: {tests} could not be run\n{done.stdout.decode()}")
+            said = (done.stdout + done.stderr).decode()
+            raise SystemExit(f"{mutation.name}: {tests} could not be run: status {done.returncode}\n{said}")
         return done.returncode == 0
 
 

@@ -93,6 +93,16 @@ def test_mirror() -> None:
     assert not untested, ", ".join(untested)
 
 
+def test_readme() -> None:
+    """The README names no file of the project that does not exist, and each line of its guarantees names a test."""
+    text = (ROOT / "README.md").read_text()
+    named = re.findall(r"`((?:kernel|handlers|telemetry|tests|k8s)/[\w/.-]+\.\w+)`", text)
+    assert [name for name in named if not (ROOT / name).is_file()] == []
+    [table] = re.findall(r"\| promise \| how \| proof \|\n\|[-|]+\|\n((?:\|.*\n)+)", text)
+    for promise in table.splitlines():
+        assert re.search(r"`tests/\w+/test_\w+\.py`[^|]*\|$", promise), promise
+
+
 def test_top_level() -> None:
     """Nothing lies at the top that does not belong there."""
     if not (ROOT / ".git").exists():

@@ -101,24 +101,24 @@ def test_the_same_bytes_for_an_audience(world: World) -> None:
 
 
 def test_it_yields_by_writes(world: World) -> None:
-    """Section 9: the loop turns after some hundred writes, so that a large fleet does not hold up the rest."""
+    """Section 9: the loop turns after a hundred writes or two, so that a large fleet does not hold up the rest."""
     for _ in range(1000):
         world.join()
     walk = iter(world.walk(frames(1, 1)))
     next(walk)
-    assert 300 <= sum(len(sink.numbers) for _, sink in world.clients) <= 500
+    assert 100 <= sum(len(sink.numbers) for _, sink in world.clients) <= 200
     assert len(list(walk)) >= 1
     assert all(sink.numbers == [1] for _, sink in world.clients)
 
 
 def test_it_yields_by_bytes(world: World) -> None:
-    """Section 9: the loop turns after some megabytes, however few clients they went to."""
+    """Section 9: the loop turns after a megabyte or two, however few clients they went to."""
     for _ in range(10):
         world.join()
     data = '"%s"' % ("x" * 1024 * 1024)
     walk = iter(world.walk(frames(1, 1, data=data)))
     next(walk)
-    assert 3 <= sum(len(sink.numbers) for _, sink in world.clients) <= 5
+    assert 1 <= sum(len(sink.numbers) for _, sink in world.clients) <= 3
 
 
 def test_it_yields_by_audiences(world: World) -> None:

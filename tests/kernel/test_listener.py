@@ -219,6 +219,19 @@ async def test_lost_events(redis: FakeRedis, ears: Ears, caplog: pytest.LogCaptu
         assert "events 251 to 270 are lost" in caplog.text
 
 
+async def test_a_position_far_ahead(redis: FakeRedis, ears: Ears) -> None:
+    """Section 7, strangers: a position that somebody put far ahead is one gap, and the next event comes at once."""
+    async with replica(redis, HEARING, observer=ears) as broadcaster:
+        _, sink = join(broadcaster)
+        redis.place = redis.place._replace(sequence=10**5)
+        fill(redis, 1)
+        await sink.until(lambda: sink.numbers == [10**5 + 1])
+        assert sink.outline[1:] == [f"gap 251-{10**5}", str(10**5 + 1)]
+        assert ears.losses == [Lost(E1, 251, 10**5)]
+    async with replica(redis, HEARING) as late:
+        assert late.sequence == 10**5 + 1
+
+
 async def test_holes_in_the_history(redis: FakeRedis, ears: Ears) -> None:
     """Section 7, gap: each hole is reported in its place."""
     async with replica(redis, HEARING, observer=ears) as broadcaster:

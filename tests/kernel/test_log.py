@@ -189,14 +189,28 @@ async def test_holes_become_gaps() -> None:
     world = World(150)
     for number in (7, 8, 50, 99, 100, 101, 150):
         del world.redis.history[number]
-    frames = [*await world.log.after(at(5)), *await world.log.after(at(100))]
+    frames = [*await world.log.after(at(5)), *await world.log.after(at(101))]
     gaps = [frame for frame in frames if frame.entry is None]
     assert [frame.message(replay=False) for frame in gaps] == [
-        {"type": "gap", "from": a, "to": b} for a, b in ((7, 8), (50, 50), (99, 100), (101, 101), (150, 150))
+        {"type": "gap", "from": a, "to": b} for a, b in ((7, 8), (50, 50), (99, 101), (150, 150))
     ]
-    assert [frame.place.sequence for frame in gaps] == [8, 50, 100, 101, 150]
+    assert [frame.place.sequence for frame in gaps] == [8, 50, 101, 150]
     assert frames[1:3] == [gaps[0], frames[2]]
     assert frames[2].place.sequence == 9
+
+
+@pytest.mark.parametrize("place", [3, 50, 100, 5_000_000])
+async def test_a_hole_is_one_step(place: int) -> None:
+    """Section 7, gap: a hole is told whole, however wide, up to the next event that is kept."""
+    world = World(3)
+    world.redis.place = at(10**12 + 6)
+    fill(world.redis, 2)
+    world.log.ring.start(world.redis.place)
+    first, *rest = await world.log.after(at(place))
+    assert first.message(replay=False) == {"type": "gap", "from": place + 1, "to": 10**12 + 6}
+    assert rest == []
+    assert outline(await world.log.after(first.place)) == [str(10**12 + 7), str(10**12 + 8)]
+    assert world.reads == 2
 
 
 async def test_a_place_within_a_hole() -> None:

@@ -171,7 +171,8 @@ class Party:
         assert self.hub is not None
         self.catch_up()
         since, epoch = self._reader.sequence, self._reader.epoch
-        if since is None:
+        # to the checker a replay belongs to a connection: one after the other
+        if since is None or self._reader.replaying:
             return
         self._cut(since, epoch)
         asked = {"type": "resync", "last_sequence": since, "epoch": epoch}
@@ -183,7 +184,7 @@ class Party:
         assert self.hub is not None
         hub, client = self.hub.hub, self.client
         self.catch_up()
-        if client.resumes or client.place.epoch == "" or self._reader._replaying:
+        if client.resumes or client.place.epoch == "" or self._reader.replaying:
             return
         unwanted = [] if self.patterns is None else sorted({*self.patterns} - {*patterns})
         hub.receive(client, json.dumps({"type": "subscribe", "data": {"events": patterns}}))
@@ -311,6 +312,12 @@ class Model(RuleBasedStateMachine):
     def fail(self, after: bool, count: int) -> None:
         """The next calls fail, or lose their answers."""
         self.redis.fail(count, after=after)
+
+    @rule(at=replicas, size=st.integers(1, 3))
+    def lose_an_answer(self, at: int, size: int) -> None:
+        """A publish takes effect, and nobody hears of it."""
+        self.redis.fail(after=True)
+        self.publish(at, "event", size, "")
 
     @rule(down=st.booleans())
     def go_down(self, down: bool) -> None:
@@ -474,6 +481,7 @@ class Model(RuleBasedStateMachine):
             and all((hub.epoch, hub.sequence) == place for hub in self.hubs)
             and all(party.open and not party.sink.blocked for party in self.parties)
             and all(hub.is_listener_healthy() for hub in self.hubs)
+            and len(self.redis.ears) == len(self.hubs)
             and all(party.client is not None and party.client.place == place for party in self.parties)
         )
 

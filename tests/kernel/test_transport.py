@@ -297,24 +297,26 @@ async def test_lost_numbering(link: Link) -> None:
 
 
 async def test_read(link: Link) -> None:
-    """Section 6, history: any range of what is kept can be read, with the position and the oldest number."""
+    """Section 6, history: any range of what is kept can be read, with the position, the oldest number and the next."""
     replica = link.replica()
     page = await replica.read(1, 10)
-    assert page == (NOWHERE, 1, [])
+    assert page == (NOWHERE, 1, [], 1)
     here = (await publish(replica, "a", "b", "c", "d")).position
     page = await replica.read(2, 3)
     assert [(entry.sequence, entry.id, entry.type, bytes(entry.data)) for entry in page.entries] == [
         (2, "b", "event", b"{}"),
         (3, "c", "event", b"{}"),
     ]
-    assert page[:2] == (here, 1)
-    assert await replica.read(5, 9) == await replica.read(3, 2) == (here, 1, [])
+    assert (*page[:2], page.beyond) == (here, 1, 4)
+    assert await replica.read(5, 9) == (here, 1, [], 5)
+    assert await replica.read(3, 2) == (here, 1, [], 3)
     await link.trim(2)
     page = await replica.read(1, 4)
-    assert page[:2] == (here, 3)
+    assert (*page[:2], page.beyond) == (here, 3, 5)
+    assert await replica.read(1, 1) == (here, 3, [], 3)
     assert [entry.id for entry in page.entries] == ["c", "d"]
     await link.lose_history()
-    assert await replica.read(1, 4) == (here, 5, [])
+    assert await replica.read(1, 4) == (here, 5, [], 5)
 
 
 async def test_history_is_trimmed(link: Link) -> None:

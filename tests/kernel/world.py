@@ -145,9 +145,10 @@ async def replica(
 
 
 async def _pulse(broadcaster: EventBroadcaster) -> None:
-    """Look all the time whether a heartbeat would be ahead of what was written."""
+    """Look all the time whether a heartbeat would be ahead of what was written, or there is a second listener."""
 
     def look() -> None:
+        assert len(gated(broadcaster)._ears) <= 1, "two subscriptions"
         for client in broadcaster.hub:
             if isinstance(client.sink, FakeSink):
                 client.sink.check_place(client.place.epoch, client.place.sequence)

@@ -279,6 +279,11 @@ class Reader:
         return [*facts, Fact("verdict", self.place, frame)]
 
     @property
+    def replaying(self) -> bool:
+        """Whether the verdict on a resume is still to come."""
+        return self._replaying
+
+    @property
     def place(self) -> Place:
         """Where the client stands."""
         return Place(self.epoch, self.sequence or 0)
@@ -359,7 +364,9 @@ class _Judge:
         self._excused: list[tuple[str, int, float]] = []
         self._heartbeats: list[tuple[int, Place]] = []
         self._left: set[str] = set()
+        self._asked: Place | None = None
         self._clock = 0
+        self._waits = False
         self._replica = ""
         self._where = ""
 
@@ -374,9 +381,10 @@ class _Judge:
                 self._complain(f"the first frame is {connection.frames[0]}")
             reader.connect(connection.since)
             highest = None if connection.since is None else Place(connection.epoch, connection.since)
+            self._asked = highest
             for frame in connection.frames:
                 self._clock += 1
-                before = reader.place
+                before, self._waits = reader.place, reader.replaying
                 for fact in reader.take(frame):
                     highest = self._weigh(fact, highest, before)
         self._check_missing()
@@ -398,6 +406,9 @@ class _Judge:
                 self._had.setdefault(place, self._clock)
             case "heartbeat":
                 if highest is not None and within and place.sequence < highest.sequence:
+                    if self._waits and highest == self._asked:
+                        # a replica that is not yet where the client has been says so, and makes it wait
+                        return highest
                     self._complain(f"heartbeat {place} is behind {highest}")
                 self._heartbeats.append((self._clock, place))
             case "loss":

@@ -176,18 +176,26 @@ async def test_every_client_sees_the_code(draining: Callable[..., Replica]) -> N
         assert time.monotonic() - started < 15
 
 
-async def test_second_signal(draining: Callable[..., Replica]) -> None:
-    """Section 9, drain: a second signal ends it at once."""
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_second_signal(draining: Callable[..., Replica], second: signal.Signals) -> None:
+    """Section 9, drain: a second signal ends it at once, whatever is under way, and with status 0 all the same."""
     replica = draining(drain_seconds=60)
     clients = await clients_of(replica, 2)
-    replica.signal()
-    await clients[1].take(type="system.shutdown")
-    started = time.monotonic()
-    replica.signal()
-    await asyncio.to_thread(replica.ended)
-    assert time.monotonic() - started < 5
-    for client in clients:
-        assert (await client.closed())[0] in (1012, 1006)
+    async with raw_socket(replica) as mute:
+        _, half = await asyncio.open_connection("127.0.0.1", replica.port)
+        half.write(b"POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
+        await half.drain()
+        replica.signal()
+        await clients[1].take(type="system.shutdown")
+        started = time.monotonic()
+        replica.signal(second)
+        assert await asyncio.to_thread(replica.ended) == 0
+        assert time.monotonic() - started < 5
+        for client in clients:
+            assert (await client.closed())[0] in (1012, 1006)
+        await mute.ended()
+        half.close()
+    assert "Traceback" not in replica.log
 
 
 async def test_reconnecting_elsewhere(
@@ -213,14 +221,16 @@ async def test_reconnecting_elsewhere(
 
 async def test_greatest_age(draining: Callable[..., Replica]) -> None:
     """Section 11, WEBSOCKET_MAX_AGE_SECONDS: at that age, give or take 20 %, a connection is closed with 1012."""
-    replica = draining(websocket_max_age_seconds=1)
-    started = time.monotonic()
-    clients = await clients_of(replica, 6)
+    replica = draining(websocket_max_age_seconds=3)
 
-    async def age(client: Client) -> float:
+    async def age() -> float:
+        client = await Client.open(replica.websocket())
+        await client.next()
+        started = time.monotonic()
         assert (await client.closed())[0] == 1012
         return time.monotonic() - started
 
-    ages = await asyncio.gather(*map(age, clients))
-    assert 0.75 <= min(ages) <= max(ages) <= 3
-    assert len({round(each, 3) for each in ages}) > 1
+    ages = await asyncio.gather(*(age() for _ in range(30)))
+    # 2.4 to 3.6 s from the server's side: a first frame comes a little later, a close on a busy machine too
+    assert 2.2 <= min(ages) <= max(ages) <= 5
+    assert max(ages) - min(ages) > 0.4, "they come back spread"

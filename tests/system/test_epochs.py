@@ -2,9 +2,9 @@
 
 import pytest
 
+from tests.network import Proxy, Way
 from tests.system.client import PATIENCE, connected
 from tests.system.conftest import Start
-from tests.system.proxy import Proxy, Way
 from tests.system.replica import Replica
 from tests.system.servers import RedisServer
 from tests.system.stage import Stage, becomes, client_of, frames_of, health

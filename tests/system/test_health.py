@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.network import Proxy
+from tests.network import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica
@@ -49,7 +49,7 @@ async def test_report(replica: Replica) -> None:
 async def test_degraded_and_back(start: Start, valkey: str, channel: str) -> None:
     """Section 8, degraded: alive at once, ready only after Redis was reached; clients are told of both."""
     async with Proxy(valkey) as way:
-        way.refuse()
+        await way.go(Way.SHUT)
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.3, "ready": False}
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
         assert (await replica.request("GET", "/health/live")).status_code == 200
@@ -67,7 +67,7 @@ async def test_degraded_and_back(start: Start, valkey: str, channel: str) -> Non
             data = notice["data"]
             assert (data["service"], data["status"]) == ("event_broadcaster", "degraded")
             assert data["circuit_state"] == "open"
-            await way.listen()
+            await way.go(Way.PASS)
             back = await client.take(type="service_status")
             assert (back["data"]["status"], back["data"]["circuit_state"]) == ("healthy", "closed")
             await client.take(type="epoch_changed")
@@ -76,8 +76,7 @@ async def test_degraded_and_back(start: Start, valkey: str, channel: str) -> Non
         assert replica.health()["status"] == "healthy"
         assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).status_code == 202
 
-        way.refuse()
-        way.cut()
+        await way.go(Way.REFUSE)
         await eventually(lambda: replica.health()["is_degraded"], 15)
         # degraded is ready all the same: clients may connect, and get what they missed when Redis is back
         assert (await replica.request("GET", "/health/ready")).status_code == 200

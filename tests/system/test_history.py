@@ -75,6 +75,10 @@ GOOD = {
         resumed(1, hello(3), beat(1), replayed(2)),
         resumed(2, hello(3), replayed(3), ack(2, 1)),
     ],
+    "resumed at a replica that is behind": [
+        live(hello(), event(1), event(2)),
+        resumed(2, hello(1), beat(1), replayed(3), ack(2, 1), beat(3)),
+    ],
     "gap announced": [live(hello(), event(1), {"type": "gap", "from": 2, "to": 2}, event(3))],
     "verdict announced": [
         live(hello(), beat(0)),
@@ -111,6 +115,10 @@ BAD = {
     ),
     "heartbeat ahead": ([live(hello(), event(1), beat(3), event(2), event(3))], "came before Place(epoch='one', seq"),
     "heartbeat behind": ([live(hello(), event(1), event(2), beat(1), event(3))], "is behind"),
+    "heartbeat behind a resume": (
+        [live(hello(), *map(event, (1, 2, 3))), resumed(3, hello(3), ack(3, 0), beat(2))],
+        "is behind",
+    ),
     "other content": ([live(hello(), event(1), event(2), {**event(1), "sequence": 3})], "but the receipt was for"),
     "not published": ([live(hello(), event(1), event(2), event(3), event(4))], "never published"),
     "a gap over what came": (

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 
+from tests.network import Way
 from tests.system.client import PATIENCE
-from tests.system.proxy import Way
 from tests.system.stage import Stage, becomes
 from tests.waiting import eventually
 

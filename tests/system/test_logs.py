@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.collector import Collector
-from tests.network import Proxy
+from tests.network import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica
@@ -133,7 +133,7 @@ async def test_trace_ids(start: Start, valkey: str, channel: str) -> None:
                 position_check_seconds=60,
                 supervision_interval_seconds=60,
             )
-            way.refuse()
+            await way.go(Way.SHUT)
             with redis.Redis.from_url(valkey) as link:
                 link.client_kill_filter(_type="normal", skipme=True)
             trace = os.urandom(16).hex()
@@ -145,7 +145,7 @@ async def test_trace_ids(start: Start, valkey: str, channel: str) -> None:
             (publish,) = await collector.wait(f"publish {channel}")
             for line, level in ((retry, "WARNING"), (opened, "CRITICAL")):
                 assert (line["trace_id"], line["span_id"], line["level"]) == (trace, publish.id, level)
-            await way.listen()
+            await way.go(Way.PASS)
             # who asks for what is not here yet makes the listener look at Redis
             async with connected(replica.websocket(since=9)):
                 await eventually(lambda: said(replica, "Redis is back"), 15)

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from tests.network import Way
 from tests.system.client import PATIENCE
-from tests.system.proxy import Way
 from tests.system.replica import Replica
 from tests.system.stage import Stage, becomes, frames_of, health, marks
 from tests.waiting import eventually

@@ -1,8 +1,7 @@
-"""What Redis holds and carries, what strangers may put there, and how a replica finds what it did not hear."""
+"""What Redis holds and carries, and how a replica finds what it did not hear."""
 
 import asyncio
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -191,79 +190,6 @@ async def test_gap(link: Any, private_redis: str, start: Start) -> None:
         assert (ack["replayed_count"], ack["recovered"], ack["gap_too_old"]) == (7, False, True)
     assert replica.metric("gaps_total") == 2
     replica.stop(tolerate="are lost: no longer in the history")
-
-
-# -- strangers ------------------------------------------------------------------------------------------------------
-
-
-def _poison(epoch: str) -> list[bytes]:
-    """What others may put on the channel."""
-    event = {"id": "x", "type": "alert_deleted", "data": {"id": "poison"}}
-    documents: list[Any] = [
-        {},
-        [],
-        None,
-        "text",
-        {"epoch": epoch},
-        {"epoch": epoch, "events": {}},
-        {"epoch": epoch, "events": [None]},
-        {"epoch": epoch, "events": [{"sequence": 4}]},
-        {"epoch": epoch, "events": [event]},
-        {"epoch": epoch, "events": [event | {"sequence": "4"}]},
-        {"epoch": epoch, "events": [event | {"sequence": 4.5}]},
-        {"epoch": epoch, "events": [event | {"sequence": 0}]},
-        {"epoch": epoch, "events": [event | {"sequence": -1}]},
-        {"epoch": epoch, "events": [event | {"sequence": 1}]},
-        {"epoch": epoch, "events": [event | {"sequence": 3}]},
-        {"epoch": epoch, "events": [event | {"sequence": 5}]},
-        {"epoch": epoch, "events": [event | {"sequence": 1 << 62}]},
-        {"epoch": epoch, "events": [event | {"sequence": 1 << 80}]},
-        {"epoch": "elsewhere", "events": [event | {"sequence": 4}]},
-        {"epoch": "", "events": [event | {"sequence": 4}]},
-        {"epoch": "x" * 1000, "events": []},
-        {"type": "alert_deleted", "data": {"id": "poison"}},
-    ]
-    raw = [b"", b"\x00", b"\xff\xfe", b"{", b"[" * 100_000, b" " * 1_000_000, b'{"epoch":"\xff","events":[]}']
-    return [json.dumps(document).encode() for document in documents] + raw
-
-
-async def test_poison(link: Any, private_redis: str, start: Start) -> None:
-    """Section 7, strangers: what is no such document is skipped, logged once, and the listener goes on."""
-    replica = start(redis_url=private_redis)
-    async with connected(replica.websocket()) as client:
-        epoch = (await client.next())["epoch"]
-        await publish(replica, 3)
-        for _ in range(3):
-            for document in _poison(epoch):
-                assert link.publish("security_events", document) == 1
-        numbers = await publish(replica, 3)
-        await client.reached(numbers[-1])
-        assert numbers == [4, 5, 6]
-        assert client.messages[1:] == client.events
-        assert client.numbers == [1, 2, 3, 4, 5, 6]
-        assert all(frame["data"]["id"].startswith("m") for frame in client.events)
-    health = replica.health()
-    assert (health["status"], health["listener_healthy"], health["epoch"]) == ("healthy", True, epoch)
-    assert len(re.findall("WARNING.*documents on the channel", replica.log)) == 1
-    assert "poison" not in replica.log
-    assert replica.metric("foreign_documents_total") > 0
-
-
-async def test_foreign_keys(link: Any, private_redis: str, start: Start) -> None:
-    """Section 7, strangers: keys that cannot be used mean a new epoch, announced, and the service goes on."""
-    replica = start(redis_url=private_redis)
-    async with connected(replica.websocket()) as client:
-        before = (await client.next())["epoch"]
-        await publish(replica, 2)
-        link.delete("{security_events}:position", "{security_events}:history")
-        link.set("{security_events}:position", "mine")
-        link.set("{security_events}:history", "mine")
-        answer = await replica.post("/broadcast/alert/deleted", {"id": "x"})
-        assert (answer.status_code, answer.json()["sequence"]) == (202, 1)
-        epoch = answer.json()["epoch"]
-        assert epoch != before
-        assert await client.take(type="epoch_changed") == {"type": "epoch_changed", "epoch": epoch}
-        assert (await client.next())["sequence"] == 1
 
 
 # -- new epochs -----------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from tests.network import Proxy
+from tests.network import Proxy, Way
 from tests.system.client import Client, connected
 from tests.system.conftest import FAST, Start
 from tests.system.history import History, complaints
@@ -243,7 +243,7 @@ async def test_ahead_of_this_replica(start: Start, valkey: str, channel: str) ->
         first = start(redis_url=valkey, redis_event_channel=channel)
         settings = {"redis_event_channel": channel, "position_check_seconds": 15}
         late = await asyncio.to_thread(start, redis_url=way.url, **settings)
-        way.answers.clear()
+        await way.go(Way.DEAF)
         numbers = await publish(first, 3)
         async with connected(late.websocket(since=numbers[1])) as client:
             hello = await client.next()
@@ -252,7 +252,7 @@ async def test_ahead_of_this_replica(start: Start, valkey: str, channel: str) ->
             await client.take(type="pong")
             await client.until(lambda: client.heartbeats or None)
             assert client.numbers == []
-            way.answers.set()
+            await way.go(Way.PASS)
             assert (await client.take(replay=True))["sequence"] == numbers[2]
             assert await client.next() == verdict(hello, numbers[1], 1)
         await asyncio.to_thread(late.stop)
@@ -265,8 +265,7 @@ async def test_resume_without_redis(start: Start, valkey: str, channel: str) -> 
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
         numbers = await publish(replica, MANY)
         await replica.delivers(numbers[-1])
-        way.refuse()
-        way.cut()
+        await way.go(Way.REFUSE)
         await eventually(lambda: replica.health()["is_degraded"], 15)
         async with (
             connected(replica.websocket(since=numbers[0])) as old,
@@ -278,7 +277,7 @@ async def test_resume_without_redis(start: Start, valkey: str, channel: str) -> 
             await old.take(type="pong")
             await old.until(lambda: old.heartbeats or None)
             assert old.events == []
-            await way.listen()
+            await way.go(Way.PASS)
             assert (await old.take(type="resync_ack"))["recovered"] is True
             assert old.numbers == numbers[1:]
         await eventually(lambda: not replica.health()["is_degraded"], 15)
@@ -290,7 +289,7 @@ async def test_before_redis_was_there(start: Start, valkey: str, channel: str) -
     first = start(redis_url=valkey, redis_event_channel=channel)
     numbers = await publish(first, 3)
     async with Proxy(valkey) as way:
-        way.refuse()
+        await way.go(Way.SHUT)
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2, "ready": False}
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
         async with (
@@ -302,7 +301,7 @@ async def test_before_redis_was_there(start: Start, valkey: str, channel: str) -
                 assert (hello["epoch"], hello["lastSeq"]) == ("", 0)
                 notice = await each.next()
                 assert (notice["type"], notice["data"]["status"]) == ("service_status", "degraded")
-            await way.listen()
+            await way.go(Way.PASS)
             changed = {"type": "epoch_changed", "epoch": first.health()["epoch"]}
             assert await client.take(type="epoch_changed") == changed
             assert await resumed.take(type="epoch_changed") == changed

@@ -1,6 +1,7 @@
-"""A soak: everything that can happen to replicas, links and clients, in an order that a seed decides.
+"""A soak: everything that can happen to Redis, replicas, links and clients, in an order that a seed decides.
 
-By hand: `SOAK_SECONDS=600 SOAK_SEED=7 pytest tests/system/test_soak.py`; the same seed runs once more what failed.
+By hand: `SOAK_SECONDS=600 SOAK_SEED=7 pytest -s tests/system/test_soak.py`; the same seed does the same once more, as
+far as it is the test that decides.
 """
 
 import asyncio
@@ -12,14 +13,13 @@ from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import httpx
-import pytest
-import redis.asyncio
 
+from tests.network import Proxy, Way
 from tests.system.conftest import Start
 from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
 from tests.system.history import History, complaints
-from tests.system.proxy import Proxy, Way
 from tests.system.replica import Replica
+from tests.system.servers import RedisServer
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -28,13 +28,13 @@ CLIENTS = 24
 _EXPECTED = r" (ERROR|CRITICAL) kernel\.(link|listener): "
 
 
-@pytest.mark.skipif("SOAK_SECONDS" not in os.environ, reason="a soak is run by hand: set SOAK_SECONDS")
-async def test_soak(start: Start, private_redis: str) -> None:
+async def test_soak(start: Start) -> None:
     """Sections 7 to 9, together: whatever happens, nothing is lost without a word, doubled or moved."""
     print(f"SOAK_SEED={SEED} SOAK_SECONDS={SECONDS:g}")
     async with AsyncExitStack() as stack:
-        upstream = private_redis.removeprefix("unix://").replace("%2F", "/")
-        proxies = [await stack.enter_async_context(Proxy(upstream)) for _ in range(3)]
+        # killed, it comes back with all that it has answered for; what is lost, `flush` loses
+        server = stack.enter_context(RedisServer(appendonly="yes", appendfsync="always"))
+        proxies = [await stack.enter_async_context(Proxy(server.path)) for _ in range(3)]
         settings = {"drain_seconds": 1, "circuit_recovery_seconds": 1, "websocket_send_buffer_bytes": 65536}
         replicas = [await asyncio.to_thread(start, redis_url=proxy.url, **settings) for proxy in proxies]
         rng, history = random.Random(SEED), History()
@@ -46,7 +46,7 @@ async def test_soak(start: Start, private_redis: str) -> None:
             Wanderer(f"client-{number}", FILTERS[number % len(FILTERS)], random.Random(SEED + number))
             for number in range(CLIENTS)
         ]
-        demon = Demon(rng, replicas, proxies, private_redis, crowd, Persistent(history, "large", replicas, rng))
+        demon = Demon(rng, replicas, proxies, server, crowd, Persistent(history, "large", replicas, rng))
         async with asyncio.TaskGroup() as group:
             for wanderer in crowd:
                 group.create_task(wanderer.stay(replicas, gone))
@@ -73,7 +73,7 @@ class Demon:
         rng: random.Random,
         replicas: list[Replica],
         proxies: list[Proxy],
-        redis_url: str,
+        server: RedisServer,
         crowd: list[Wanderer],
         producer: Persistent,
     ) -> None:
@@ -81,12 +81,12 @@ class Demon:
         self._rng = rng
         self._replicas = replicas
         self._proxies = proxies
-        self._redis_url = redis_url
+        self._server = server
         self._crowd = crowd
         self.deeds: dict[str, int] = {}
 
     async def rage(self, seconds: float) -> None:
-        """Go on for so many seconds."""
+        """Do each thing once, and go on for so many seconds in all."""
         deeds: list[tuple[Callable[[], Awaitable[None]], float]] = [
             (self.terminate, 2),
             (self.kill, 2),
@@ -94,15 +94,20 @@ class Demon:
             (self.cut_before_the_answer, 2),
             (self.break_for_a_while, 4),
             (self.kill_connections, 2),
+            (self.kill_redis, 1),
+            (self.freeze_redis, 1),
+            (self.refuse_writes, 1),
             (self.stall_clients, 3),
             (self.flush, 0.7),
         ]
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            (deed,) = self._rng.choices([deed for deed, _ in deeds], [weight for _, weight in deeds])
+        choice, weights = [deed for deed, _ in deeds], [weight for _, weight in deeds]
+        once = self._rng.sample(choice, len(choice))
+        while once or time.monotonic() < end:
+            deed = once.pop() if once else self._rng.choices(choice, weights)[0]
             self.deeds[deed.__name__] = self.deeds.get(deed.__name__, 0) + 1
             await deed()
-            await asyncio.sleep(self._rng.uniform(0.1, 1.0))
+            await asyncio.sleep(self._rng.uniform(0.0, 0.8))
 
     async def terminate(self) -> None:
         """SIGTERM, and another replica in its place."""
@@ -142,8 +147,25 @@ class Demon:
 
     async def kill_connections(self) -> None:
         """Redis itself closes connections."""
-        async with redis.asyncio.Redis.from_url(self._redis_url) as link:
-            await link.client_kill_filter(_type=self._rng.choice(["pubsub", "normal"]), skipme=True)
+        self._server.link.client_kill_filter(_type=self._rng.choice(["pubsub", "normal"]), skipme=True)
+
+    async def kill_redis(self) -> None:
+        """Redis dies, and is started again from what it has written."""
+        self._server.kill()
+        await asyncio.sleep(self._rng.uniform(0.0, 2.0))
+        await asyncio.to_thread(self._server.start)
+
+    async def freeze_redis(self) -> None:
+        """Redis stands still for a while."""
+        self._server.freeze()
+        await asyncio.sleep(self._rng.uniform(0.2, 3.0))
+        self._server.thaw()
+
+    async def refuse_writes(self) -> None:
+        """Redis has no room for a while."""
+        self._server.link.config_set("maxmemory", 1)
+        await asyncio.sleep(self._rng.uniform(0.2, 3.0))
+        self._server.link.config_set("maxmemory", 0)
 
     async def stall_clients(self) -> None:
         """Some clients read nothing for a while, and sometimes there is more for them than sockets hold."""
@@ -160,5 +182,4 @@ class Demon:
 
     async def flush(self) -> None:
         """Redis forgets everything."""
-        async with redis.asyncio.Redis.from_url(self._redis_url) as link:
-            await link.flushall()
+        self._server.link.flushall()

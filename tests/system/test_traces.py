@@ -12,7 +12,7 @@ import redis
 
 from telemetry import FLUSH_SECONDS
 from tests.collector import Collector, Span, tree
-from tests.network import Proxy
+from tests.network import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica
@@ -267,12 +267,11 @@ async def test_a_retried_publish(start: Start, valkey: str, channel: str, collec
         }
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "retrying"))
         await replica.post(ROUTE, BODY)
-        way.refuse()
-        way.cut()
+        await way.go(Way.REFUSE)
         headers = traced_by()
         publishing = asyncio.create_task(replica.request("POST", ROUTE, json=BODY, headers=headers))
         await eventually(lambda: replica.metric("retries_total") == 1, 15)
-        await way.listen()
+        await way.go(Way.PASS)
         assert (await publishing).status_code == 202
         spans = await collector.complete(trace_of(headers), 6)
     assert tree(spans) == [
@@ -317,7 +316,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
         }
         replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "failing"))
         # the subscription stays, so that no failure but those of the publish counts
-        way.refuse()
+        await way.go(Way.SHUT)
         with redis.Redis.from_url(valkey) as link:
             link.client_kill_filter(_type="normal", skipme=True)
         headers = traced_by()
@@ -347,7 +346,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
         assert tree(spans) == [SERVER + " !", f"  publish {channel} !"]
         assert one(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
 
-        await way.listen()
+        await way.go(Way.PASS)
         # who asks for what is not here yet makes the listener look at Redis
         async with connected(replica.websocket(since=9)):
             (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")

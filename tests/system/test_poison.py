@@ -1,0 +1,266 @@
+"""Poison: whatever others publish on the channel, write into the keys or send on a socket, the next event comes."""
+
+import asyncio
+import json
+import re
+from typing import Any
+
+import pytest
+
+from tests.network import Way
+from tests.system.client import connected
+from tests.system.raw import BINARY, TEXT, raw_socket
+from tests.system.stage import Stage, becomes, client_of, frames_of, health, marks
+
+# What is missing is not found because a check is due: what comes, comes at once.
+SELDOM = {"position_check_seconds": 10, "supervision_interval_seconds": 600}
+AT_ONCE = 8.0
+
+
+async def good_one(stage: Stage, count: int = 1) -> str:
+    """Publish good events by each replica: everybody has them long before a check is due. Returns the epoch."""
+    for replica in stage.replicas:
+        assert None not in await stage.publish(replica, count)
+    epoch, last = stage.server.position
+    async with asyncio.timeout(AT_ONCE):
+        for witness in stage.witnesses:
+            await witness.reaches(epoch, last)
+    return epoch
+
+
+async def unharmed(stage: Stage) -> None:
+    """Check that no replica takes poison for an outage, and that nobody got what was not published."""
+    for replica in stage.replicas:
+        report = await becomes(replica, status="healthy", listener_healthy=True)
+        assert report["circuit"]["total_failures"] == 0
+        assert "poison" not in replica.log
+        assert replica.metric("listener_restarts_total") == 0
+    await stage.judge()
+    for witness in stage.witnesses:
+        assert marks(frames_of(witness)) == []
+
+
+# -- on the channel ---------------------------------------------------------------------------------------------------
+
+
+def poison(epoch: str) -> list[bytes]:
+    """What others may put on the channel; 4 would be the next number at first, and comes in no sound document."""
+    event = {"id": "x", "type": "alert_deleted", "data": {"id": "poison"}}
+    documents: list[Any] = [
+        {},
+        [],
+        None,
+        "text",
+        {"epoch": epoch},
+        {"epoch": epoch, "events": {}},
+        {"epoch": epoch, "events": [None]},
+        {"epoch": epoch, "events": [{"sequence": 4}]},
+        {"epoch": epoch, "events": [event]},
+        {"epoch": epoch, "events": [event | {"sequence": "4"}]},
+        {"epoch": epoch, "events": [event | {"sequence": 4.5}]},
+        {"epoch": epoch, "events": [event | {"sequence": 0}]},
+        {"epoch": epoch, "events": [event | {"sequence": -1}]},
+        {"epoch": epoch, "events": [event | {"sequence": 1}]},
+        {"epoch": epoch, "events": [event | {"sequence": 3}]},
+        {"epoch": epoch, "events": [event | {"sequence": 5}]},
+        {"epoch": epoch, "events": [event | {"sequence": 1 << 62}]},
+        {"epoch": epoch, "events": [event | {"sequence": 1 << 80}]},
+        {"epoch": "elsewhere", "events": [event | {"sequence": 4}]},
+        {"epoch": "", "events": [event | {"sequence": 4}]},
+        {"epoch": "x" * 1000, "events": []},
+        {"type": "alert_deleted", "data": {"id": "poison"}},
+    ]
+    # what arrives in pieces, and what takes its time to be refused
+    raw = [b"", b"\x00", b"\xff\xfe", b"{", b"[" * 100_000, b" " * 1_000_000, b'{"epoch":"\xff","events":[]}']
+    return [json.dumps(document).encode() for document in documents] + raw
+
+
+async def test_channel(stage: Stage) -> None:
+    """Section 7, strangers: what is no such document is skipped, logged once, and the next event comes at once."""
+    await stage.open(2, **SELDOM)
+    witnesses = await stage.audience()
+    epoch = (await health(stage.replicas[0]))["epoch"]
+    await stage.publish(stage.replicas[0], 3)
+    for number in range(3):
+        for document in poison(epoch):
+            assert stage.server.link.publish("security_events", document) == 2
+        assert await good_one(stage) == epoch
+        assert stage.server.position == (epoch, 5 + 2 * number)
+    await unharmed(stage)
+    stage.check_unbroken()
+    for replica in stage.replicas:
+        assert len(re.findall("WARNING.*documents on the channel", replica.log)) == 1
+        assert replica.metric("foreign_documents_total") >= len(poison(epoch))
+    assert "poison" not in json.dumps([frames_of(witness) for witness in witnesses])
+
+
+async def test_channel_under_load(stage: Stage) -> None:
+    """Section 7, strangers: however much of it comes between good events, these are delivered in order, each once."""
+    await stage.open(2)
+    await stage.audience()
+    epoch = await good_one(stage, 10)
+    async with stage.load(0.005) as producers:
+        for _ in range(5):
+            for document in poison(epoch):
+                # the numbers in it are behind or far ahead: the very next one, by luck, nobody could tell
+                stage.server.link.publish("security_events", document)
+            await stage.more(producers, 20)
+    assert await stage.settle() == epoch
+    await unharmed(stage)
+    stage.check_unbroken()
+
+
+# -- in the keys ------------------------------------------------------------------------------------------------------
+
+POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
+
+# 5 is the newest number. Whether a new epoch must follow.
+SPOILT: dict[str, tuple[list[tuple[object, ...]], bool]] = {
+    "position: a string": ([("DEL", POSITION), ("SET", POSITION, "poison")], True),
+    "position: a list": ([("DEL", POSITION), ("RPUSH", POSITION, "epoch", "sequence")], True),
+    "position: no number": ([("HSET", POSITION, "sequence", "poison")], True),
+    "position: a number below 0": ([("HSET", POSITION, "sequence", "-7")], True),
+    "position: too large a number": ([("HSET", POSITION, "sequence", "9" * 40)], True),
+    "position: an epoch that is no name": ([("HSET", POSITION, "epoch", '","events":[],"poison":"')], True),
+    "position: no epoch": ([("HDEL", POSITION, "epoch")], True),
+    "position: behind": ([("HSET", POSITION, "sequence", "2")], True),
+    "position: far ahead": ([("HSET", POSITION, "sequence", str(10**12))], False),
+    "position: fields of others": ([("HSET", POSITION, "poison", "poison")], False),
+    "history: a string": ([("DEL", HISTORY), ("SET", HISTORY, "poison")], True),
+    "history: a set": ([("DEL", HISTORY), ("SADD", HISTORY, "poison")], True),
+    "history: an entry just above": ([("XADD", HISTORY, "6-0", "id", "poison", "event", "poison")], True),
+    "history: an entry between": ([("XADD", HISTORY, "5-1", "id", "poison", "event", "poison")], False),
+    "history: an entry far above": ([("XADD", HISTORY, "999999999999999-0", "poison", "poison")], True),
+    "history: an entry at the very top": ([("XADD", HISTORY, f"{2**64 - 1}-{2**64 - 1}", "poison", "")], True),
+    "both": ([("DEL", POSITION, HISTORY), ("SET", POSITION, "poison"), ("SET", HISTORY, "poison")], True),
+}
+
+
+@pytest.mark.parametrize("spoilt", SPOILT)
+async def test_keys(stage: Stage, spoilt: str) -> None:
+    """Section 7, strangers: keys that cannot be used mean one new epoch, announced, and the service goes on at once."""
+    commands, renews = SPOILT[spoilt]
+    await stage.open(2, **SELDOM)
+    await stage.audience()
+    before = await good_one(stage, 2)
+    assert await stage.publish(stage.replicas[0]) == [5]
+    for witness in stage.witnesses:
+        await witness.reaches(before, 5)
+    with stage.server.link.pipeline(transaction=True) as at_once:
+        for command in commands:
+            at_once.execute_command(*command)
+        at_once.execute()
+    epoch = await good_one(stage, 3)
+    await unharmed(stage)
+    if renews:
+        assert epoch != before
+        stage.check_new_epoch(epoch)
+    else:
+        assert epoch == before
+    stage.tolerate += "| ERROR kernel.listener: events 6 to 1000000000000 are lost"
+
+
+async def test_garbage_in_the_history(stage: Stage) -> None:
+    """Section 7, strangers: what is no event in the history is a gap for who must read it there, and nothing else."""
+    cut_off, well = await stage.open(2)
+    witnesses = await stage.audience()
+    await stage.publish(well, 5)
+    epoch = (await health(well))["epoch"]
+    for witness in witnesses:
+        await witness.reaches(epoch, 5)
+    await stage.proxies[0].go(Way.REFUSE)
+    await becomes(cut_off, is_degraded=True)
+    await stage.publish(well, 6)
+    await becomes(well, sequence=11)
+    kept = stage.server.link.xrange(HISTORY)
+    garbage = {7: {"id": "x", "event": "poison"}, 9: {"poison": b"\xff"}, 10: {"id": "x", "event": "[" * 100_000}}
+    with stage.server.link.pipeline(transaction=True) as at_once:
+        at_once.delete(HISTORY)
+        for number, (name, fields) in enumerate(kept, 1):
+            at_once.xadd(HISTORY, garbage.get(number, fields), name)
+            at_once.xadd(HISTORY, {"id": "poison", "event": "poison"}, f"{number}-3")
+        at_once.execute()
+    await stage.proxies[0].go(Way.PASS)
+    await stage.heal()
+    assert await stage.settle() == epoch
+    await stage.judge()
+    for witness, gaps in zip(witnesses, ([(7, 7), (9, 10)], [(7, 7), (9, 10)], [], []), strict=True):
+        assert [(f["from"], f["to"]) for f in frames_of(witness) if f.get("type") == "gap"] == gaps
+    stage.tolerate += r"| ERROR kernel.listener: events (7 to 7|9 to 10) are lost"
+
+
+async def test_record(stage: Stage) -> None:
+    """Section 7, strangers: a record of an idempotency key that no publish wrote is none, and the publish goes on."""
+    (replica,) = await stage.open(**SELDOM)
+    await stage.audience()
+    link = stage.server.link
+    for number, spoil in enumerate((lambda key: link.rpush(key, "poison"), lambda key: link.set(key, "poison")), 1):
+        before = {*link.keys("*:idempotency:*")}
+        posted = [("/broadcast/alert/deleted", {"id": f"{number}-{again}"}) for again in range(2)]
+        answers = [await replica.post(*posted[0], Idempotency_Key=f"key-{number}")]
+        (key,) = {*link.keys("*:idempotency:*")} - before
+        link.delete(key)
+        spoil(key)
+        answers += [await replica.post(*posted[1], Idempotency_Key=f"key-{number}") for _ in range(2)]
+        assert [answer.status_code for answer in answers] == [202, 202, 202]
+        assert [answer.json()["sequence"] for answer in answers] == [2 * number - 1, 2 * number, 2 * number]
+        assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, None, "true"]
+        for (_, data), answer in zip(posted, answers, strict=False):
+            stage.history.receipt("alert_deleted", data, answer.json())
+    await good_one(stage)
+    await unharmed(stage)
+    stage.check_unbroken()
+
+
+# -- on a socket ------------------------------------------------------------------------------------------------------
+
+MESSAGES: tuple[str | bytes, ...] = (
+    "",
+    "\x00",
+    "poison",
+    "[" * 60_000,
+    '{"type":' * 8_000,
+    "1" * 60_000,
+    "NaN",
+    '{"type":"\\ud800"}',
+    '{"type":"poison\\u0000"}',
+    '{"type":"subscribe","data":{"events":["poison",null]}}',
+    '{"type":"subscribe","data":{"events":["' + "[" * 257 + '"]}}',
+    '{"type":"unsubscribe","data":{"events":{"poison":1}}}',
+    '{"type":"resync","data":{"last_sequence":1e999}}',
+    '{"type":"resync","data":{"last_sequence":' + "9" * 5_000 + "}}",
+    '{"type":"resync","data":{"channel":[[]],"last_sequence":0}}',
+    '{"type":"resync","data":{"epoch":{},"last_sequence":0}}',
+    '{"type":"ack","data":{"sequence":' + "9" * 5_000 + "}}",
+    '{"type":"ack","data":{"sequence":-0.0}}',
+    b"",
+    b"\xff" * 1_000,
+    b"\x00{}",
+)
+PROTOCOL = (b"\x00" * 100, b"\xff" * 100, bytes([0x81, 0x81]) + bytes(4) + b"\xff", b"GET / HTTP/1.1\r\n\r\n")
+
+
+async def test_sockets(stage: Stage) -> None:
+    """Section 4, bad input: who sends poison is answered, or closed if it is no WebSocket; all get the next event."""
+    (replica,) = await stage.open(**SELDOM)
+    witnesses = await stage.audience()
+    poisoner = client_of(witnesses[0])
+    for message in MESSAGES:
+        await poisoner.send(message)
+        await poisoner.take(type="error")
+        await good_one(stage)
+    for data in PROTOCOL:
+        async with raw_socket(replica) as raw:
+            raw.send_bytes(data)
+            await raw.ended()
+        await good_one(stage)
+    async with raw_socket(replica) as raw, connected(replica.websocket()) as neighbour:
+        for opcode in (TEXT, BINARY) * 200:
+            raw.send(opcode, b"poison")
+        await raw.sent()
+        epoch = await good_one(stage)
+        await neighbour.reached(stage.server.position[1])
+        assert epoch == (await health(replica))["epoch"]
+    assert len(poisoner.events) == len(MESSAGES) + len(PROTOCOL) + 1
+    await unharmed(stage)
+    stage.check_unbroken()
