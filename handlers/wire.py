@@ -25,6 +25,7 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.typing import ExtensionParameter
 
+from handlers.light import Gate, Inbox
 from handlers.sinks import EXTENSION
 from kernel import WINDOW_BITS, CloseReason, Joined
 
@@ -69,6 +70,8 @@ class WireProtocol(WebSocketsSansIOProtocol):
 
     def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
+        self.queue = Inbox()  # type: ignore[assignment]
+        self.writable = Gate()  # type: ignore[assignment]
         self.conn.available_extensions = [_SharedDeflate()]
         self.logger = self.conn.logger = _quiet
         self.conn.debug = False
@@ -170,7 +173,10 @@ class WireProtocol(WebSocketsSansIOProtocol):
             await super().send({"type": "websocket.http.response.start", "status": status, "headers": []})
             message = {"type": "websocket.http.response.body", "body": b""}
         await super().send(message)
-        if message["type"] == "websocket.http.response.body":
+        if message["type"] == "websocket.accept":
+            # 2 KB that nobody needs behind the handshake
+            del self.request, self.response
+        elif message["type"] == "websocket.http.response.body":
             self.handshake_complete = True
 
     def handle_close(self, event: Frame) -> None:

@@ -52,7 +52,7 @@ class CatchUp:
             if client.owed:
                 client.tell(client.owed.pop(next(iter(client.owed))))
             elif client.resumes:
-                await self._replay(client, client.resumes.popleft())
+                await self._replay(client, client.resumes.pop(0))
             else:
                 try:
                     frames = await self._log.after(client.place)
