@@ -1,12 +1,16 @@
 """Paced: so many events a second to 1,000 clients, each timed from when its request was due to each socket."""
 
 import contextlib
+import socket
+import threading
+from types import TracebackType
+from typing import Self
 
 from tests.benchmarks.bench import Bench, Row
 from tests.benchmarks.results import Column, Table
 from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND, Server, data_of
 
-__all__ = ["ALIKE", "MIXES", "ROW", "SETS", "STUCK", "paced"]
+__all__ = ["ALIKE", "MIXES", "ROW", "SETS", "SLOW", "STUCK", "paced"]
 
 CLIENTS = 1000
 
@@ -14,6 +18,7 @@ ALIKE = "100/s"
 MIXES = "100/s, 10 mixes of patterns"
 SETS = "100/s, 1,000 sets of patterns"
 STUCK = "100/s, one stuck client beside"
+SLOW = "100/s, one client beside that reads 1 kB/s"
 HALF = "50/s"
 
 _VARIANTS = (
@@ -22,6 +27,7 @@ _VARIANTS = (
     (MIXES, OURS, 100),
     (SETS, OURS, 100),
     (STUCK, OURS, 100),
+    (SLOW, OURS, 100),
     (HALF, OURS, 50),
     (HALF, FASTAPI, 50),
     (HALF, CHANNELS, 50),
@@ -50,6 +56,10 @@ def run(bench: Bench) -> None:
         for case, subject, rate in _VARIANTS:
             for server in stack.enter_context(bench.servers(subject, WEBSOCKET_SEND_BUFFER_BYTES="262144")):
                 _join(server, case)
+                if case == SLOW:
+                    stack.enter_context(_Slow(server.port))
+                if case in (STUCK, SLOW):
+                    _fill(server)
                 servers.append((case, rate, server))
         for number in range(bench.rounds + 1):
             for case, rate, server in servers:
@@ -73,6 +83,7 @@ def paced(server: Server, rate: int, seconds: float) -> dict[str, float]:
         "max": got.latency.max,
         "cpu": used / got.frames * 1e6,
         "busy": used / (events / rate),
+        "memory": server.memory(),
         "client_busy": got.cpu / (events / rate),
     }
 
@@ -87,11 +98,43 @@ def _join(server: Server, case: str) -> None:
         server.connect(CLIENTS)
     if case == STUCK:
         server.connect(1, stuck=True)
-        # more than its socket's buffers and the high-water mark hold: from here on it is behind
-        for _ in range(10):
-            server.load.expect(2000)
-            server.publish(data_of(350), 2000)
-            server.load.wait()
+
+
+def _fill(server: Server) -> None:
+    """Publish more than a socket's buffers and the high-water mark hold: who reads little is behind from here on."""
+    for _ in range(10):
+        server.load.expect(2000)
+        server.publish(data_of(350), 2000)
+        server.load.wait()
+
+
+class _Slow:
+    """A client that reads a kilobyte each second."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.connect(("127.0.0.1", port))
+        lines = ("GET /ws/events HTTP/1.1", "Host: 127.0.0.1", "Connection: Upgrade", "Upgrade: websocket")
+        key = ("Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==", "Sec-WebSocket-Version: 13")
+        self._socket.sendall("\r\n".join((*lines, *key, "", "")).encode())
+        self._gone = threading.Event()
+        self._thread = threading.Thread(target=self._read)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._gone.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _read(self) -> None:
+        while not self._gone.wait(1) and self._socket.recv(1024):
+            pass
 
 
 ROW = Row(
@@ -104,6 +147,7 @@ ROW = Row(
             Column("max", "max ms", 2, 1e-3),
             Column("cpu", "CPU µs each", 2),
             Column("busy", "server busy %", 0, 100),
+            Column("memory", "server's MB", 0, 1e-6),
         ),
     ),
     run,
