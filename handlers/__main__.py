@@ -10,6 +10,7 @@ import contextlib
 import io
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -22,10 +23,13 @@ from handlers.settings import Settings, SettingsError, settings_help
 __all__ = ["main"]
 
 _USAGE_ERROR = 2
-_CREDENTIALS = """
+_SHOWN = 50  # characters of an argument that is refused
+_API_KEY = """
 credentials, where the service asks for them:
-  EVENT_BROADCASTER_API_KEY   one of the service's API_KEYS; or --api-key
-  EVENT_BROADCASTER_TOKEN     the service's WEBSOCKET_TOKEN; or --token (WebSocket only)
+  EVENT_BROADCASTER_API_KEY   one of the service's API_KEYS; or --api-key"""
+_FOR_WEBSOCKETS = """
+  EVENT_BROADCASTER_TOKEN     the service's WEBSOCKET_TOKEN; or --token"""
+_BETTER = """
   The environment is the better place: arguments can be read by everyone on the machine.
 """
 
@@ -108,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     tail.add_argument("pattern", nargs="*", metavar="PATTERN", help="glob on event names; none: everything")
     _add_url(tail, "ws://127.0.0.1:8000/ws/events", ("ws", "wss"))
     tail.add_argument("--since", type=_count, metavar="N", help="first replay what is kept after sequence N")
-    tail.add_argument("--json", action="store_true", help="print the frames as they came (heartbeats left out)")
+    tail.add_argument("--json", action="store_true", help="print all frames as they came, heartbeats too")
     _add_secret(tail, "--api-key", "EVENT_BROADCASTER_API_KEY")
     _add_secret(tail, "--token", "EVENT_BROADCASTER_TOKEN")
 
@@ -116,19 +120,19 @@ def _parser() -> argparse.ArgumentParser:
     _add_url(demo, "http://127.0.0.1:8000", ("http", "https"))
     demo.add_argument("--rate", type=_rate, default=5.0, help="messages a second, 0 for all speed (default 5)")
     demo.add_argument("--count", type=_count, metavar="N", help="end after N messages; 200 cover all families")
-    demo.add_argument("--seed", type=int, default=1, help="same seed, same types in the same order (default 1)")
+    demo.add_argument("--seed", type=_seed, default=1, help="same seed, same types in the same order (default 1)")
     _add_secret(demo, "--api-key", "EVENT_BROADCASTER_API_KEY")
     return parser
 
 
 def _add_url(parser: argparse.ArgumentParser, default: str, schemes: tuple[str, ...]) -> None:
     def url(text: str) -> str:
-        parts = urlsplit(text)
-        if parts.scheme not in schemes or not parts.hostname or parts.port == 0:
-            raise ValueError
-        return text
+        with contextlib.suppress(ValueError):  # no URL, or a port that is none
+            parts = urlsplit(text)
+            if parts.scheme in schemes and parts.hostname and parts.port != 0:
+                return text
+        raise _unusable(text, f"must be a URL like {default}, or with {schemes[1]}://")
 
-    url.__name__ = " or ".join(f"{scheme}:// URL" for scheme in schemes)
     parser.add_argument("--url", type=url, default=default, help=f"where the service is (default {default})")
 
 
@@ -139,15 +143,26 @@ def _add_secret(parser: argparse.ArgumentParser, option: str, variable: str) -> 
 
 
 def _count(text: str) -> int:
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError("must not be negative")
-    return number
+    if not re.fullmatch("[0-9]{1,18}", text):
+        raise _unusable(text, "must be an integer from 0 to 999999999999999999")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not re.fullmatch("[+-]?[0-9]{1,18}", text):
+        raise _unusable(text, "must be an integer of at most 18 digits")
+    return int(text)
 
 
 def _rate(text: str) -> float:
-    if not 0 <= (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError("must be a number of at least 0")
-    return number
+    with contextlib.suppress(ValueError):
+        if 0 <= (number := float(text)) < math.inf:
+            return number
+    raise _unusable(text, "must be a number of at least 0")
+
+
+def _unusable(text: str, wanted: str) -> argparse.ArgumentTypeError:
+    return argparse.ArgumentTypeError(f"{text if len(text) <= _SHOWN else text[:_SHOWN] + '…'!r} {wanted}")
 
 
 def _print(line: str) -> None:
@@ -191,9 +206,9 @@ _TAIL_HELP = f"""
 examples:
   event-broadcaster tail
   event-broadcaster tail 'alert.*' camera.offline
-  event-broadcaster tail --since 0 --json | jq -c .data
+  event-broadcaster tail --since 0 --json | jq -c 'select(.data) | .data'
   event-broadcaster tail --url wss://events.example.org/ws/events
-{_CREDENTIALS}
+{_API_KEY}{_FOR_WEBSOCKETS}{_BETTER}
 Ctrl-C ends with status 0; refused credentials with status 1.
 """
 
@@ -202,7 +217,7 @@ examples:
   event-broadcaster demo
   event-broadcaster demo --rate 0 --count 200 --seed 7
   event-broadcaster demo --url https://events.example.org
-{_CREDENTIALS}
+{_API_KEY}{_BETTER}
 Ctrl-C ends with status 0; the status is 1 if a message was refused or the service is not there.
 """
 

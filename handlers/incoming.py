@@ -107,6 +107,8 @@ def _too_large(limit: int) -> NoReturn:
 
 def _options(path: str, headers: dict[bytes, bytes]) -> PublishOptions:
     key = headers.get(b"idempotency-key")
+    if key is not None:
+        key = key.strip(b" \t")  # which is no part of a value (RFC 9110, 5.5); the server leaves it at the end
     parent = headers.get(b"traceparent")
     if key is None and parent is None:
         return _NO_OPTIONS

@@ -25,6 +25,7 @@ def metrics_route(expose: Callable[[str], tuple[bytes, str]]) -> HTTPRouteHandle
     def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         """Every number, read now."""
         text, content_type = expose(request.headers.get("accept", ""))
-        return Response(text, media_type=content_type, headers={"cache-control": "no-store"})
+        # as a header: to a text media type Litestar adds a charset, and this has one
+        return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
     return metrics

@@ -45,6 +45,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 def _as_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
+    answer = _answer_to(request, error)
+    if "expect" in request.headers:
+        # the body may never come, and then what comes next would be taken for it
+        answer.headers["connection"] = "close"
+    return answer
+
+
+def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     match error:
         case MessageInvalid(errors=errors):
             return _answer(HTTPStatus.BAD_REQUEST, "The body is not valid.", errors=tuple(errors))

@@ -34,6 +34,9 @@ def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) 
     """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     _logger.info("settings: %s", settings.describe())
+    if embedded is not None:
+        text = "REDIS_URL is not set: using an embedded Valkey, which lives and dies with this process (pid %s)"
+        _logger.info(text, embedded.pid)
     for name in settings.without_effect():
         _logger.warning("%s is set, but has no effect in this version", name)
     app = create_app(settings, redis_url)

@@ -28,6 +28,8 @@ _LONGEST_TEXT: Final = 160
 _UNAUTHORIZED: Final = 1008
 _CREDENTIALS: Final = "see --api-key and --token, or EVENT_BROADCASTER_API_KEY and EVENT_BROADCASTER_TOKEN"
 
+_HINTS: Final = {401: _CREDENTIALS, 403: _CREDENTIALS, 404: "no WebSocket at this path; see --url, mostly /ws/events"}
+
 # The short text of a frame by its type, from the fields of the frame and of its data; a None is shown as nothing.
 _ALERT: Final = "{severity} alert {id} for event {event_id}, {status}"
 _TEXTS: Final = {
@@ -157,7 +159,8 @@ async def follow(
 ) -> int:
     """Print frames, one line each, until the server refuses us for good; returns the exit status.
 
-    Heartbeats are answered and not printed. Lost connections are told on stderr and made again, 0.5 to 30 s later.
+    With `raw` each is printed as it came; without, heartbeats are answered only. Lost connections are told on stderr
+    and made again, 0.5 to 30 s later.
     """
     place, headers, delay = Place(since), list(headers), _FIRST_DELAY
     while True:
@@ -170,12 +173,13 @@ async def follow(
                     text = await socket.recv()
                     frame = _read(text)
                     place.take(frame)
-                    if frame.get("type") == "ping":
+                    heartbeat = frame.get("type") == "ping"
+                    if raw or not heartbeat:
+                        emit(str(text) if raw else line_of(frame, datetime.now().strftime("%H:%M:%S.%f")[:-3]))
+                    if heartbeat:
                         # If the server has closed meanwhile, what it sent before is still to be read.
                         with suppress(ConnectionClosed):
                             await socket.send('{"type":"pong"}')
-                    else:
-                        emit(str(text) if raw else line_of(frame, datetime.now().strftime("%H:%M:%S.%f")[:-3]))
         except ConnectionClosed as closed:
             code, text = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "connection lost")
             if code == _UNAUTHORIZED:
@@ -185,7 +189,7 @@ async def follow(
             # 503 is a drain or a server that starts; what a 4xx says does not change by asking again.
             reason, status = str(refused), refused.response.status_code
             if 400 <= status < 500:
-                return _give_up(f"{reason} ({_CREDENTIALS})" if status in (401, 403) else reason)
+                return _give_up(f"{reason} ({_HINTS[status]})" if status in _HINTS else reason)
         except (OSError, TimeoutError, InvalidHandshake) as error:
             reason = f"no connection to {url.partition('?')[0]}: {error or 'no answer'}"
         if time.monotonic() - started > _STEADY:

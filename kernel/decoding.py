@@ -127,6 +127,8 @@ def _invalid(
         except _REFUSED as further:
             error = further
     match error:
+        case _ if not body.strip():
+            words = "must be JSON; it is empty"
         case UnicodeDecodeError():
             words = f"must be UTF-8; byte {error.start} is not"
         case RecursionError():

@@ -3,8 +3,10 @@
 `interpret` decides and changes nothing; the broadcaster acts on the decision.
 """
 
+import json
+import sys
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
@@ -19,6 +21,7 @@ LONGEST_PATTERN = 256
 _LONGEST_TYPE = 50
 _LONGEST_TEXT = 256
 _PREVIEW = 100
+_LONGEST_NUMBER = 1000
 
 
 class Decision(NamedTuple):
@@ -41,8 +44,8 @@ def interpret(message: str | bytes, patterns: Patterns) -> Decision:
     if message == "ping":
         return Decision(Pong())
     try:
-        frame = msgspec.json.decode(message)
-    except (msgspec.DecodeError, RecursionError, UnicodeEncodeError):
+        frame = _read(message)
+    except (ValueError, RecursionError):
         preview = message[:_PREVIEW].encode("utf-8", "replace").decode() or None
         return Decision(Error("invalid_json", "The message is not valid JSON", {"raw_data_preview": preview}))
     if not isinstance(frame, dict):
@@ -67,6 +70,29 @@ def interpret(message: str | bytes, patterns: Patterns) -> Decision:
         if known in (_subscribe, _unsubscribe):
             details["example"] = {"type": kind.lower(), "data": {"events": ["alert.*", "camera_status"]}}
         return Decision(Error("validation_error", f"Invalid {kind.lower()}: {refused}", details))
+
+
+def _read(message: str) -> object:
+    """Read JSON; ValueError or RecursionError for what is none, or is nested beyond reading.
+
+    JSON's grammar (RFC 8259) has numbers and halves of surrogate pairs that msgspec refuses. Only where it does, they
+    are read as the largest float and as "?", and all the rest as ever.
+    """
+    try:
+        return msgspec.json.decode(message)
+    except msgspec.DecodeError:
+        frame = json.loads(message, parse_int=_number, parse_float=_number, parse_constant=_no_number)
+        return msgspec.json.decode(json.dumps(frame, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def _number(text: str) -> int | float:
+    if len(text) <= _LONGEST_NUMBER and text.removeprefix("-").isdigit():
+        return int(text)
+    return max(-sys.float_info.max, min(float(text), sys.float_info.max))
+
+
+def _no_number(text: str) -> NoReturn:
+    raise ValueError(text)
 
 
 def patterns_from(given: object, present: Patterns) -> list[str]:
@@ -103,20 +129,27 @@ def _pong(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> De
 
 
 def _subscribe(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
-    globs = patterns_from(data.get("events", data.get("channels")), patterns)
+    globs = patterns_from(_events(data), patterns)
     return Decision(Subscribed(globs), patterns.with_added(globs))
 
 
 def _unsubscribe(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
-    given = data.get("events", data.get("channels"))
+    given = _events(data)
     # nothing is added here, so only the form of the patterns is looked at
     left, removed = patterns.with_removed(None if given is None else patterns_from(given, Patterns.of(())))
     return Decision(Unsubscribed(removed), left)
 
 
+def _events(data: dict[str, Any]) -> object:
+    given = data.get("events")
+    return data.get("channels") if given is None else given
+
+
 def _resync(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
     fields = {**frame, **data}
-    channel, epoch = fields.get("channel", "unknown"), fields.get("epoch")
+    channel, epoch = fields.get("channel"), fields.get("epoch")
+    if channel is None:
+        channel = "unknown"
     if not isinstance(channel, str) or len(channel) > _LONGEST_TEXT:
         raise Refused(f"channel must be a string of at most {_LONGEST_TEXT} characters")
     if not isinstance(epoch, str | None) or len(epoch or "") > _LONGEST_TEXT:

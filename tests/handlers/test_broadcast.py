@@ -193,7 +193,17 @@ class TestIdempotency:
 
         assert answer.status_code == 202
 
-    @pytest.mark.parametrize("key", [b"", b"k" * 129, b"two words", b"tab\there", "schlüssel".encode(), b"\x7f"])
+    async def test_blanks_around_a_key(self, make_app: Any, exchange: Any, broadcaster: Any) -> None:
+        """RFC 9110, 5.5: blanks and tabs around a header's value are no part of it."""
+        for key in (b"k", b"k \t", b" \tk"):
+            headers = {"content-type": "application/json", "idempotency-key": key}
+            answer = await exchange(make_app(), ROUTES["event"], [json.dumps(EVENT).encode()], headers)
+            assert answer.status == 202
+        assert len({options.idempotency_key for options in broadcaster.options}) == 1
+
+    @pytest.mark.parametrize(
+        "key", [b"", b" \t", b"k" * 129, b"two words", b"tab\there", "schlüssel".encode(), b"\x7f"]
+    )
     async def test_an_unusable_key(self, make_app: Any, exchange: Any, broadcaster: Any, key: bytes) -> None:
         """Section 2, Publish over REST: a bad idempotency key is a 400."""
         headers = {"content-type": "application/json", "idempotency-key": key}

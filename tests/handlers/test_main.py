@@ -33,6 +33,16 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         assert "examples:" in text
 
 
+@pytest.mark.parametrize(("name", "token"), [("tail", True), ("demo", False)])
+def test_help_on_credentials(name: str, token: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 1, run it: the help names the credentials that a command takes, and no others."""
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    text = capsys.readouterr().out
+    assert "EVENT_BROADCASTER_API_KEY" in text
+    assert ("--token" in text, "EVENT_BROADCASTER_TOKEN" in text) == (token, token)
+
+
 def test_help_lists_settings(capsys: pytest.CaptureFixture[str]) -> None:
     """Section 11, settings: `serve --help` lists the environment variables."""
     with pytest.raises(SystemExit):
@@ -56,6 +66,29 @@ def test_wrong_arguments(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (
+            ["tail", "--url", "http://h"],
+            "argument --url: 'http://h' must be a URL like ws://127.0.0.1:8000/ws/events, or",
+        ),
+        (["demo", "--url", "http://h:x"], "argument --url: 'http://h:x' must be a URL like http://127.0.0.1:8000, or"),
+        (["tail", "--since", "-1"], "argument --since: '-1' must be an integer from 0 to 999999999999999999"),
+        (["demo", "--count", "9" * 5000], f"argument --count: '{'9' * 50}…' must be an integer from 0 to"),
+        (["demo", "--seed", "9" * 5000], f"argument --seed: '{'9' * 50}…' must be an integer of at most 18 digits"),
+        (["demo", "--rate", "x"], "argument --rate: 'x' must be a number of at least 0"),
+    ],
+)
+def test_what_is_said_of_wrong_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Section 1, run it: a refused argument is told with what it must be, and not at any length."""
+    with pytest.raises(SystemExit):
+        main(arguments)
+    [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert words in line
+    assert len(line) < 250
 
 
 @pytest.mark.parametrize(

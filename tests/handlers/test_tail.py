@@ -276,10 +276,12 @@ async def test_follow(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_follow_raw() -> None:
-    """Section 1, watch: with --json the frames come out as they came in, heartbeats left out."""
+    """Section 1, watch: with --json all frames come out as they came in, heartbeats too, which are answered."""
+    pongs: list[str | bytes] = []
 
     async def first(connection: ServerConnection) -> None:
         await send(connection, connected("a", 1), ping("a", 1))
+        pongs.append(await connection.recv())
         await connection.send('{"type": "x",  "sequence": 2}')
         await connection.send("nonsense")
         await refused(connection)
@@ -287,7 +289,9 @@ async def test_follow_raw() -> None:
     lines: list[str] = []
     async with service(first) as (url, _), asyncio.timeout(10):
         await follow(url, since=0, raw=True, emit=lines.append)
-    assert lines == [json.dumps(connected("a", 1)), '{"type": "x",  "sequence": 2}', "nonsense"]
+    heartbeat = json.dumps(ping("a", 1))
+    assert pongs == ['{"type":"pong"}']
+    assert lines == [json.dumps(connected("a", 1)), heartbeat, '{"type": "x",  "sequence": 2}', "nonsense"]
     assert line_of(tail._read("nonsense"), CLOCK).split()[1:3] == ["-", "unreadable"]
 
 
@@ -299,15 +303,18 @@ async def test_draining_server(capsys: pytest.CaptureFixture[str]) -> None:
     assert "HTTP 503; trying again" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("status", "hint"), [(401, True), (404, False)])
-async def test_wrong_address(status: int, hint: bool, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("status", "hint"), [(401, "--api-key"), (403, "--api-key"), (404, "no WebSocket at this path"), (418, "")]
+)
+async def test_wrong_address(status: int, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Section 1, watch: an upgrade that is refused for good ends the tail with status 1."""
     async with service(refuse=status) as (url, requests), asyncio.timeout(10):
         assert await follow(url, emit=print) == 1
     assert len(requests) == 1
     told = capsys.readouterr().err
     assert f"HTTP {status}" in told
-    assert ("--api-key" in told) is hint
+    assert ("--api-key" in told, "path" in told) == (hint == "--api-key", "path" in hint)
+    assert hint in told
 
 
 async def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:

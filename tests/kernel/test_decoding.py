@@ -186,9 +186,12 @@ class TestWholeBody:
         """Section 2, errors: a message is an object."""
         assert refusal("event", body) == [("", f"the body must be an object, not {body.decode()}")]
 
-    @pytest.mark.parametrize(
-        "body", [b"", b" ", b"{", b"{]", b"nul", b"{'a':1}", b"{} x", b"\xef\xbb\xbf{}", b'{"id":NaN}']
-    )
+    @pytest.mark.parametrize("body", [b"", b" ", b"\r\n"])
+    def test_empty(self, body: bytes) -> None:
+        """Section 2, errors: an empty body is said to be empty."""
+        assert refusal("event", body) == batch_refusal(body) == [("", "the body must be JSON; it is empty")]
+
+    @pytest.mark.parametrize("body", [b"{", b"{]", b"nul", b"{'a':1}", b"{} x", b"\xef\xbb\xbf{}", b'{"id":NaN}'])
     def test_no_json(self, body: bytes) -> None:
         """Section 2, errors: what is not JSON is refused as such."""
         for said in (refusal("event", body), batch_refusal(body)):

@@ -74,6 +74,10 @@ def test_the_new_name_goes_before_the_old_one() -> None:
     """Section 4, client messages: where both names are given, `events` counts."""
     decision = say({"type": "subscribe", "data": {"channels": ["old"], "events": ["new"]}})
     assert decision.patterns is Patterns.of(["new"])
+    decision = say({"type": "subscribe", "data": {"channels": ["old"], "events": None}})
+    assert decision.patterns is Patterns.of(["old"])
+    decision = say({"type": "unsubscribe", "data": {"channels": ["a"], "events": None}}, Patterns.of(["a", "b"]))
+    assert decision.patterns is Patterns.of(["b"])
 
 
 @pytest.mark.parametrize("field", ["events", "channels"])
@@ -168,10 +172,14 @@ def test_resync_at_top_level() -> None:
 
 
 @pytest.mark.parametrize(
-    "frame", [{"type": "resync"}, {"type": "resync", "data": None}, {"type": "resync", "data": {}}]
+    "frame",
+    [
+        *({"type": "resync"}, {"type": "resync", "data": None}, {"type": "resync", "data": {}}),
+        {"type": "resync", "data": {"channel": None}},
+    ],
 )
 def test_resync_without_anything(frame: dict[str, Any]) -> None:
-    """Section 6, resume: an absent channel is "unknown", an absent last_sequence 0, an absent epoch none."""
+    """Section 6, resume: an absent or null channel is "unknown", an absent last_sequence 0, an absent epoch none."""
     assert say(frame) == Decision(resume=Resume("unknown", 0, None))
 
 
@@ -190,9 +198,7 @@ def test_resync_with_no_number(number: object) -> None:
         }
 
 
-@pytest.mark.parametrize(
-    "fields", [{"channel": 5}, {"channel": None}, {"channel": "x" * 257}, {"epoch": 5}, {"epoch": "x" * 257}]
-)
+@pytest.mark.parametrize("fields", [{"channel": 5}, {"channel": "x" * 257}, {"epoch": 5}, {"epoch": "x" * 257}])
 def test_resync_with_bad_texts(fields: dict[str, Any]) -> None:
     """Section 4, error codes: a channel or epoch that is no text, or has no end, is a validation_error."""
     told = details(json.dumps({"type": "resync", "data": fields}), "validation_error")
@@ -218,18 +224,32 @@ def test_ack_with_no_number(number: object) -> None:
 
 
 def test_huge_numbers() -> None:
-    """Section 4, client messages: an int is an int, however large; one beyond any JSON reader is no JSON."""
+    """Section 4, client messages: an int is an int, however large; what is beyond all measure is JSON, but no int."""
     assert say({"type": "ack", "sequence": 10**30}) == Decision(ack=10**30)
     assert say({"type": "resync", "last_sequence": 10**400}).resume == Resume("unknown", 10**400, None)
-    details('{"type":"ack","sequence":%s}' % ("9" * 5000), "invalid_json")
-    details('{"type":"ack","sequence":1e999}', "invalid_json")
+    for number in ("9" * 5000, "-" + "9" * 5000, "1e999", "-1e999"):
+        details(f'{{"type":"ack","sequence":{number}}}', "validation_error")
+        assert interpret(f'{{"type":"ping","x":[{number}]}}', EVERYTHING) == Decision(Pong())
+        assert interpret(f'{{"type":"ack","sequence":7,"x":{number}}}', EVERYTHING) == Decision(ack=7)
 
 
 # -- what is no message
 
 
 @pytest.mark.parametrize(
-    "message", ["pong", "{", "{]", "{'type': 'ping'}", '{"type":"ping"}}', "NaN", "\x00", "\ufeff{}"]
+    "message",
+    [
+        "pong",
+        "{",
+        "{]",
+        "{'type': 'ping'}",
+        '{"type":"ping"}}',
+        "NaN",
+        '{"type":NaN}',
+        '{"type":1e999}}',
+        "\x00",
+        "\ufeff{}",
+    ],
 )
 def test_invalid_json(message: str) -> None:
     """Section 4, error codes: what is not JSON is invalid_json and gets its first characters back."""
@@ -248,9 +268,12 @@ def test_an_empty_message() -> None:
 
 
 def test_lone_surrogates() -> None:
-    """Section 4, error codes: half a character, raw or escaped, is no JSON, and its preview can be sent."""
+    """Section 4, error codes: half a character is no text, its preview can be sent; escaped it is JSON, read as ?."""
     assert details('{"type":"\ud800"}', "invalid_json") == {"raw_data_preview": '{"type":"?"}'}
-    details('{"type":"resync","channel":"\\ud800 and more text"}', "invalid_json")
+    said = interpret('{"type":"resync","channel":"\\ud800 and more","last_sequence":5}', EVERYTHING)
+    assert said == Decision(resume=Resume("? and more", 5, None))
+    said = interpret('{"type":"subscribe","data":{"events":["\\udfff*"]}}', EVERYTHING)
+    assert said == Decision(Subscribed(["?*"]), Patterns.of(["?*"]))
 
 
 def test_deep_nesting() -> None:

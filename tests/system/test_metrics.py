@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import re
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -320,7 +321,7 @@ async def test_form(scene: Scene) -> None:
     """Section 10, metrics: Prometheus text, or OpenMetrics, under the names and labels of the table and no others."""
     answer = await scene.one.request("GET", "/metrics")
     assert answer.status_code == 200
-    assert answer.headers["content-type"].startswith("text/plain; version=")
+    assert re.fullmatch(r"text/plain; version=[0-9.]+; charset=utf-8", answer.headers["content-type"])
     assert "no-store" in answer.headers["cache-control"]
     families = {family.name: family for family in text_string_to_metric_families(answer.text)}
     assert {f"{name}_total" if f.type == "counter" else name: f.type for name, f in families.items()} == {

@@ -264,6 +264,26 @@ async def test_too_large_without_end(replica: Replica) -> None:
     writer.transport.abort()
 
 
+@pytest.mark.parametrize(
+    ("path", "kind", "length", "status"),
+    [
+        ("/broadcast/event", "application/json", 50_000_000, 413),
+        ("/broadcast/event", "text/plain", 10, 415),
+        ("/nothing", "application/json", 10, 404),
+    ],
+)
+async def test_body_kept_back(replica: Replica, path: str, kind: str, length: int, status: int) -> None:
+    """RFC 9110, 10.1.1: who asks before sending a body, and is refused, sees the end of the connection."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
+    writer.write(f"{head}Expect: 100-continue\r\n\r\n".encode())
+    async with asyncio.timeout(20):
+        answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 %d " % status)
+    assert answer.count(b"connection: close\r\n") == 1
+    writer.close()
+
+
 async def test_keep_alive_and_pipelining(replica: Replica) -> None:
     """Section 2, publish: requests on one connection, sent without waiting, are answered in their order."""
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)

@@ -98,8 +98,9 @@ async def test_embedded(tmp_path: Path) -> None:
     """Section 1, Redis: without REDIS_URL an embedded Valkey is used, told at the start, and stopped at the end."""
     replica = Replica(tmp_path / "log", **FAST).start()
     try:
-        assert "embedded" in replica.log.splitlines()[0]
         [child] = children(replica.pid)
+        [told] = [line for line in replica.log.splitlines() if "using an embedded Valkey" in line]
+        assert ("REDIS_URL" in told, told.endswith(f"(pid {child.parent.name})")) == (True, True)
         assert "valkey" in child.read_text()
         async with connected(replica.websocket()) as client:
             await client.next()
