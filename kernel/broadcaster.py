@@ -224,6 +224,7 @@ class EventBroadcaster(Publisher):
     def _circuit_moved(self, state: CircuitState) -> None:
         notice = ServiceNotice.healthy if state is CircuitState.CLOSED else ServiceNotice.degraded
         self.hub.tell_all(notice(utc_now()))
+        self._listener.wake()
 
 
 def get_broadcaster(state: Any) -> EventBroadcaster:  # noqa: ANN401  the application's state, whatever framework it is of

@@ -1,6 +1,7 @@
 """Whether the link to Redis works: one circuit, fed by publishers and by the listener's side, and who is told."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
@@ -37,6 +38,7 @@ class Link:
         self.in_use = False
         self.closed = asyncio.Event()
         self.closed.set()
+        self._opened = asyncio.Event()
 
     @property
     def status(self) -> CircuitStatus:
@@ -52,6 +54,12 @@ class Link:
         """Return while Redis is there: the circuit is closed, or it is only writes that are refused."""
         if not self._refused:
             await self.closed.wait()
+
+    async def pause(self, seconds: float) -> None:
+        """Wait between two tries, but no longer than the circuit is closed: behind that it is the trial's turn."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._opened.wait()
 
     def require(self) -> None:
         """Raise `CircuitOpen` unless ordinary calls may be made, and `NotStarted` where nobody may call at all."""
@@ -113,12 +121,14 @@ class Link:
         if transition.after is CircuitState.CLOSED:
             _logger.warning("circuit closed: Redis is back, leaving degraded mode")
             self.closed.set()
+            self._opened.clear()
             self._moved(transition.after)
         elif transition.before is CircuitState.CLOSED:
             _logger.critical(
                 "circuit open, degraded mode: %s (failure %d in a row)", transition.reason, transition.failure_count
             )
             self.closed.clear()
+            self._opened.set()
             self._moved(transition.after)
         else:
             _logger.info("circuit %s: %s", transition.after, transition.reason)

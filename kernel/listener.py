@@ -106,6 +106,10 @@ class Listener:
         self._tasks.clear()
         self._supervisor = None
 
+    def wake(self) -> None:
+        """Look again now at what is to be done."""
+        self._wanted.set()
+
     async def checked(self) -> None:
         """Return when a position check that began after this call has succeeded, and what was missing is there."""
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -222,7 +226,7 @@ class Listener:
                         waiter.set_result(None)
                 continue
             if not trial:
-                await asyncio.sleep(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter
+                await self._link.pause(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter
                 attempt += 1
 
     async def _ask(self, *, probe: bool = False) -> Position:

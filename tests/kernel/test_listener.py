@@ -574,6 +574,23 @@ async def test_a_trial_without_any_publisher(redis: FakeRedis, ears: Ears) -> No
         await sink.until(lambda: sink.numbers == [251])
 
 
+async def test_a_trial_in_time(redis: FakeRedis, ears: Ears) -> None:
+    """Section 8, circuit breaker: however rarely positions are checked, the trial comes when the recovery is over."""
+    config = replace(HEARING, circuit_recovery_seconds=0.2, base_delay=60.0, max_delay=60.0)
+    async with replica(redis, config, observer=ears) as broadcaster:
+        for _ in range(5):
+            broadcaster._link.failed(TransportUnavailable("no connection"))
+        await eventually(lambda: not broadcaster.is_degraded())
+        # and neither does the pause after a failed check hold it up
+        redis.fail()
+        broadcaster._listener.wake()
+        await eventually(lambda: broadcaster.get_circuit_state().failure_count == 1)
+        for _ in range(4):
+            broadcaster._link.failed(TransportUnavailable("no connection"))
+        await eventually(lambda: not broadcaster.is_degraded())
+    assert ears.moves == [CircuitState.OPEN, CircuitState.HALF_OPEN, CircuitState.CLOSED] * 2
+
+
 async def test_a_trial_that_may_not_write(redis: FakeRedis, ears: Ears) -> None:
     """Section 8, what counts: a Redis that answers but refuses writes does not close the circuit."""
     async with replica(redis, observer=ears) as broadcaster:
