@@ -19,7 +19,7 @@ from litestar.types import ExceptionHandlersMap
 
 from kernel import BroadcastFailed, CircuitOpen, FieldError, MessageInvalid, NotStarted
 
-__all__ = ["PROBLEM_JSON", "Problem", "exception_handlers"]
+__all__ = ["PROBLEM_JSON", "Problem", "exception_handlers", "log_unexpected"]
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -76,7 +76,7 @@ def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
             detail = _DETAILS.get(status) or error.detail
             return _answer(status, detail, headers=error.headers)
         case _:
-            _log(request, error)
+            log_unexpected(error, f"in answer to {request.method} {request.scope['path']!r}")
             status = HTTPStatus.INTERNAL_SERVER_ERROR
             return _answer(status, _DETAILS[status])
 
@@ -96,17 +96,10 @@ def _answer(
     return Response(problem, status_code=status.value, media_type=PROBLEM_JSON, headers=sent)
 
 
-def _log(request: Request[Any, Any, Any], error: Exception) -> None:
+def log_unexpected(error: Exception, where: str) -> None:
     """Log class and place of an unexpected error; never its text, which may quote what somebody sent."""
     place = traceback.extract_tb(error.__traceback__)[-1]
-    _logger.error(
-        "%s at %s:%s in answer to %s %r",
-        type(error).__name__,
-        place.filename,
-        place.lineno,
-        request.method,
-        request.scope["path"],
-    )
+    _logger.error("%s at %s:%s %s", type(error).__name__, place.filename, place.lineno, where)
 
 
 # Litestar logs nothing of its own when it is given no logging_config; Exception catches its HTTPExceptions as well.

@@ -15,6 +15,7 @@ from litestar.di import NamedDependency
 from litestar.handlers import WebsocketRouteHandler, websocket
 
 from handlers.auth import origin_allowed, websocket_credentials_ok
+from handlers.problems import log_unexpected
 from handlers.settings import Settings
 from handlers.sinks import EXTENSION, AsgiSink, ReadySink
 from kernel import (
@@ -161,6 +162,10 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
                     client.tell(Error("validation_error", f"Invalid query parameter: {problem}", {"reason": problem}))
                 code = await _converse(socket, broadcaster, client, sink, settings)
                 _logger.debug("%s left with %d", client.id, code)
+        except Exception as error:
+            # Litestar would close with a code of its own
+            log_unexpected(error, f"on {socket.scope['path']}")
+            sink.close(INTERNAL_ERROR)
         finally:
             broadcaster.counters.closed(code)
             if isinstance(sink, AsgiSink):

@@ -1,0 +1,21 @@
+"""The service with a bug in its kernel, to test what a client sees of one: `python -m tests.system.broken_hub`."""
+
+import sys
+
+from handlers.__main__ import main
+from kernel import Client
+from kernel.hub import Hub
+
+_receive = Hub.receive
+
+
+def receive(self: Hub, client: Client, message: str | bytes) -> None:
+    """Fail with a text that quotes what was sent, unless it is a ping."""
+    if message != "ping":
+        raise ValueError(message)
+    _receive(self, client, message)
+
+
+if __name__ == "__main__":
+    Hub.receive = receive  # type: ignore[method-assign]
+    sys.exit(main())
