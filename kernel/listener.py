@@ -101,8 +101,9 @@ class Listener:
     async def stop(self) -> None:
         """End every task."""
         tasks = [task for task in (self._supervisor, *self._tasks.values()) if task is not None]
-        for task in tasks:
-            task.cancel()
+        # more than once if need be: Python 3.11's `wait_for`, which redis-py uses, may swallow a cancellation
+        while [task for task in tasks if task.cancel()]:
+            await asyncio.wait(tasks, timeout=1.0)
         await asyncio.gather(*tasks, return_exceptions=True)
         self._tasks.clear()
         self._supervisor = None

@@ -352,6 +352,14 @@ class Model(RuleBasedStateMachine):
         """The history loses its older part."""
         self.redis.trim(size)
 
+    @rule(at=replicas, size=st.sampled_from([1, 3, 40]), kept=st.integers(0, 2))
+    def lose_for_good(self, at: int, size: int, kept: int) -> None:
+        """What nobody was told of leaves the history before anybody could ask."""
+        deaf, self.redis.deaf = self.redis.deaf, True
+        self.publish(at, "event", size, "")
+        self.redis.trim(kept)
+        self.redis.deaf = deaf
+
     @rule()
     def flush(self) -> None:
         """Redis loses everything."""
@@ -366,11 +374,24 @@ class Model(RuleBasedStateMachine):
 
     # -- clients
 
-    @rule(who=clients, at=replicas, room=st.sampled_from([None, None, 0, 800]))
-    def connect(self, who: int, at: int, room: int | None) -> None:
-        """A client comes, or comes back; its socket may hold little."""
+    @rule(who=clients, at=replicas, room=st.sampled_from([None, None, 0, 800]), strikes=st.booleans())
+    def connect(self, who: int, at: int, room: int | None, strikes: bool) -> None:
+        """A client comes, or comes back, and may be told its place at once; its socket may hold little."""
+
+        def come() -> None:
+            self.parties[who].connect(self.hubs[at], room)
+            if strikes and self._heard(who):
+                self.parties[who].heartbeat()
+
         self.run(_call(self.parties[who].leave))
-        self.run(_call(self.parties[who].connect, self.hubs[at], room))
+        self.run(_call(come))
+
+    @rule(who=clients, at=replicas, kind=st.sampled_from(KINDS), size=st.sampled_from([1, 3, 40]))
+    def miss_something(self, who: int, at: int, kind: str, size: int) -> None:
+        """A client is away while events are published, and is told its place as soon as it is back."""
+        self.run(_call(self.parties[who].leave))
+        self.publish(at, kind, size, "")
+        self.connect(who, at, None, True)
 
     @rule(who=clients)
     def vanish(self, who: int) -> None:

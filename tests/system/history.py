@@ -250,6 +250,9 @@ class Reader:
         return facts
 
     def _gap(self, frame: Frame) -> list[Fact]:
+        if not self._certain:
+            self._unplaced.append(frame)
+            return []
         fact = Fact("loss", Place(self.epoch, frame["to"]), frame, frame["from"])
         self._pass(frame["to"])
         return [fact]
@@ -293,7 +296,9 @@ class Reader:
         facts = self._enter(epoch, frame) if epoch != self.epoch else []
         self._certain = True
         waiting, self._unplaced = self._unplaced, []
-        return facts + [self._placed(each) for each in waiting]
+        for each in waiting:
+            facts += self._gap(each) if each["type"] == "gap" else [self._placed(each)]
+        return facts
 
     def _enter(self, epoch: str, frame: Frame) -> list[Fact]:
         first = not self.epoch
