@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
@@ -129,7 +130,7 @@ class Party:
         since, epoch = self._reader.sequence, self._reader.epoch
         resume = None if since is None else Resume("events", since, epoch)
         sink = Ear(room)
-        self.seen.connections.append(Connection("", since, "" if since is None else epoch, sink.messages))
+        self.seen.connections.append(Connection(str(id(hub)), since, "" if since is None else epoch, sink.messages))
         self._reader.connect(since)
         self._read = 0
         patterns = EVERYTHING if self.patterns is None else Patterns.of(self.patterns)
@@ -208,7 +209,7 @@ class Party:
         place, sink = self.client.place, self.sink
         frames: list[dict[str, Any]] = [{"type": "connected", "epoch": place.epoch, "lastSeq": place.sequence}]
         sink.messages = frames
-        self.seen.connections.append(Connection("", since, epoch, frames))
+        self.seen.connections.append(Connection(str(id(self.hub)), since, epoch, frames))
         self._reader.connect(since)
         self._read = 0
 
@@ -371,6 +372,7 @@ class Model(RuleBasedStateMachine):
         # What no replica has delivered may be numbered again, that is not promised otherwise.
         self.settle()
         self.redis.rewind(max(0, self.redis.place.sequence - back))
+        self.history.fork(*self.redis.place)
 
     # -- clients
 
@@ -472,13 +474,20 @@ class Model(RuleBasedStateMachine):
                 assert complaints(_until(self._promised(), seen, place), [seen]) == []
 
     def _promised(self) -> History:
-        """What clients are owed: a verdict that the epoch has changed replays only what the history still has of it."""
+        """What clients are owed.
+
+        A verdict that the epoch has changed replays only what the history still has of it. A client that is cut off
+        before its verdict never hears that something was gone: that is the protocol's, verdicts come last.
+        """
         cases = [case for party in self.parties for case in (party.seen, *(seen for seen, _ in party.closed_cases))]
         frames = [frame for case in cases for each in case.connections for frame in each.frames]
         renewed = {frame["epoch"] for frame in frames if frame.get("epoch_changed")}
+        for each in (each for case in cases for each in case.connections if each.since is not None):
+            if not any(frame.get("type") == "resync_ack" for frame in each.frames):
+                renewed |= {each.epoch, *(frame["epoch"] for frame in each.frames if "epoch" in frame)}
         gone = {epoch: last for epoch, last in self.redis.gone.items() if epoch in renewed}
         accepted = {at: each for at, each in self.history.accepted.items() if at.sequence > gone.get(at.epoch, 0)}
-        return History(accepted=accepted, uncertain=self.history.uncertain, faults=self.history.faults)
+        return replace(self.history, accepted=accepted)
 
     async def _healed(self) -> None:
         deadline = self.loop.time() + 600
@@ -536,7 +545,7 @@ def _until(history: History, seen: Witnessed, place: Place) -> History:
         for at, each in history.accepted.items()
         if at.epoch in before or (at.epoch == place.epoch and at.sequence <= place.sequence)
     }
-    return History(accepted=accepted, uncertain=history.uncertain)
+    return replace(history, accepted=accepted, faults=[])
 
 
 async def _call(what: Callable[..., object], *arguments: object) -> None:
