@@ -105,6 +105,9 @@ class Log:
         """
         held = self.ring.since(place)
         if held is not None:
+            if held and held[0].entry is None and held[0].place.epoch == place.epoch:
+                # this replica may miss more than who has been elsewhere
+                held[0] = Frame.gap(place.epoch, place.sequence + 1, held[0].place.sequence)
             return held
         now = self.ring.place
         if not place.epoch:

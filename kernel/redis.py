@@ -39,8 +39,9 @@ __all__ = ["RedisTransport"]
 _SCRIPT = files("kernel").joinpath("publish.lua").read_bytes()
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 
-# What redis-py lets through; a RuntimeError is how uvloop says that a transport is closed.
-_BROKEN = (RedisError, OSError, RuntimeError)
+# What redis-py lets through; a RuntimeError is how uvloop says that a transport is closed, an AttributeError how
+# redis-py itself notices that a connection was dropped while it was being made.
+_BROKEN = (RedisError, OSError, RuntimeError, AttributeError)
 
 _KEY_LIFETIME = 300.0
 # What is heard at once, in documents and bytes: all of it is decoded before the loop turns.

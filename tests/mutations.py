@@ -118,6 +118,13 @@ MUTATIONS: Final = (
         ("tests/kernel/test_listener.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
+        "a listener is told but once to end",
+        "kernel/listener.py",
+        "        while [task for task in tasks if task.cancel()]:\n",
+        "        if [task for task in tasks if task.cancel()]:\n",
+        ("tests/kernel/test_listener.py",),
+    ),
+    Mutation(
         "a walk that is cancelled is not finished",
         "kernel/hub.py",
         "                for _ in steps:\n                    pass\n",

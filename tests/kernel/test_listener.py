@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from kernel import EventBroadcaster, Observer, Transition, TransportUnavailable, WriteRefused, fanout
 from kernel.circuit import CircuitState
 from kernel.observer import Lost, Refilled
-from kernel.transport import Position
+from kernel.transport import Fence, Position
 from tests.fakes import FakeRedis
 from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, tail, turns_until
 from tests.waiting import eventually
@@ -721,6 +721,36 @@ async def test_a_check_that_was_cancelled(redis: FakeRedis) -> None:
         transport.before["position"].set()
         async with asyncio.timeout(5):
             await waiting
+
+
+class Stubborn(GatedTransport):
+    """Swallows the first cancellation of a check, as redis-py may on Python 3.11."""
+
+    swallowed = False
+
+    async def position(self, fence: Fence, *, probe: bool = False) -> Position:
+        """As ever, but for that."""
+        try:
+            return await super().position(fence, probe=probe)
+        except asyncio.CancelledError:
+            if self.swallowed:
+                raise
+            self.swallowed = True
+            return self.redis.place
+
+
+async def test_a_cancellation_that_is_swallowed(redis: FakeRedis) -> None:
+    """Section 9, drain: a listener that is stopped ends, even if the library in between swallows the first try."""
+    transport = Stubborn(redis)
+    async with replica(redis, HEARING, transport=transport) as broadcaster:
+        transport.before["position"].clear()
+        waiting = asyncio.create_task(broadcaster._listener.checked())
+        await eventually(lambda: transport.held["position"])
+        async with asyncio.timeout(10):
+            await broadcaster.stop()
+        assert transport.swallowed
+        waiting.cancel()
+        await asyncio.wait([waiting])
 
 
 async def test_a_trial_that_was_cancelled(redis: FakeRedis, ears: Ears) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel import log as log_module
@@ -222,6 +222,17 @@ async def test_a_place_within_a_hole() -> None:
     assert gap.message(replay=False) == {"type": "gap", "from": 6, "to": 7}
 
 
+async def test_a_place_within_a_gap_in_memory() -> None:
+    """Section 7, gap: who has a part of what this replica misses, from another one, hears only of the rest."""
+    world = World(3)
+    world.log.append([Frame.gap(E1, 4, 9), Frame.of(E1, entry(10))])
+    for place in (3, 4, 8):
+        gap, event = await world.log.after(at(place))
+        assert gap.message(replay=False) == {"type": "gap", "from": place + 1, "to": 9}
+        assert event.place == at(10)
+    assert outline(await world.log.after(at(9))) == ["10"]
+
+
 async def test_entries_that_nobody_wrote() -> None:
     """Section 7, foreign entries: what is no event of ours in the history is a hole."""
     world = World(3)
@@ -362,6 +373,7 @@ fill(FULL, 450)
     size=st.integers(1, 30),
     in_memory=st.integers(0, 40),
 )
+@settings(deadline=None)
 async def test_reading_on_and_on(kept: int, holes: set[int], place: int, size: int, in_memory: int) -> None:
     """Sections 6 and 7: from any place on every event comes once and in order, a gap for each hole, or Gone."""
     redis = FakeRedis()

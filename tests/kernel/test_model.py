@@ -11,6 +11,7 @@ import json
 import os
 import selectors
 from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from hypothesis import HealthCheck, Phase, settings
@@ -129,7 +130,7 @@ class Party:
         since, epoch = self._reader.sequence, self._reader.epoch
         resume = None if since is None else Resume("events", since, epoch)
         sink = Ear(room)
-        self.seen.connections.append(Connection("", since, "" if since is None else epoch, sink.messages))
+        self.seen.connections.append(Connection(str(id(hub)), since, "" if since is None else epoch, sink.messages))
         self._reader.connect(since)
         self._read = 0
         patterns = EVERYTHING if self.patterns is None else Patterns.of(self.patterns)
@@ -208,7 +209,7 @@ class Party:
         place, sink = self.client.place, self.sink
         frames: list[dict[str, Any]] = [{"type": "connected", "epoch": place.epoch, "lastSeq": place.sequence}]
         sink.messages = frames
-        self.seen.connections.append(Connection("", since, epoch, frames))
+        self.seen.connections.append(Connection(str(id(self.hub)), since, epoch, frames))
         self._reader.connect(since)
         self._read = 0
 
@@ -352,6 +353,14 @@ class Model(RuleBasedStateMachine):
         """The history loses its older part."""
         self.redis.trim(size)
 
+    @rule(at=replicas, size=st.sampled_from([1, 3, 40]), kept=st.integers(0, 2))
+    def lose_for_good(self, at: int, size: int, kept: int) -> None:
+        """What nobody was told of leaves the history before anybody could ask."""
+        deaf, self.redis.deaf = self.redis.deaf, True
+        self.publish(at, "event", size, "")
+        self.redis.trim(kept)
+        self.redis.deaf = deaf
+
     @rule()
     def flush(self) -> None:
         """Redis loses everything."""
@@ -363,14 +372,28 @@ class Model(RuleBasedStateMachine):
         # What no replica has delivered may be numbered again, that is not promised otherwise.
         self.settle()
         self.redis.rewind(max(0, self.redis.place.sequence - back))
+        self.history.fork(*self.redis.place)
 
     # -- clients
 
-    @rule(who=clients, at=replicas, room=st.sampled_from([None, None, 0, 800]))
-    def connect(self, who: int, at: int, room: int | None) -> None:
-        """A client comes, or comes back; its socket may hold little."""
+    @rule(who=clients, at=replicas, room=st.sampled_from([None, None, 0, 800]), strikes=st.booleans())
+    def connect(self, who: int, at: int, room: int | None, strikes: bool) -> None:
+        """A client comes, or comes back, and may be told its place at once; its socket may hold little."""
+
+        def come() -> None:
+            self.parties[who].connect(self.hubs[at], room)
+            if strikes and self._heard(who):
+                self.parties[who].heartbeat()
+
         self.run(_call(self.parties[who].leave))
-        self.run(_call(self.parties[who].connect, self.hubs[at], room))
+        self.run(_call(come))
+
+    @rule(who=clients, at=replicas, kind=st.sampled_from(KINDS), size=st.sampled_from([1, 3, 40]))
+    def miss_something(self, who: int, at: int, kind: str, size: int) -> None:
+        """A client is away while events are published, and is told its place as soon as it is back."""
+        self.run(_call(self.parties[who].leave))
+        self.publish(at, kind, size, "")
+        self.connect(who, at, None, True)
 
     @rule(who=clients)
     def vanish(self, who: int) -> None:
@@ -451,13 +474,20 @@ class Model(RuleBasedStateMachine):
                 assert complaints(_until(self._promised(), seen, place), [seen]) == []
 
     def _promised(self) -> History:
-        """What clients are owed: a verdict that the epoch has changed replays only what the history still has of it."""
+        """What clients are owed.
+
+        A verdict that the epoch has changed replays only what the history still has of it. A client that is cut off
+        before its verdict never hears that something was gone: that is the protocol's, verdicts come last.
+        """
         cases = [case for party in self.parties for case in (party.seen, *(seen for seen, _ in party.closed_cases))]
         frames = [frame for case in cases for each in case.connections for frame in each.frames]
         renewed = {frame["epoch"] for frame in frames if frame.get("epoch_changed")}
+        for each in (each for case in cases for each in case.connections if each.since is not None):
+            if not any(frame.get("type") == "resync_ack" for frame in each.frames):
+                renewed |= {each.epoch, *(frame["epoch"] for frame in each.frames if "epoch" in frame)}
         gone = {epoch: last for epoch, last in self.redis.gone.items() if epoch in renewed}
         accepted = {at: each for at, each in self.history.accepted.items() if at.sequence > gone.get(at.epoch, 0)}
-        return History(accepted=accepted, uncertain=self.history.uncertain, faults=self.history.faults)
+        return replace(self.history, accepted=accepted)
 
     async def _healed(self) -> None:
         deadline = self.loop.time() + 600
@@ -515,7 +545,7 @@ def _until(history: History, seen: Witnessed, place: Place) -> History:
         for at, each in history.accepted.items()
         if at.epoch in before or (at.epoch == place.epoch and at.sequence <= place.sequence)
     }
-    return History(accepted=accepted, uncertain=history.uncertain)
+    return replace(history, accepted=accepted, faults=[])
 
 
 async def _call(what: Callable[..., object], *arguments: object) -> None:

@@ -5,7 +5,7 @@ import contextlib
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextvars import Context, ContextVar
 from typing import Any
 
@@ -580,6 +580,30 @@ async def test_close_answers_everybody(redis_url: str) -> None:
         await proxy.go(Way.PASS)
         await publish(replica, "e")
         assert "d" not in [id for _, id in await kept(replica)]
+
+
+@pytest.mark.parametrize("call", ["position", "publish", "read", "listen"])
+async def test_dropped_at_any_moment(redis_url: str, call: str) -> None:
+    """Foreign errors stop at the adapter: connections may be dropped while they are made or used, at any turn."""
+    calls: dict[str, Callable[[RedisTransport], Awaitable[object]]] = {
+        "position": lambda replica: replica.position(FRESH),
+        "publish": lambda replica: replica.publish(outgoing("a"), FRESH),
+        "read": lambda replica: replica.read(1, 9),
+        "listen": lambda replica: anext(replica.listen(1)),
+    }
+    outcomes = set()
+    for turns in range(60):
+        async with connected(redis_url) as replica:
+            under_way = asyncio.ensure_future(calls[call](replica))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await replica._hang_up()
+            try:
+                await asyncio.wait_for(under_way, 10)
+                outcomes.add("done")
+            except TransportUnavailable:
+                outcomes.add("unavailable")
+    assert "done" in outcomes
 
 
 @pytest.mark.parametrize("by", ["publish", "trial"])

@@ -177,6 +177,7 @@ class Reader:
         self.sequence: int | None = None
         self._replaying = False
         self._certain = True
+        self._hello = ""
         self._replica = 0
         self._unplaced: list[Frame] = []
         self._replayed = 0
@@ -202,7 +203,8 @@ class Reader:
         return read(frame) if read is not None else []
 
     def _connected(self, frame: Frame) -> list[Fact]:
-        epoch, self._replica = frame["epoch"], frame["lastSeq"]
+        self._hello = epoch = frame["epoch"]
+        self._replica = frame["lastSeq"]
         if self._replaying:
             # A replica may be an epoch behind or ahead of us: which one is replayed, its verdict says.
             self._certain = epoch != "" and self.epoch in ("", epoch)
@@ -240,6 +242,8 @@ class Reader:
         facts = []
         epoch, sequence = frame["epoch"], frame["lastSeq"]
         if epoch != self.epoch:
+            if self._replaying and epoch == self._hello and not self._replayed:
+                return []  # the replica is not where we have been, and so far nothing has come of it
             if not self._replaying or not epoch:
                 return [Fact("fault", self.place, {"fault": f"a heartbeat of epoch {epoch!r} within {self.epoch!r}"})]
             facts += self._settle(epoch, frame)
@@ -250,6 +254,9 @@ class Reader:
         return facts
 
     def _gap(self, frame: Frame) -> list[Fact]:
+        if not self._certain:
+            self._unplaced.append(frame)
+            return []
         fact = Fact("loss", Place(self.epoch, frame["to"]), frame, frame["from"])
         self._pass(frame["to"])
         return [fact]
@@ -293,7 +300,9 @@ class Reader:
         facts = self._enter(epoch, frame) if epoch != self.epoch else []
         self._certain = True
         waiting, self._unplaced = self._unplaced, []
-        return facts + [self._placed(each) for each in waiting]
+        for each in waiting:
+            facts += self._gap(each) if each["type"] == "gap" else [self._placed(each)]
+        return facts
 
     def _enter(self, epoch: str, frame: Frame) -> list[Fact]:
         first = not self.epoch

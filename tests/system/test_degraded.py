@@ -203,7 +203,8 @@ async def test_circuit_by_the_listener_alone(stage: Stage) -> None:
     await proxy.go(Way.PASS)
     closed = await becomes(replica, circuit_state="closed", status="healthy")
     assert (closed["circuit"]["failure_count"], closed["circuit"]["opened_at"]) == (0, None)
-    assert closed["circuit"]["total_failures"] >= 3 + 3
+    # the third trial, which had begun when the way was opened, may be the one that succeeded
+    assert closed["circuit"]["total_failures"] >= 3 + 2
     assert closed["retry"]["total_attempts"] == 0
     states = circuit_log(replica)
     tries = states.count("half_open")

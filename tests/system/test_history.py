@@ -135,6 +135,15 @@ BAD = {
 }
 
 
+def test_gap_of_another_epoch() -> None:
+    """A gap within a replay belongs to the epoch of its verdict too."""
+    gap = {"type": "gap", "from": 1, "to": 1}
+    verdict = ack(2, 2, "two", recovered=False, epoch_changed=True)
+    events = [replayed(number, "two") for number in (2, 3)]
+    came_back = resumed(2, hello(3, "two"), gap, *events, verdict, beat(3, "two"))
+    assert complaints(published(3, "two"), seen(live(hello(), beat(2)), came_back)) == []
+
+
 @pytest.mark.parametrize("case", BAD)
 def test_bad(case: str) -> None:
     """A service that breaks its word is found out."""
