@@ -168,7 +168,7 @@ MUTATIONS: Final = (
         "kernel/fanout.py",
         "                if client.place is not start:\n                    continue\n",
         "",
-        (MODEL, "tests/kernel/test_fanout.py"),
+        ("tests/kernel/test_fanout.py", "tests/kernel/test_hub.py"),
     ),
     Mutation(
         "live one event too early",
