@@ -75,11 +75,13 @@ async def test_many_cut_before_their_answers(stage: Stage) -> None:
     (proxy,) = stage.proxies
     await stage.audience()
     await stage.publish(replica)
-    # behind the answer that is held up the others gather
     proxy.hold(publishes)
-    publishing = [asyncio.ensure_future(stage.publish(replica)) for _ in range(20)]
+    publishing = [asyncio.ensure_future(stage.publish(replica))]
     async with asyncio.timeout(PATIENCE):
         await proxy.held.wait()
+    # behind the answer that is held up the others gather
+    publishing += [asyncio.ensure_future(stage.publish(replica)) for _ in range(19)]
+    await health(replica)
     await health(replica)
     proxy.cut_after(publishes)
     proxy.release()
