@@ -46,7 +46,7 @@ _BROKEN = (RedisError, OSError, RuntimeError, AttributeError)
 _KEY_LIFETIME = 300.0
 # What is heard at once, in documents and bytes: all of it is decoded before the loop turns.
 _MOST_HEARD = 1024
-_MOST_BYTES = 256 * 1024
+_MOST_BYTES = 128 * 1024
 
 _T = TypeVar("_T")
 
