@@ -71,11 +71,10 @@ class WireProtocol(WebSocketsSansIOProtocol):
     def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
         self.queue = Inbox()  # type: ignore[assignment]
-        self.writable = Gate()  # type: ignore[assignment]
+        self.writable: Gate = Gate()  # type: ignore[assignment]
         self.conn.available_extensions = [_SharedDeflate()]
         self.logger = self.conn.logger = _quiet
         self.conn.debug = False
-        self.blocked = False
         self.on_blocked: Callable[[], None] | None = None
         self._high_water = high_water
         self._stall_seconds = stall_seconds
@@ -87,6 +86,11 @@ class WireProtocol(WebSocketsSansIOProtocol):
         return bool(self.conn.extensions)
 
     # -- the sink ---------------------------------------------------------------------------------------------
+
+    @property
+    def blocked(self) -> bool:
+        """Whether more is unsent than the mark allows."""
+        return not self.writable.is_set()
 
     def write(self, data: Joined) -> None:
         """Take ready frames for sending, at once and in order."""
@@ -116,7 +120,6 @@ class WireProtocol(WebSocketsSansIOProtocol):
         """Free whoever waits for this socket; an end without a close frame is 1006 (RFC 6455, 7.1.5)."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
-        self.blocked = False
         self.on_blocked = None
         self._stop_stall_timer()
 
@@ -138,7 +141,6 @@ class WireProtocol(WebSocketsSansIOProtocol):
     def pause_writing(self) -> None:
         """Be blocked: more is unsent than the mark allows."""
         super().pause_writing()
-        self.blocked = True
         # what the peer sends is not read either: the answers would have nowhere to go
         if not self.transport.is_closing():
             self.transport.pause_reading()
@@ -149,7 +151,6 @@ class WireProtocol(WebSocketsSansIOProtocol):
     def resume_writing(self) -> None:
         """Be free again."""
         super().resume_writing()
-        self.blocked = False
         self._stop_stall_timer()
         if not self.read_paused and not self.transport.is_closing():
             self.transport.resume_reading()
