@@ -12,9 +12,10 @@ from kernel.circuit import CircuitBreaker, CircuitState, CircuitStatus
 from kernel.client import Client, Resume, Sink
 from kernel.control import ServiceNotice
 from kernel.counters import Counters
+from kernel.decoding import MAX_BATCH
 from kernel.drain import drain
 from kernel.errors import TransportError
-from kernel.frames import Encoding
+from kernel.frames import Encoding, Frame
 from kernel.hub import Hub
 from kernel.link import Link
 from kernel.listener import Listener
@@ -24,13 +25,18 @@ from kernel.observer import Drained, Guarded, Observer
 from kernel.publishing import Publisher
 from kernel.retry import BroadcastRetryMetrics, backoff
 from kernel.subscriptions import EVERYTHING, Patterns
-from kernel.transport import Transport
+from kernel.transport import Position, Transport
+from kernel.window import Window
 
 __all__ = ["BroadcasterConfig", "EventBroadcaster", "get_broadcaster"]
 
 
 class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of the kernel; seconds and bytes. `chunk_bytes` is how much is joined into one write."""
+    """The numbers of the kernel; seconds and bytes.
+
+    `chunk_bytes` is how much is joined into one write. `most_ahead` is how many events this replica may have published
+    that it has not delivered: well below what the history keeps, or what is missed now and then could not be fetched.
+    """
 
     message_buffer_size: int = 100
     max_retries: int = 3
@@ -41,6 +47,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     position_check_seconds: float = 5.0
     supervision_interval_seconds: float = 30.0
     chunk_bytes: int = 256 * 1024
+    most_ahead: int = 2 * MAX_BATCH
 
     @property
     def retry_lifetime(self) -> float:
@@ -76,6 +83,7 @@ class EventBroadcaster(Publisher):
             transport,
             link,
             fence=lambda: self._log.ring.fence,
+            window=Window(config.most_ahead, here=lambda: self._log.place, stalled=lambda: self._listener.wake()),
             observer=observer,
             max_retries=config.max_retries,
             delays=delays,
@@ -84,7 +92,7 @@ class EventBroadcaster(Publisher):
             transport,
             self._log,
             link,
-            deliver=lambda frames, start: self.hub.deliver(frames, start),
+            deliver=self._deliver,
             observer=observer,
             check_seconds=config.position_check_seconds,
             supervision_seconds=config.supervision_interval_seconds,
@@ -221,10 +229,15 @@ class EventBroadcaster(Publisher):
         """What became of the publishes of this replica."""
         return self.metrics
 
+    async def _deliver(self, frames: list[Frame], start: Position | None) -> None:
+        await self.hub.deliver(frames, start)
+        self._window.moved()
+
     def _circuit_moved(self, state: CircuitState) -> None:
         notice = ServiceNotice.healthy if state is CircuitState.CLOSED else ServiceNotice.degraded
         self.hub.tell_all(notice(utc_now()))
         self._listener.wake()
+        self._window.moved()
 
 
 def get_broadcaster(state: Any) -> EventBroadcaster:  # noqa: ANN401  the application's state, whatever framework it is of

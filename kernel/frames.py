@@ -120,19 +120,20 @@ class Frame:
     @classmethod
     def of(cls, epoch: str, entry: Entry) -> "Frame":
         """The frame of an event: `{"type", "data", "sequence", "requires_ack"}`, `timestamp` and `traceparent`."""
-        parts = [
-            b'{"type":',
-            _encode(entry.type),
-            b',"data":',
-            bytes(entry.data),
-            b',"sequence":%d,"requires_ack":%s' % (entry.sequence, b"true" if entry.requires_ack else b"false"),
-        ]
+        requires_ack = b"true" if entry.requires_ack else b"false"
+        further = b""
         if entry.timestamp is not msgspec.UNSET:
-            parts += (b',"timestamp":', _encode(entry.timestamp))
+            further += b',"timestamp":' + _encode(entry.timestamp)
         if entry.traceparent is not None:
-            parts += (b',"traceparent":', _encode(entry.traceparent))
-        parts.append(b"}")
-        return cls(Position(epoch, entry.sequence), b"".join(parts), entry)
+            further += b',"traceparent":' + _encode(entry.traceparent)
+        json = b'{"type":%b,"data":%b,"sequence":%d,"requires_ack":%b%b}' % (
+            _encode(entry.type),
+            entry.data,
+            entry.sequence,
+            requires_ack,
+            further,
+        )
+        return cls(Position(epoch, entry.sequence), json, entry)
 
     @classmethod
     def gap(cls, epoch: str, first: int, last: int) -> "Frame":

@@ -22,7 +22,7 @@ class Waiting(NamedTuple):
     """One publish: its record, what the script needs of it, how much that is, and who waits for the reply."""
 
     record: str
-    arguments: list[Any]
+    arguments: tuple[str, int, str, bytes]
     fence: Fence
     events: int
     size: int

@@ -189,21 +189,23 @@ MESSAGE_TYPES: Mapping[str, type[Message]] = MappingProxyType(
 )
 """The struct of each wire type."""
 
+_WIRE_TYPES = {message: wire_type for wire_type, message in MESSAGE_TYPES.items()}
+
 
 def wire_type_of(message: Message) -> str:
     """Return the `type` that the message has on the wire."""
-    return str(message.__struct_config__.tag)
+    return _WIRE_TYPES[type(message)]
 
 
 def requires_ack(message: Message) -> bool:
     """Tell whether clients are asked to acknowledge it: an event of high enough risk."""
     return type(message) is EventMessage and (
-        message.data.risk_score >= ACK_FROM_RISK_SCORE or message.data.risk_level == RiskLevel.CRITICAL
+        message.data.risk_score >= ACK_FROM_RISK_SCORE or message.data.risk_level is RiskLevel.CRITICAL
     )
 
 
 def event_type_of(message: Message) -> str | None:
     """Return the `event_type` that the data of camera_status and worker_status carries; patterns match it too."""
-    if isinstance(message, CameraStatusMessage | WorkerStatusMessage):
+    if type(message) is CameraStatusMessage or type(message) is WorkerStatusMessage:
         return message.data.event_type
     return None

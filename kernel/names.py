@@ -3,7 +3,12 @@
 Not here: patterns and who subscribed to them (subscriptions.py).
 """
 
+from functools import lru_cache
+
 __all__ = ["names_of"]
+
+# An event type is free text: this bounds what is remembered of them.
+_REMEMBERED = 512
 
 _FURTHER_NAMES: dict[str, tuple[str, ...]] = {
     "event": ("event.created",),
@@ -22,6 +27,7 @@ _FURTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
+@lru_cache(_REMEMBERED)
 def names_of(wire_type: str, event_type: str | None = None) -> tuple[str, ...]:
     """Return all names of a message in lower case, its wire type first.
 

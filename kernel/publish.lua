@@ -4,7 +4,8 @@
 --       3... the record of each request (string)
 -- ARGV  1 channel   2 history size   3 epoch to use if a new one must begin
 --       4-6 the caller's last delivered position (epoch, sequence, event id) as it was when it called; "" = none
---       7... per request: its id, lifetime of its record in ms, number of events, and per event: id, tail of its JSON
+--       7... four per request: its id, lifetime of its record in ms, "<id> <bytes>" of each of its events, and the tails
+--       of their JSON in one piece (callers pack arguments one by one)
 -- Answers {epoch, sequence, number of the oldest event kept (sequence + 1 if none is), replies}; a reply per request is
 -- {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered}. Where all requests were
 -- answered by records there is nothing but the replies.
@@ -78,9 +79,9 @@ end
 
 -- What each request comes to: by whom and how it was answered before, or that it is due, where in ARGV it begins.
 local replies, due, answered = {}, {}, {}
-local at = 7
 for i = 3, #KEYS do
-  local key, id = KEYS[i], ARGV[at]
+  local key, at = KEYS[i], 7 + 4 * (i - 3)
+  local id = ARGV[at]
   local before, failed = answered[key], nil
   if not before then
     before = {}
@@ -95,7 +96,6 @@ for i = 3, #KEYS do
   local reply = before.reply
   -- the same key twice in one call: the second is told what the first comes to, whatever that will be
   replies[i - 2] = before.by == id and reply or {before = reply}
-  at = at + 3 + 2 * tonumber(ARGV[at + 2])
 end
 
 local function all_replies()
@@ -125,10 +125,11 @@ end
 
 local parts = {}
 for _, request in ipairs(due) do
-  local count = tonumber(ARGV[request.at + 2])
-  request.reply[2], request.reply[3] = sequence + 1, count
-  for i = request.at + 3, request.at + 2 + 2 * count, 2 do
-    local id, tail = ARGV[i], ARGV[i + 1]
+  local index, tails = ARGV[request.at + 2], ARGV[request.at + 3]
+  local first, from = sequence + 1, 1
+  for id, bytes in string.gmatch(index, '(%S+) (%d+)') do
+    local tail = string.sub(tails, from, from + bytes - 1)
+    from = from + bytes
     local number = string.format('%.0f', sequence + 1)
     local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', size, number .. '-0', 'id', id, 'event', tail)
     if type(added) == 'table' and added.err then
@@ -138,12 +139,13 @@ for _, request in ipairs(due) do
         or string.find(added.err, '^ERR The stream has exhausted ')
       if not (taken or mistyped(added)) then return added end
       epoch, sequence = begin()
-      began, number, request.reply[2] = true, '1', 1
+      began, number, first = true, '1', 1
       redis.call('XADD', KEYS[2], 'MAXLEN', '~', size, '1-0', 'id', id, 'event', tail)
     end
     sequence = sequence + 1
     parts[#parts + 1] = '{"sequence":' .. number .. tail
   end
+  request.reply[2], request.reply[3] = first, sequence + 1 - first
 end
 
 local subscribers = 0

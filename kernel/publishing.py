@@ -48,6 +48,7 @@ from kernel.messages import (
 from kernel.observer import Failed, Observer, Published, Publishing, Retried
 from kernel.retry import BroadcastRetryMetrics, broadcast_with_retry
 from kernel.transport import Fence, Outgoing, Publication, Transport
+from kernel.window import Window
 
 __all__ = ["PublishOptions", "Publisher", "Receipt", "ReplayedReceipt"]
 
@@ -90,7 +91,8 @@ class Publisher:
     """One method per message family; all return the receipt, and raise `CircuitOpen` or `BroadcastFailed`.
 
     They check what they are given and raise `MessageInvalid` with the fields at fault; `publish` does not.
-    `fence()` is the last event that this replica delivered. `delays` are the back-off's base and maximum in seconds.
+    `fence()` is the last event that this replica delivered, `window` holds publishes back while it is too far behind.
+    `delays` are the back-off's base and maximum in seconds.
     """
 
     def __init__(
@@ -99,6 +101,7 @@ class Publisher:
         link: Link,
         *,
         fence: Callable[[], Fence],
+        window: Window,
         observer: Observer,
         max_retries: int,
         delays: tuple[float, float],
@@ -107,6 +110,7 @@ class Publisher:
         self._transport = transport
         self._link = link
         self._fence = fence
+        self._window = window
         self._observer = observer
         self._max_retries = max_retries
         self._base_delay, self._max_delay = delays
@@ -147,12 +151,16 @@ class Publisher:
         async def attempt() -> Publication:
             nonlocal tried
             self._link.require()
+            await self._window.enter(len(types), self._link.require)
+            publication = None
             try:
                 publication = await self._transport.publish(outgoing, self._fence())
             except TransportError as error:
                 tried = error
                 self._link.failed(error)
                 raise
+            finally:
+                self._window.leave(len(types), publication)
             self._link.wrote()
             return publication
 

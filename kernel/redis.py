@@ -106,11 +106,12 @@ class RedisTransport:
         name = outgoing.id if outgoing.key is None else hashlib.sha256(outgoing.key.encode()).hexdigest()
         lifetime = self._retry_lifetime if outgoing.key is None else _KEY_LIFETIME
         events = outgoing.events
-        arguments: list[Any] = [outgoing.id, int(lifetime * 1000), len(events), *chain.from_iterable(events)]
-        size = sum([len(tail) for _, tail in events])
+        index = " ".join([f"{id} {len(tail)}" for id, tail in events])
+        tails = b"".join([tail for _, tail in events])
+        arguments = (outgoing.id, int(lifetime * 1000), index, tails)
         arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         record = self._record_prefix + name
-        self._waiting.put(Waiting(record, arguments, fence, len(events), size, arrived, copy_context()))
+        self._waiting.put(Waiting(record, arguments, fence, len(events), len(tails), arrived, copy_context()))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         epoch, first, count, subscribers, replayed = await arrived
@@ -119,7 +120,7 @@ class RedisTransport:
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """The current position; begins an epoch where there is none or where `fence` proves a fork."""
         name = "probe-" + secrets.token_hex(8)
-        records, request = ([self._record_prefix + name], [name, 1000, 0]) if probe else ([], [])
+        records, request = ([self._record_prefix + name], [name, 1000, "", ""]) if probe else ([], [])
         epoch, sequence, oldest, _ = await self._script(self._reader, records, fence, request)
         self.kept = max(0, sequence + 1 - oldest)
         return Position(epoch.decode(), sequence)

@@ -40,9 +40,16 @@ MUTATIONS: Final = (
     Mutation(
         "numbers given per process: in frames",
         "kernel/frames.py",
-        "% (entry.sequence, b",
-        "% (setattr(cls, 'count', getattr(cls, 'count', 0) + 1) or cls.count, b",
+        "            entry.sequence,\n            requires_ack,\n",
+        "            setattr(cls, 'count', getattr(cls, 'count', 0) + 1) or cls.count,\n            requires_ack,\n",
         (MODEL, "tests/system/test_two_replicas.py"),
+    ),
+    Mutation(
+        "publishes without regard to delivery",
+        "kernel/publishing.py",
+        "            await self._window.enter(len(types), self._link.require)\n",
+        "            self._window._leaving += len(types)\n",
+        ("tests/kernel/test_publishing.py", "tests/system/test_link_faults.py"),
     ),
     Mutation(
         "no refill of a hole",

@@ -14,7 +14,7 @@ from tests.links import FRESH
 def waiting(events: int, size: int = 1) -> Waiting:
     """A publish of so many events and bytes."""
     arrived = asyncio.get_running_loop().create_future()
-    return Waiting("record", [], FRESH, events, size, arrived, copy_context())
+    return Waiting("record", ("id", 1000, "", b""), FRESH, events, size, arrived, copy_context())
 
 
 def sizes(queue: Queue) -> list[list[int]]:

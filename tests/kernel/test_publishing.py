@@ -1,5 +1,6 @@
 """Publishing: a message becomes one numbered event on every replica, or an error that says why not."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
@@ -456,3 +457,31 @@ async def test_not_started(redis: FakeRedis) -> None:
     await broadcaster.stop()
     with pytest.raises(NotStarted):
         await broadcaster.broadcast_event(EVENT)
+
+
+# -- flow control
+
+
+async def test_no_farther_ahead_than_the_window(redis: FakeRedis) -> None:
+    """Flow control: with the subscription held up, publishes wait at the window's end, and go on behind it."""
+    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+        await eventually(broadcaster.is_listener_healthy)
+        redis.hold()
+        publishes = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(12)]
+        await eventually(lambda: redis.place.sequence == 5)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert redis.place.sequence == 5
+        redis.release()
+        receipts = await asyncio.gather(*publishes)
+        assert [receipt.sequence for receipt in receipts] == list(range(1, 13))
+
+
+async def test_deaf_subscription_holds_nobody_up(redis: FakeRedis) -> None:
+    """Flow control: where the subscription does not hear, publishes wait no longer than a look at the history takes."""
+    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+        await eventually(broadcaster.is_listener_healthy)
+        redis.deaf = True
+        await asyncio.gather(*(broadcaster.broadcast_event(EVENT) for _ in range(12)))
+        await eventually(lambda: broadcaster.sequence >= 10)
+        assert broadcaster.counters.gaps == 0

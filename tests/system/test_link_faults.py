@@ -192,6 +192,22 @@ async def test_output_buffer(stage: Stage) -> None:
     assert [proxy.listeners for proxy in stage.proxies] == [1, 1]
 
 
+async def test_flood(stage: Stage) -> None:
+    """Section 7, nothing is lost: a replica that hears nothing publishes no farther ahead than the history reaches."""
+    (replica,) = await stage.open(position_check_seconds=5, history_size=4000)
+    (proxy,) = stage.proxies
+    await stage.audience()
+    # as many at once as there are producers, and six times what is kept
+    for _ in range(3):
+        proxy.deafen()
+        published = await asyncio.gather(*(stage.publish_batch(replica, 1000) for _ in range(8)))
+        assert all(published)
+    await stage.heal()
+    await stage.settle()
+    await stage.judge()
+    stage.check_unbroken()
+
+
 async def test_deaf_without_a_further_event(stage: Stage) -> None:
     """Section 7, nothing is lost: a subscription that went deaf before the last event of all is found by a check."""
     await stage.open(2, supervision_interval_seconds=600)
