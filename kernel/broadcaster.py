@@ -47,7 +47,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     position_check_seconds: float = 5.0
     supervision_interval_seconds: float = 30.0
     chunk_bytes: int = 256 * 1024
-    most_ahead: int = 2 * MAX_BATCH
+    most_ahead: int = 3 * MAX_BATCH
 
     @property
     def retry_lifetime(self) -> float:

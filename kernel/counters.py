@@ -5,6 +5,7 @@ called outside, and how it is shown, is telemetry's.
 """
 
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from contextvars import Context
@@ -53,11 +54,11 @@ class Histogram:
         self.counts = [0] * (len(bounds) + 1)
         self.sum = 0.0
 
-    def observe(self, value: float) -> None:
+    def observe(self, value: float, times: int = 1) -> None:
         """Count a value; one below 0, as clocks that differ make it, is 0."""
         value = max(0.0, value)
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
 
 
 class Counters(Observer):
@@ -129,9 +130,10 @@ class Counters(Observer):
         observe = self.delivery_lag.observe
         for run in delivered.runs:
             self._write(run.written)
-            for frame in run.frames:
-                if frame.entry is not None and frame.entry.published_at is not None:
-                    observe(run.end - frame.entry.published_at)
+            # those of one publish share its time
+            for begin, times in Counter(f.entry.published_at for f in run.frames if f.entry is not None).items():
+                if begin is not None:
+                    observe(run.end - begin, times)
         self._then.delivered(delivered)
 
     def caught_up(self, written: Written) -> None:

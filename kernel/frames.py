@@ -7,6 +7,7 @@ frames can be written. A `Frame` is one event, or a marker (`gap`, `epoch_change
 
 import zlib
 from collections.abc import Iterable
+from struct import Struct
 from typing import Any, Protocol
 
 import msgspec
@@ -24,6 +25,8 @@ WINDOW_BITS = 12
 _LEAST_DEFLATED = 128
 
 _TEXT, _BINARY, _COMPRESSED = 0x81, 0x82, 0x40
+# Heads of frames, by how long the payload is.
+_SHORT, _MIDDLE, _LONG = Struct("!BB"), Struct("!BBH"), Struct("!BBQ")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -203,7 +206,7 @@ def _framed(first: int, payload: bytes) -> bytes:
     """RFC 6455 section 5.2: one final, unmasked frame."""
     length = len(payload)
     if length < 126:
-        return bytes((first, length)) + payload
+        return _SHORT.pack(first, length) + payload
     if length < 65536:
-        return bytes((first, 126)) + length.to_bytes(2) + payload
-    return bytes((first, 127)) + length.to_bytes(8) + payload
+        return _MIDDLE.pack(first, 126, length) + payload
+    return _LONG.pack(first, 127, length) + payload

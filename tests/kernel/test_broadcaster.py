@@ -48,7 +48,7 @@ def test_defaults() -> None:
         position_check_seconds=5.0,
         supervision_interval_seconds=30.0,
         chunk_bytes=262144,
-        most_ahead=2000,
+        most_ahead=3000,
     )
 
 
