@@ -72,8 +72,7 @@ class Listener:
         self.subscribed = asyncio.Event()
         self._idle = min(_IDLE, check_seconds)
         self._hearing = Hearing(self._idle)
-        self._listening = False
-        self._deaf = False
+        self._listening = self._deaf = False
         self._checked_at = float("-inf")
         self._warned_at = float("-inf")
         # Places of documents that did not follow: new ones, and those that the check under way will explain or not.
@@ -160,7 +159,7 @@ class Listener:
                 reason = "unexpected error"
             finally:
                 self.subscribed.clear()
-                self._deaf = False
+                self._listening = self._deaf = False
                 self._hearing.begin()
             delay = backoff(attempt, *self._delays, random.random())  # noqa: S311  jitter
             _logger.warning("listener restarts in %.1f s: %s", delay, reason)
@@ -180,17 +179,16 @@ class Listener:
             self._misfits += offered.misfits
             self._wanted.set()
         strange = batch.foreign + len(offered.misfits)
-        if strange:
-            now = asyncio.get_running_loop().time()
-            if now - self._warned_at >= _FOREIGN_LOG_SECONDS:
-                self._warned_at = now
-                _logger.warning("%d documents on the channel are not ours or do not follow, checking", strange)
+        now = asyncio.get_running_loop().time()
+        if strange and now - self._warned_at >= _FOREIGN_LOG_SECONDS:
+            self._warned_at = now
+            _logger.warning("%d documents on the channel are not ours or do not follow, checking", strange)
 
     async def _keep_checking(self) -> None:
         attempt = 0
         while True:
             if self._link.closed.is_set():
-                pause = self._idle if self._hearing.doubtful else self._check_seconds
+                pause = self._hearing.grace if self._hearing.doubtful else self._check_seconds
                 try:
                     async with asyncio.timeout(pause):
                         await self._wanted.wait()
@@ -210,7 +208,7 @@ class Listener:
                     trial = False
                 else:
                     self._link.read()
-                await self._catch_up(position)
+                await self._catch_up(position, urgent=bool(waiters))
             except BaseException as error:
                 self._waiters += (waiter for waiter in waiters if not waiter.done())
                 self._wanted.set()
@@ -236,19 +234,22 @@ class Listener:
         self._listening = self.subscribed.is_set()
         return await self._transport.position(self._log.ring.fence, probe=probe)
 
-    async def _catch_up(self, position: Position) -> None:
-        """Fetch what is missing up to Redis's position, and judge what did not fit."""
+    async def _catch_up(self, position: Position, *, urgent: bool = True) -> None:
+        """See to what is missing up to Redis's position, and judge what did not fit."""
+        now = asyncio.get_running_loop().time
         async with self._delivering:
             if not self._log.place.epoch:
                 await self._begin(position)
-            else:
+            elif self._held or urgent or not (self._listening and self._hearing.brings(position, now())):
                 await self._refill(position)
             place = self._log.place
             explained = sum(m.epoch == place.epoch and m.sequence <= place.sequence for m in self._held)
             if explained:
                 self._hearing.hear(place)
-            self._checked_at = asyncio.get_running_loop().time()
-            self._deaf = self._listening and self._hearing.deaf(place, self._checked_at)
+            self._checked_at = now()
+            if self._listening:
+                self._hearing.fetched(place)
+            self._deaf = self._listening and self._hearing.deaf(self._checked_at)
         if len(self._held) > explained:
             self._observer.foreign(len(self._held) - explained)
         self._held.clear()

@@ -52,6 +52,13 @@ MUTATIONS: Final = (
         ("tests/kernel/test_publishing.py", "tests/system/test_link_faults.py"),
     ),
     Mutation(
+        "what does not come is never fetched",
+        "kernel/hearing.py",
+        "        return now - self._since < self.grace\n",
+        "        return True\n",
+        ("tests/kernel/test_listener.py", "tests/system/test_link_faults.py"),
+    ),
+    Mutation(
         "no refill of a hole",
         "kernel/listener.py",
         "                frames = await self._log.stored(self._log.place, last)\n",

@@ -297,6 +297,22 @@ async def test_slow_but_not_deaf(redis: FakeRedis, ears: Ears) -> None:
         assert ears.restarts == []
 
 
+async def test_on_its_way(redis: FakeRedis) -> None:
+    """Section 7, delivery: a check leaves to the subscription what was published only just now."""
+    async with replica(redis, HEARING) as broadcaster:
+        broadcaster._listener._hearing.grace = 60.0
+        reads, checks = redis.calls.count("read"), redis.calls.count("position")
+        redis.hold()
+        fill(redis, 3)
+        broadcaster._listener.wake()
+        await eventually(lambda: redis.calls.count("position") > checks)
+        await asyncio.sleep(0)
+        assert broadcaster.sequence == 250
+        redis.release()
+        await eventually(lambda: broadcaster.sequence == 253)
+        assert redis.calls.count("read") == reads
+
+
 async def test_an_outage_is_not_deaf(redis: FakeRedis, ears: Ears) -> None:
     """Section 7, delivery: what was missed before a subscription was made is no sign that it is deaf."""
     async with replica(redis, observer=ears) as broadcaster:
