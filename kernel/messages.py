@@ -200,7 +200,7 @@ def wire_type_of(message: Message) -> str:
 def requires_ack(message: Message) -> bool:
     """Tell whether clients are asked to acknowledge it: an event of high enough risk."""
     return type(message) is EventMessage and (
-        message.data.risk_score >= ACK_FROM_RISK_SCORE or message.data.risk_level is RiskLevel.CRITICAL
+        message.data.risk_score >= ACK_FROM_RISK_SCORE or message.data.risk_level == RiskLevel.CRITICAL
     )
 
 

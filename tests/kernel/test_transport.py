@@ -201,10 +201,11 @@ async def test_data_travels_unchanged(link: Link) -> None:
     data = '{"a":[],"b":1e2,"c":9223372036854775809,"d":"grün ☃ 😀","e":"\\u00fc\\n\\/\\u0000","f":{"g":[{}]},"h":1.10}'
     replica = link.replica()
     async with listening(replica) as ear:
-        await replica.publish(Outgoing("p", None, [event("a", data.encode())]), FRESH)
+        both = [event("a", data.encode()), event("b", b'"behind it"')]
+        await replica.publish(Outgoing("p", None, both), FRESH)
         (announcement,) = (await hear(ear)).announcements
-    (entry,) = (await replica.read(1, 1)).entries
-    assert bytes(entry.data) == bytes(announcement.events[0].data) == data.encode()
+    for events in (announcement.events, (await replica.read(1, 2)).entries):
+        assert [(entry.id, bytes(entry.data)) for entry in events] == [("a", data.encode()), ("b", b'"behind it"')]
 
 
 async def numbered_anew(replica: Transport, fence: Fence, ear: AsyncGenerator[Batch, None]) -> None:
