@@ -34,8 +34,8 @@ __all__ = ["BroadcasterConfig", "EventBroadcaster", "get_broadcaster"]
 class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of the kernel; seconds and bytes.
 
-    `chunk_bytes` is how much is joined into one write. `most_ahead` is how many events this replica may have published
-    that it has not delivered: well below what the history keeps, or what is missed now and then could not be fetched.
+    `chunk_bytes` is how much is joined into one write. `most_ahead` is how far this replica's publishes may be ahead of
+    what it has delivered, in events; well below what the history keeps, or what it misses could not be fetched.
     """
 
     message_buffer_size: int = 100
@@ -142,6 +142,7 @@ class EventBroadcaster(Publisher):
         async with self._changing:
             if self._link.in_use:
                 self._link.in_use = False
+                self._window.moved()
                 await self._listener.stop()
                 for client in self.hub:
                     self.hub.disconnect(client)
@@ -207,6 +208,11 @@ class EventBroadcaster(Publisher):
     def history_depth(self) -> int:
         """How many events were kept in Redis at the last position check."""
         return self._transport.kept
+
+    @property
+    def ahead(self) -> int:
+        """By how many events this replica's publishes are ahead of what it has delivered; they wait at `most_ahead`."""
+        return self._window.ahead
 
     @property
     def ready(self) -> bool:

@@ -52,11 +52,11 @@ class Hearing:
             self._before, self._since = heard, now
         return now - self._since < self.grace
 
-    def fetched(self, place: Position) -> None:
-        """Note that all up to `place` was fetched; behind a first check, it is from there that announcements count."""
+    def deaf(self, place: Position, now: float) -> bool:
+        """Note that a check is over and this replica at `place`; tell whether what is due was not announced in time.
+
+        Behind the first check, it is from there that announcements count.
+        """
         if self._heard is None or self._heard.epoch != place.epoch:
             self._heard = self._due = place
-
-    def deaf(self, now: float) -> bool:
-        """Whether nothing was announced for too long, although something is due."""
         return self.doubtful and now - self._since >= self._patience

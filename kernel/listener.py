@@ -1,8 +1,8 @@
 """The replica's ear: the subscription, the position check that finds what it did not hear, and their supervision.
 
-Two tasks and one lock. The subscription hands over what arrives; the check asks Redis where the numbering stands
-(every few seconds, after each subscribe, whenever something does not fit, whenever somebody asks) and fetches what is
-missing. Whoever delivers holds the lock, so the log grows in one order. A third task restarts either if it ends.
+Two tasks and one lock. The subscription hands over what arrives; the check asks Redis where the numbering stands (now
+and then, after each subscribe, when something does not fit, when somebody asks) and fetches what is missing and not on
+its way. Whoever delivers holds the lock, so the log grows in one order. A third task restarts either if it ends.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import logging
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import Any
 
 from kernel.errors import TransportError
@@ -88,10 +88,8 @@ class Listener:
     async def reach(self) -> None:
         """Make first contact: find where the numbering stands, and what of it can be kept in memory."""
         while True:
-            try:
+            with suppress(Moved):
                 return await self._catch_up(await self._ask())
-            except Moved:
-                continue
 
     def start(self) -> None:
         """Listen from now on, whether or not Redis can be reached."""
@@ -236,20 +234,20 @@ class Listener:
 
     async def _catch_up(self, position: Position, *, urgent: bool = True) -> None:
         """See to what is missing up to Redis's position, and judge what did not fit."""
-        now = asyncio.get_running_loop().time
         async with self._delivering:
+            begun = asyncio.get_running_loop().time()
+            coming = self._listening and self._hearing.brings(position, begun)
             if not self._log.place.epoch:
                 await self._begin(position)
-            elif self._held or urgent or not (self._listening and self._hearing.brings(position, now())):
+            elif self._held or urgent or not coming:
                 await self._refill(position)
             place = self._log.place
             explained = sum(m.epoch == place.epoch and m.sequence <= place.sequence for m in self._held)
             if explained:
                 self._hearing.hear(place)
-            self._checked_at = now()
-            if self._listening:
-                self._hearing.fetched(place)
-            self._deaf = self._listening and self._hearing.deaf(self._checked_at)
+            self._checked_at = asyncio.get_running_loop().time()
+            # as of the begin: during a refill nobody can hear
+            self._deaf = self._listening and self._hearing.deaf(place, begun)
         if len(self._held) > explained:
             self._observer.foreign(len(self._held) - explained)
         self._held.clear()

@@ -3,12 +3,7 @@
 Not here: patterns and who subscribed to them (subscriptions.py).
 """
 
-from functools import lru_cache
-
 __all__ = ["names_of"]
-
-# An event type is free text: this bounds what is remembered of them.
-_REMEMBERED = 512
 
 _FURTHER_NAMES: dict[str, tuple[str, ...]] = {
     "event": ("event.created",),
@@ -27,12 +22,14 @@ _FURTHER_NAMES: dict[str, tuple[str, ...]] = {
 }
 
 
-@lru_cache(_REMEMBERED)
+_NAMES = {wire_type: (wire_type, *further) for wire_type, further in _FURTHER_NAMES.items()}
+
+
 def names_of(wire_type: str, event_type: str | None = None) -> tuple[str, ...]:
     """Return all names of a message in lower case, its wire type first.
 
     `event_type` is the data's own, None where the family has none. A wire type that this version does not know (from a
     newer replica) has no further names.
     """
-    names = (wire_type.lower(), *_FURTHER_NAMES.get(wire_type, ()))
+    names = _NAMES.get(wire_type) or (wire_type.lower(),)
     return names if event_type is None else (*names, event_type.lower())

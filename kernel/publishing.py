@@ -151,7 +151,10 @@ class Publisher:
         async def attempt() -> Publication:
             nonlocal tried
             self._link.require()
-            await self._window.enter(len(types), self._link.require)
+            if tried is None:
+                await self._window.enter(len(types), self._link.require)
+            else:
+                self._window.enter_again(len(types))
             publication = None
             try:
                 publication = await self._transport.publish(outgoing, self._fence())

@@ -109,12 +109,13 @@ class RedisTransport:
         index = " ".join([f"{id} {len(tail)}" for id, tail in events])
         tails = b"".join([tail for _, tail in events])
         arguments = (outgoing.id, int(lifetime * 1000), index, tails)
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        # its loop is this one; up to Python 3.11 asking for the running one is a system call
-        arrived: asyncio.Future[Any] = self._flusher.get_loop().create_future()
+        # the flusher's loop is this one; up to Python 3.11 asking for the running one is a system call
+        loop = asyncio.get_running_loop() if self._flusher is None else self._flusher.get_loop()
+        arrived: asyncio.Future[Any] = loop.create_future()
         record = self._record_prefix + name
         self._waiting.put(Waiting(record, arguments, fence, len(events), len(tails), arrived, copy_context()))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
         epoch, first, count, subscribers, replayed = await arrived
         return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
 

@@ -12,21 +12,24 @@ from kernel.transport import NOWHERE, Position, Publication
 
 __all__ = ["Window"]
 
+# For how long nothing may move, in seconds, before somebody looks why, and for how many times that before publishes go
+# on without: Redis may have lost what this replica waits for, or cannot be read.
 _PATIENCE = 1.0
+_STALLS = 2
 
 
 class Window:
     """Lets publishes through while at most `most` events are on their way out or not delivered here yet.
 
-    A publish that is larger goes alone. `here()` is where this replica stands; `stalled()` is called whenever nothing
-    has moved for a second although somebody waits.
+    A publish that is larger goes alone. `here()` is where this replica stands; `stalled()` is called when nothing has
+    moved for a second although somebody waits.
     """
 
     def __init__(self, most: int, *, here: Callable[[], Position], stalled: Callable[[], None]) -> None:
         self._most = most
         self._here = here
         self._stalled = stalled
-        self._last = NOWHERE
+        self._last = self._then = NOWHERE
         self._leaving = 0
         self._turn = asyncio.Lock()
         self._moved = asyncio.Event()
@@ -34,26 +37,39 @@ class Window:
     @property
     def ahead(self) -> int:
         """How many events this replica has yet to deliver, as far as its own publishes can tell."""
-        here = self._here()
-        # in another epoch the numbers say nothing; the listener is about to learn of it
-        behind = self._last.sequence - here.sequence if self._last.epoch == here.epoch else 0
-        return self._leaving + max(0, behind)
+        here, last = self._here(), self._last
+        if last.epoch == here.epoch:
+            behind = max(0, last.sequence - here.sequence)
+        else:
+            # Redis has begun a new epoch, of which the listener has yet to hear, or the listener knows a newer one
+            behind = last.sequence if here.epoch == self._then.epoch else 0
+        return self._leaving + behind
 
     async def enter(self, events: int, may: Callable[[], None]) -> None:
         """Wait for room, first come first served; who has entered owes a `leave`.
 
-        `may` is asked before each wait, and raises if there is nothing to be hoped for.
+        `may` is asked after all waiting, and raises if there is nothing to be hoped for.
         """
         if self._turn.locked() or not self._fits(events):
             async with self._turn:
+                may()
+                stalls = 0
                 while not self._fits(events):
-                    may()
                     self._moved.clear()
                     try:
                         async with asyncio.timeout(_PATIENCE):
                             await self._moved.wait()
+                        stalls = 0
                     except TimeoutError:
                         self._stalled()
+                        stalls += 1
+                        if stalls == _STALLS:
+                            self._last = NOWHERE
+                    may()
+        self.enter_again(events)
+
+    def enter_again(self, events: int) -> None:
+        """Take room at once: a retry must not wait for longer than its id is remembered."""
         self._leaving += events
 
     def leave(self, events: int, publication: Publication | None) -> None:
@@ -61,6 +77,7 @@ class Window:
         self._leaving -= events
         if publication is not None and not publication.replayed:
             self._last = Position(publication.epoch, publication.first + publication.size - 1)
+            self._then = self._here()
         self.moved()
 
     def moved(self) -> None:

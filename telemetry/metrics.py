@@ -70,6 +70,8 @@ METRICS: Final = (
         ("draining", "1 while this replica sends its clients away", lambda b: b.draining),
         ("circuit_state", "1 for the state of the circuit of the link to Redis", _circuit, "state"),
         ("sequence", "Number of the newest event delivered here; a new epoch starts again at 1", lambda b: b.sequence),
+        ("publish_ahead", "Events by which publishes here are ahead of deliveries here; they wait at 3,000",
+         lambda b: b.ahead),
         ("history_depth", "Events kept in Redis, at the last position check", lambda b: b.history_depth),
         ("unacknowledged", "Events sent to clients connected now that they should have acknowledged and have not",
          lambda b: b.unacknowledged),

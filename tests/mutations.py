@@ -47,8 +47,8 @@ MUTATIONS: Final = (
     Mutation(
         "publishes without regard to delivery",
         "kernel/publishing.py",
-        "            await self._window.enter(len(types), self._link.require)\n",
-        "            self._window._leaving += len(types)\n",
+        "                await self._window.enter(len(types), self._link.require)\n",
+        "                self._window.enter_again(len(types))\n",
         ("tests/kernel/test_publishing.py", "tests/system/test_link_faults.py"),
     ),
     Mutation(

@@ -19,6 +19,7 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "event_broadcaster_draining": ("gauge", set()),
     "event_broadcaster_circuit_state": ("gauge", {"state"}),
     "event_broadcaster_sequence": ("gauge", set()),
+    "event_broadcaster_publish_ahead": ("gauge", set()),
     "event_broadcaster_history_depth": ("gauge", set()),
     "event_broadcaster_accepts_total": ("counter", set()),
     "event_broadcaster_closes_total": ("counter", {"code"}),

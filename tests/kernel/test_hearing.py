@@ -13,8 +13,7 @@ def listening(sequence: int = 10) -> Hearing:
     """Return the hearing of a subscription whose first check found this place; its patience is 1 s, its grace 0.2 s."""
     hearing = Hearing(1.0)
     assert not hearing.brings(at(sequence), 0.0)
-    hearing.fetched(at(sequence))
-    assert not hearing.deaf(0.0)
+    assert not hearing.deaf(at(sequence), 0.0)
     return hearing
 
 
@@ -23,7 +22,7 @@ def test_quiet() -> None:
     hearing = listening()
     for now in range(1, 9):
         hearing.brings(at(10), float(now))
-        assert not hearing.deaf(float(now))
+        assert not hearing.deaf(at(10), float(now))
     assert not hearing.doubtful
 
 
@@ -44,7 +43,7 @@ def test_far_behind_but_hearing() -> None:
         hearing.hear(at(number))
         now = float(number)
         assert hearing.brings(at(99 + number), now)
-        assert not hearing.deaf(now)
+        assert not hearing.deaf(at(number), now)
         assert hearing.brings(at(99 + number), now + 0.1)
     assert not hearing.brings(at(200), 98.3)
     hearing.hear(at(99))
@@ -56,10 +55,10 @@ def test_deaf() -> None:
     hearing = listening()
     assert hearing.brings(at(11), 5.0)
     assert not hearing.brings(at(12), 5.5)
-    hearing.fetched(at(12))
+    assert not hearing.deaf(at(12), 5.5)
     assert hearing.doubtful
-    assert not hearing.deaf(5.9)
-    assert hearing.deaf(6.0)
+    assert not hearing.deaf(at(12), 5.9)
+    assert hearing.deaf(at(12), 6.0)
 
 
 def test_deaf_without_further_events() -> None:
@@ -68,7 +67,7 @@ def test_deaf_without_further_events() -> None:
     hearing.hear(at(11))
     assert hearing.brings(at(12), 5.0)
     assert not hearing.brings(at(12), 6.0)
-    assert hearing.deaf(6.0)
+    assert hearing.deaf(at(12), 6.0)
 
 
 def test_late() -> None:
@@ -80,7 +79,7 @@ def test_late() -> None:
     assert hearing.brings(at(12), 7.0)
     hearing.hear(at(14))
     assert hearing.brings(at(14), 9.0)
-    assert not hearing.deaf(9.0)
+    assert not hearing.deaf(at(14), 9.0)
 
 
 def test_a_new_subscription() -> None:
@@ -93,9 +92,9 @@ def test_a_new_subscription() -> None:
     assert not hearing.brings(at(20), 9.0)
     # the fetch failed, and is tried again
     assert not hearing.brings(at(20), 9.1)
-    hearing.fetched(at(20))
+    assert not hearing.deaf(at(20), 9.1)
     assert hearing.brings(at(20), 19.0)
-    assert not hearing.deaf(19.0)
+    assert not hearing.deaf(at(20), 19.0)
 
 
 def test_a_new_epoch() -> None:
@@ -103,7 +102,7 @@ def test_a_new_epoch() -> None:
     hearing = listening()
     assert hearing.brings(at(11), 5.0)
     assert not hearing.brings(at(3, "f"), 9.0)
-    hearing.fetched(at(3, "f"))
+    assert not hearing.deaf(at(3, "f"), 9.0)
     assert not hearing.doubtful
     assert hearing.brings(at(4, "f"), 10.0)
     hearing.hear(at(2, "g"))

@@ -313,6 +313,35 @@ async def test_on_its_way(redis: FakeRedis) -> None:
         assert redis.calls.count("read") == reads
 
 
+async def test_hearing_nothing_during_a_refill(redis: FakeRedis, ears: Ears) -> None:
+    """Section 7, delivery: announcements that have to wait for a refill are no sign of deafness."""
+    async with replica(redis, observer=ears) as broadcaster:
+        transport = gated(broadcaster)
+        transport.before["read"].clear()
+        redis.hold()
+        fill(redis, 30)
+        await eventually(lambda: transport.held["read"])
+        redis.release()
+        await asyncio.sleep(4 * FAST.position_check_seconds)
+        transport.before["read"].set()
+        await eventually(lambda: broadcaster.sequence == 280)
+        await asyncio.sleep(4 * FAST.position_check_seconds)
+        assert ears.restarts == []
+
+
+async def test_deaf_while_somebody_asks_all_the_time(redis: FakeRedis, ears: Ears) -> None:
+    """Section 7, delivery: checks that somebody waits for find a deaf subscription too."""
+    async with replica(redis, observer=ears) as broadcaster:
+        redis.deaf = True
+        fill(redis, 3)
+        async with asyncio.timeout(5):
+            while not ears.restarts:
+                await broadcaster._listener.checked()
+                await asyncio.sleep(0)
+        assert broadcaster.sequence == 253
+        assert "heard nothing" in ears.restarts[0]
+
+
 async def test_an_outage_is_not_deaf(redis: FakeRedis, ears: Ears) -> None:
     """Section 7, delivery: what was missed before a subscription was made is no sign that it is deaf."""
     async with replica(redis, observer=ears) as broadcaster:

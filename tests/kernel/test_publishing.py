@@ -33,6 +33,7 @@ from kernel import (
     Summary,
     WorkerStatusData,
     WriteRefused,
+    window,
 )
 from kernel.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
 from kernel.observer import Published, Retried
@@ -471,7 +472,7 @@ async def test_no_farther_ahead_than_the_window(redis: FakeRedis) -> None:
         await eventually(lambda: redis.place.sequence == 5)
         for _ in range(50):
             await asyncio.sleep(0)
-        assert redis.place.sequence == 5
+        assert (redis.place.sequence, broadcaster.ahead) == (5, 5)
         redis.release()
         receipts = await asyncio.gather(*publishes)
         assert [receipt.sequence for receipt in receipts] == list(range(1, 13))
@@ -485,3 +486,45 @@ async def test_deaf_subscription_holds_nobody_up(redis: FakeRedis) -> None:
         await asyncio.gather(*(broadcaster.broadcast_event(EVENT) for _ in range(12)))
         await eventually(lambda: broadcaster.sequence >= 10)
         assert broadcaster.counters.gaps == 0
+
+
+async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flow control: nobody waits long for what Redis has lost before it was delivered, in the same epoch."""
+    monkeypatch.setattr(window, "_PATIENCE", 0.01)
+    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+        await eventually(broadcaster.is_listener_healthy)
+        redis.hold()
+        await asyncio.gather(*(broadcaster.broadcast_event(EVENT) for _ in range(5)))
+        redis.rewind(0)
+        redis.hold()
+        assert (await broadcaster.broadcast_event(EVENT)).sequence == 1
+        redis.release()
+        assert (await broadcaster.broadcast_event(EVENT)).sequence == 2
+        await eventually(lambda: broadcaster.sequence == 2)
+
+
+async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
+    """Section 12, stop: a publish that waits for room is refused, and nothing goes out any more."""
+    async with replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+        redis.hold()
+        publishes = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(7)]
+        await eventually(lambda: redis.place.sequence == 5)
+        await broadcaster.stop()
+        assert [type(error) for error in await asyncio.gather(*publishes[5:], return_exceptions=True)] == [
+            NotStarted
+        ] * 2
+        assert redis.place.sequence == 5
+
+
+async def test_retries_do_not_wait_for_room(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 2, errors: a retry goes out before its id is forgotten, however many wait for the replica to deliver."""
+    monkeypatch.setattr(window, "_PATIENCE", 60.0)
+    async with asyncio.timeout(5), replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+        redis.hold()
+        redis.fail(after=True)
+        first = asyncio.ensure_future(broadcaster.broadcast_event(EVENT))
+        await eventually(lambda: redis.place.sequence == 1)
+        others = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(7)]
+        assert (await first).sequence == 1
+        redis.release()
+        assert sorted(receipt.sequence for receipt in await asyncio.gather(*others)) == list(range(2, 9))

@@ -120,10 +120,10 @@ async def test_no_old_answers(replica: Replica) -> None:
 
 
 async def test_new_epoch(replica: Replica) -> None:
-    """Flow control: the numbers of another epoch are not compared; those of the new one are, as soon as it is known."""
+    """Flow control: of an epoch of which the replica has yet to hear, all that was published is still to come."""
     await replica.window.enter(10, replica.may)
     replica.published(10, 10, epoch="new")
-    assert replica.window.ahead == 0
+    assert replica.window.ahead == 10
     replica.delivered(0, "new")
     assert replica.window.ahead == 10
 
@@ -160,6 +160,47 @@ async def test_stalled(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> Non
     async with asyncio.timeout(5):
         while replica.stalls < 3:
             await asyncio.sleep(0.001)
-    assert not waiting.done()
+    assert not waiting.done()  # those ahead are still on their way out
     replica.window.leave(10, None)
     await waiting
+
+
+async def test_what_redis_has_lost(replica: Replica, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flow control: what was published, was not delivered, and is lost with Redis holds nobody up for long."""
+    monkeypatch.setattr(module, "_PATIENCE", 0.001)
+    await replica.window.enter(10, replica.may)
+    replica.published(10, 110)  # and Redis is back at 100, in the same epoch
+    first, second = replica.enter(1), replica.enter(10)
+    async with asyncio.timeout(5):
+        await first
+    replica.published(1, 101)
+    replica.delivered(101)
+    assert await entered(second) == [True]
+
+
+async def test_circuit_that_opens_as_room_becomes_free(replica: Replica) -> None:
+    """Section 8, degraded: a publish that fails opens the circuit and frees its room; nobody who waits goes through."""
+    await replica.window.enter(10, replica.may)
+    waiting = [replica.enter(1) for _ in range(3)]
+    assert await entered(*waiting) == [False, False, False]
+    replica.open = True
+    replica.window.leave(10, None)
+    for task in waiting:
+        with pytest.raises(CircuitOpen):
+            await task
+    assert replica.window.ahead == 0
+
+
+async def test_retries_do_not_wait(replica: Replica) -> None:
+    """Section 2, errors: the id of a retry is remembered for a limited time, so that it is not for it to wait."""
+    await replica.window.enter(10, replica.may)
+    replica.window.enter_again(5)
+    assert replica.window.ahead == 15
+
+
+async def test_newer_epoch_here(replica: Replica) -> None:
+    """Flow control: when the replica has moved on to an epoch in which it has published nothing, nothing is behind."""
+    await replica.window.enter(10, replica.may)
+    replica.published(10, 110)
+    replica.delivered(3, "newer")
+    assert replica.window.ahead == 0

@@ -198,6 +198,17 @@ async def slow(scene: Scene) -> None:
                 break
 
 
+async def ahead(scene: Scene) -> None:
+    """What was published here is not heard here, until the next check."""
+    with scene.redis() as link:
+        for _ in range(50):
+            link.client_kill_filter(_type="pubsub")
+            await scene.publish()
+            if scene.one.metric("publish_ahead"):
+                return
+    raise AssertionError("always delivered at once")
+
+
 async def nothing(scene: Scene) -> None:
     """Time passes."""
 
@@ -209,6 +220,7 @@ CAUSES: Final[dict[str, Cause]] = {
     "published_total": published,
     "publish_duration_seconds": published,
     "sequence": published,
+    "publish_ahead": ahead,
     "history_depth": published,
     "delivery_lag_seconds": published,
     "fanout_duration_seconds": published,
@@ -234,7 +246,7 @@ CAUSES: Final[dict[str, Cause]] = {
     "loop_lag_seconds": nothing,
 }
 # Those that go back to what they were: the cause itself has seen them move.
-GAUGES: Final = {"connections", "unacknowledged", "degraded", "circuit_state"}
+GAUGES: Final = {"connections", "unacknowledged", "degraded", "circuit_state", "publish_ahead"}
 
 
 @pytest.fixture(scope="module")

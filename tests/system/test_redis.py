@@ -40,7 +40,7 @@ def publish_silently(link: Any, count: int) -> None:
         id = f"silent-{number}"
         tail = f',"id":"{id}","type":"alert_deleted","data":{{"id":"silent","reason":null}}}}'
         keys = ["{security_events}:position", "{security_events}:history", id]
-        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", "", 0, "", id, 1000, 1, id, tail)
+        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", "", 0, "", id, 1000, f"{id} {len(tail)}", tail)
 
 
 # -- documented -----------------------------------------------------------------------------------------------------
