@@ -177,10 +177,11 @@ class Listener:
             self._misfits += offered.misfits
             self._wanted.set()
         strange = batch.foreign + len(offered.misfits)
-        now = asyncio.get_running_loop().time()
-        if strange and now - self._warned_at >= _FOREIGN_LOG_SECONDS:
-            self._warned_at = now
-            _logger.warning("%d documents on the channel are not ours or do not follow, checking", strange)
+        if strange:
+            now = asyncio.get_running_loop().time()
+            if now - self._warned_at >= _FOREIGN_LOG_SECONDS:
+                self._warned_at = now
+                _logger.warning("%d documents on the channel are not ours or do not follow, checking", strange)
 
     async def _keep_checking(self) -> None:
         attempt = 0
