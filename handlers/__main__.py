@@ -56,8 +56,8 @@ def _serve(options: argparse.Namespace) -> int:
 
     # Until the server has its own handlers, SIGTERM shall take the way through `finally` as Ctrl-C does.
     signal.signal(signal.SIGTERM, _leave)
-    from handlers.embedded import EmbeddedUnavailable, EmbeddedValkey
-    from handlers.server import run
+    from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey
+    from handlers.server.server import run
 
     if settings.redis_url is not None:
         return run(settings, redis_url=settings.redis_url, embedded=None)
@@ -72,7 +72,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _tail(options: argparse.Namespace) -> int:
-    from handlers.tail import follow
+    from handlers.cli.tail import follow
 
     headers = [("X-API-Key", options.api_key)] if options.api_key else []
     headers += [("Authorization", f"Bearer {options.token}")] if options.token else []
@@ -83,7 +83,7 @@ def _tail(options: argparse.Namespace) -> int:
 
 
 def _demo(options: argparse.Namespace) -> int:
-    from handlers.demo import run
+    from handlers.cli.demo import run
 
     return run(
         options.url, rate=options.rate, count=options.count, seed=options.seed, api_key=options.api_key, emit=_print

@@ -9,13 +9,13 @@ from litestar import Litestar, Router
 from litestar.datastructures import State
 from litestar.di import Provide
 
-from handlers.broadcast import broadcast_router
-from handlers.health import health_routes
-from handlers.metrics import metrics_route
+from handlers.openapi.page import openapi_config
 from handlers.problems import exception_handlers
-from handlers.schema import openapi_config
+from handlers.routes.broadcast import broadcast_router
+from handlers.routes.health import health_routes
+from handlers.routes.metrics import metrics_route
+from handlers.routes.websocket import websocket_route
 from handlers.settings import Settings
-from handlers.websocket import websocket_route
 from kernel import BroadcasterConfig, EventBroadcaster, Observer, RedisTransport, get_broadcaster
 from telemetry import Exposition, Telemetry
 

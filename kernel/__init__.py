@@ -5,22 +5,10 @@ lists the names that the rooms outside may use.
 """
 
 from kernel.broadcaster import BroadcasterConfig, EventBroadcaster, get_broadcaster
-from kernel.circuit import CircuitState, CircuitStatus, Transition
-from kernel.client import Client, Resume, Sink
-from kernel.control import Control, Error, Shutdown
+from kernel.clients.client import Client, Resume, Sink
+from kernel.clients.commands import Refused, patterns_from, sequence_from
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.counters import Counters, Histogram
-from kernel.decoding import MAX_BATCH, decode_batch, decode_message
-from kernel.enums import (
-    AlertStatus,
-    CameraEventType,
-    CameraStatus,
-    InfrastructureSeverity,
-    InfrastructureStatus,
-    RiskLevel,
-    ServiceStatus,
-    WorkerType,
-)
-from kernel.envelope import Entry, TraceContext
 from kernel.errors import (
     GOING_AWAY,
     IDLE_TIMEOUT,
@@ -39,8 +27,22 @@ from kernel.errors import (
     TransportUnavailable,
     WriteRefused,
 )
-from kernel.frames import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
-from kernel.messages import (
+from kernel.log.envelope import Entry, TraceContext
+from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
+from kernel.log.transport import Position, Publication, Transport
+from kernel.messages.control import Control, Error, Shutdown
+from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
+from kernel.messages.enums import (
+    AlertStatus,
+    CameraEventType,
+    CameraStatus,
+    InfrastructureSeverity,
+    InfrastructureStatus,
+    RiskLevel,
+    ServiceStatus,
+    WorkerType,
+)
+from kernel.messages.messages import (
     MESSAGE_TYPES,
     AlertAcknowledgedMessage,
     AlertCreatedMessage,
@@ -88,12 +90,10 @@ from kernel.observer import (
     Retried,
     Run,
 )
-from kernel.publishing import PublishOptions, Receipt, ReplayedReceipt
-from kernel.redis import RedisTransport
-from kernel.retry import BroadcastRetryMetrics, broadcast_with_retry
-from kernel.session import Refused, patterns_from, sequence_from
-from kernel.subscriptions import EVERYTHING, Patterns
-from kernel.transport import Position, Publication, Transport
+from kernel.publishing.publisher import PublishOptions, Receipt, ReplayedReceipt
+from kernel.redis.transport import RedisTransport
+from kernel.resilience.circuit import CircuitState, CircuitStatus, Transition
+from kernel.resilience.retry import BroadcastRetryMetrics, broadcast_with_retry
 
 __all__ = [
     "EVERYTHING",

@@ -8,25 +8,25 @@ from typing import Any, Self
 
 import msgspec
 
-from kernel.circuit import CircuitBreaker, CircuitState, CircuitStatus
-from kernel.client import Client, Resume, Sink
-from kernel.control import ServiceNotice
+from kernel.clients.client import Client, Resume, Sink
+from kernel.clients.drain import drain
+from kernel.clients.hub import Hub
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.counters import Counters
-from kernel.decoding import MAX_BATCH
-from kernel.drain import drain
 from kernel.errors import TransportError
-from kernel.frames import Encoding, Frame
-from kernel.hub import Hub
-from kernel.link import Link
-from kernel.listener import Listener
-from kernel.log import Log
-from kernel.messages import utc_now
+from kernel.listening.listener import Listener
+from kernel.log.frames import Encoding, Frame
+from kernel.log.log import Log
+from kernel.log.transport import Position, Transport
+from kernel.messages.control import ServiceNotice
+from kernel.messages.decoding import MAX_BATCH
+from kernel.messages.messages import utc_now
 from kernel.observer import Drained, Guarded, Observer
-from kernel.publishing import Publisher
-from kernel.retry import BroadcastRetryMetrics, backoff
-from kernel.subscriptions import EVERYTHING, Patterns
-from kernel.transport import Position, Transport
-from kernel.window import Window
+from kernel.publishing.flow_control import Window
+from kernel.publishing.publisher import Publisher
+from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus
+from kernel.resilience.link import Link
+from kernel.resilience.retry import BroadcastRetryMetrics, backoff
 
 __all__ = ["BroadcasterConfig", "EventBroadcaster", "get_broadcaster"]
 

@@ -11,10 +11,9 @@ from contextlib import AbstractContextManager
 from contextvars import Context
 from typing import Final
 
-from kernel.circuit import Transition
-from kernel.client import Written
-from kernel.envelope import TraceContext
-from kernel.messages import MESSAGE_TYPES
+from kernel.clients.client import Written
+from kernel.log.envelope import TraceContext
+from kernel.messages.messages import MESSAGE_TYPES
 from kernel.observer import (
     Acknowledged,
     Delivered,
@@ -28,6 +27,7 @@ from kernel.observer import (
     Replayed,
     Retried,
 )
+from kernel.resilience.circuit import Transition
 
 __all__ = ["OTHER", "Counters", "Histogram"]
 

@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from kernel.circuit import Transition
-from kernel.client import Written
-from kernel.envelope import TraceContext
-from kernel.frames import Frame
-from kernel.subscriptions import Patterns
-from kernel.transport import Position, Publication
+from kernel.clients.client import Written
+from kernel.clients.patterns import Patterns
+from kernel.log.envelope import TraceContext
+from kernel.log.frames import Frame
+from kernel.log.transport import Position, Publication
+from kernel.resilience.circuit import Transition
 
 __all__ = [
     "Acknowledged",

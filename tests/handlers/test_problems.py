@@ -7,7 +7,7 @@ import pytest
 from litestar import Litestar, get
 from litestar.testing import AsyncTestClient
 
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from handlers.problems import exception_handlers
 from kernel import BroadcastFailed, CircuitOpen, NotStarted
 

@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from handlers.embedded import EmbeddedValkey
+from handlers.server.embedded import EmbeddedValkey
 
 ROOT = Path(__file__).parents[2]
 EVENT = (

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handlers import server
+from handlers.server import server
 from handlers.settings import Settings
 from telemetry import FLUSH_SECONDS
 from tests.k8s.fleet import CORES_PER_CONNECTION

@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from tests.k8s.queries import NAMESPACE, PROMISED, queries
 from tests.k8s.tools import K8S, built, one, run, tool
 from tests.system.client import connected

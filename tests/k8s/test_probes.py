@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from handlers.embedded import EmbeddedValkey
+from handlers.server.embedded import EmbeddedValkey
 from tests.k8s.tools import BUILDS, built, one
 from tests.system.client import connected
 from tests.system.conftest import Start

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import pytest
 import redis
 
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from tests.k8s.tools import K8S, run, tool
 from tests.system.client import connected
 from tests.system.conftest import Start

@@ -19,7 +19,7 @@ from kernel import (
     TransportUnavailable,
     get_broadcaster,
 )
-from kernel.retry import backoff
+from kernel.resilience.retry import backoff
 from tests.fakes import FakeRedis
 from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, fill, gated, join, replica
 from tests.waiting import eventually

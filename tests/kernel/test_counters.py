@@ -4,13 +4,13 @@ import inspect
 
 import pytest
 
-from kernel.circuit import CircuitState, Transition
-from kernel.client import Written
+from kernel.clients.client import Written
 from kernel.counters import OTHER, Counters, Histogram
-from kernel.envelope import Entry, TraceContext
-from kernel.frames import Frame
+from kernel.log.envelope import Entry, TraceContext
+from kernel.log.frames import Frame
+from kernel.log.transport import Position, Publication
 from kernel.observer import Delivered, Observer, Published, Publishing, Run
-from kernel.transport import Position, Publication
+from kernel.resilience.circuit import CircuitState, Transition
 from tests.fakes import FakeRedis
 from tests.kernel.test_observer import DETAILS, HERE, PUBLISHING
 from tests.kernel.world import HEARING, fill, replica

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from kernel import BroadcasterConfig, Client, EventBroadcaster, Patterns, PublishOptions, ReplayedReceipt, Resume
-from kernel.decoding import decode_message
+from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
-from kernel.subscriptions import EVERYTHING
+from kernel.messages.decoding import decode_message
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import WIRE, GatedTransport
 from tests.system.history import Connection, History, Place, Reader, Witnessed, complaints

@@ -8,10 +8,11 @@ from contextvars import copy_context
 
 import pytest
 
-from kernel.circuit import CircuitState, Transition
-from kernel.client import Written
-from kernel.envelope import Entry, TraceContext
-from kernel.frames import Frame
+from kernel.clients.client import Written
+from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.log.envelope import Entry, TraceContext
+from kernel.log.frames import Frame
+from kernel.log.transport import Position, Publication
 from kernel.observer import (
     Acknowledged,
     Delivered,
@@ -27,8 +28,7 @@ from kernel.observer import (
     Retried,
     Run,
 )
-from kernel.subscriptions import EVERYTHING, Patterns
-from kernel.transport import Position, Publication
+from kernel.resilience.circuit import CircuitState, Transition
 
 HERE = Position("e", 1)
 THEIRS = TraceContext("00-1-2-01", "a=b", "c=d")

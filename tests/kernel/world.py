@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from msgspec.structs import replace
 
 from kernel import BroadcasterConfig, Client, Encoding, EventBroadcaster, Observer, Patterns, Resume, WireEncoding
-from kernel.names import names_of
-from kernel.subscriptions import EVERYTHING
-from kernel.transport import NOWHERE, Fence, Outgoing
+from kernel.clients.patterns import EVERYTHING
+from kernel.log.transport import NOWHERE, Fence, Outgoing
+from kernel.messages.names import names_of
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
 from tests.waiting import eventually
 

@@ -4,7 +4,7 @@ import sys
 
 from handlers.__main__ import main
 from kernel import Client
-from kernel.hub import Hub
+from kernel.clients.hub import Hub
 
 _receive = Hub.receive
 

@@ -9,7 +9,7 @@ from typing import Self
 import pytest
 import redis
 
-from handlers.embedded import EmbeddedValkey
+from handlers.server.embedded import EmbeddedValkey
 from tests.system.replica import Replica, wait_until
 from tests.system.stage import Stage
 

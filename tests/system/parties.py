@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import httpx
 
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from tests.system.client import Client
 from tests.system.history import MARKS, Connection, History, Reader, Witnessed
 from tests.system.replica import Replica

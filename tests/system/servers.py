@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import redis
 
-from handlers import embedded
+from handlers.server import embedded
 from tests.system.replica import PATIENCE, wait_until
 
 __all__ = ["RedisServer"]

@@ -30,7 +30,7 @@ FAST = {
 }
 
 # The one complaint that belongs to an outage.
-CUT_OFF = r" CRITICAL kernel\.link: "
+CUT_OFF = r" CRITICAL kernel\.resilience\.link: "
 
 
 class _Start(Protocol):

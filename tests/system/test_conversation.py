@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from tests.system.client import Client, connected
 from tests.system.conftest import Start
 from tests.system.parties import KINDS, marked, route_of

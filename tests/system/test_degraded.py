@@ -31,7 +31,7 @@ async def answers(client: Client) -> None:
 
 def circuit_log(replica: Replica) -> list[str]:
     """The states of the circuit, in order, as the log has them."""
-    return re.findall(r" kernel\.link: circuit (open|half_open|closed)", replica.log)
+    return re.findall(r" kernel\.resilience\.link: circuit (open|half_open|closed)", replica.log)
 
 
 # -- start without Redis --------------------------------------------------------------------------------------------
@@ -292,7 +292,8 @@ async def test_embedded_server_killed(start: Start) -> None:
     assert complaints(history, [witness.seen]) == []
     told = [frame["epoch"] for frame in frames_of(witness) if frame.get("type") == "epoch_changed"]
     assert told == epochs[1:]
-    expected = r" CRITICAL kernel\.link: | ERROR handlers\.embedded: the embedded Valkey server ended with status -9"
+    expected = r" CRITICAL kernel\.resilience\.link: "
+    expected += r"| ERROR handlers\.server\.embedded: the embedded Valkey server ended with status -9"
     await asyncio.to_thread(replica.stop, tolerate=expected)
 
 

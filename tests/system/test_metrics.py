@@ -13,7 +13,7 @@ import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics
 from prometheus_client.parser import text_string_to_metric_families
 
-from handlers.embedded import EmbeddedValkey
+from handlers.server.embedded import EmbeddedValkey
 from kernel import MESSAGE_TYPES
 from telemetry import METRICS
 from tests.system.client import connected
@@ -267,7 +267,10 @@ def scene(start_for_module: Start) -> Iterator[Scene]:
     yield Scene(*replicas, url)
     for replica in replicas:
         # what the tests have done to it
-        replica.stop(tolerate=r" CRITICAL kernel\.link: | ERROR kernel\.listener: events \d+ to \d+ are lost")
+        replica.stop(
+            tolerate=r" CRITICAL kernel\.resilience\.link: "
+            r"| ERROR kernel\.listening\.listener: events \d+ to \d+ are lost"
+        )
     server.stop()
 
 

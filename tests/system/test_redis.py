@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import redis
 
-from handlers.examples import EXAMPLES
+from handlers.openapi.examples import EXAMPLES
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.history import History, complaints

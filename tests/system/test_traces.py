@@ -354,7 +354,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
             (closed,) = await collector.wait("circuit half_open -> closed", instance="failing")
         assert (tried.links, closed.links) == ([], [])
         assert closed.begin >= tried.begin
-    await asyncio.to_thread(replica.stop, tolerate=" CRITICAL kernel.link: ")
+    await asyncio.to_thread(replica.stop, tolerate=" CRITICAL kernel.resilience.link: ")
 
 
 async def eventually_named(collector: Collector, name: str, instance: str) -> list[Span]:

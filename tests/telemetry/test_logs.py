@@ -29,12 +29,12 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]
 def test_json(lines: Callable[[], list[str]]) -> None:
     """Section 10, logs: JSON has time, level, logger and message, and nothing of a trace outside of one."""
     configure_logging("INFO", "json")
-    logging.getLogger("kernel.link").warning("circuit %s", 'closed\nand "so on" \u2028 ü')
-    logging.getLogger("kernel.link").debug("not this")
+    logging.getLogger("kernel.resilience.link").warning("circuit %s", 'closed\nand "so on" \u2028 ü')
+    logging.getLogger("kernel.resilience.link").debug("not this")
     (line,) = lines()
     entry = json.loads(line)
     assert entry.keys() == {"time", "level", "logger", "message"}
-    assert (entry["level"], entry["logger"]) == ("WARNING", "kernel.link")
+    assert (entry["level"], entry["logger"]) == ("WARNING", "kernel.resilience.link")
     assert entry["message"] == 'circuit closed\nand "so on" \u2028 ü'
     assert entry["time"].endswith("Z")
     assert len(entry["time"]) == len("2026-01-31T12:00:00.000Z")
@@ -43,9 +43,9 @@ def test_json(lines: Callable[[], list[str]]) -> None:
 def test_text(lines: Callable[[], list[str]]) -> None:
     """Section 10, logs: text is one line too, whatever is in the message."""
     configure_logging("INFO", "text")
-    logging.getLogger("kernel.link").warning("one\ntwo\r\nthree \u2028 four")
+    logging.getLogger("kernel.resilience.link").warning("one\ntwo\r\nthree \u2028 four")
     (line,) = lines()
-    assert line.partition(" ")[2] == "WARNING kernel.link: one two three   four"
+    assert line.partition(" ")[2] == "WARNING kernel.resilience.link: one two three   four"
 
 
 @pytest.mark.parametrize("format", ["json", "text"])

@@ -10,9 +10,9 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from kernel import BroadcastFailed, EventBroadcaster, PublishOptions, SceneChangeData
-from kernel.envelope import TraceContext
+from kernel.log.envelope import TraceContext
+from kernel.log.transport import NOWHERE, Fence, Outgoing
 from kernel.observer import Publishing
-from kernel.transport import NOWHERE, Fence, Outgoing
 from tests.fakes import FakeRedis
 from tests.kernel.world import HEARING, GatedTransport, join, replica, resync
 from tests.telemetry.conftest import Watch

@@ -1,6 +1,6 @@
 """Two Litestar routes for the row of publishing: /empty does nothing, /publish only does `PUBLISH`.
 
-The server is set up as this service's own is (`handlers.server`).
+The server is set up as this service's own is (`handlers.server.server`).
 """
 
 import sys

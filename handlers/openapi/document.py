@@ -1,0 +1,238 @@
+"""What the OpenAPI document says beyond what Litestar can see: bodies, headers, answers, examples.
+
+Litestar knows paths, names and tags; the publish routes read their requests themselves, so their description is written
+here. Message schemas come from the structs that also do the checking. Pure: a document goes in, a fuller one comes out.
+Not here: serving it (schema.py), the content of the examples (examples.py).
+"""
+
+from http import HTTPStatus
+from typing import Annotated, Any, Final
+
+import msgspec
+from msgspec import Meta
+
+from handlers.openapi.examples import EXAMPLES
+from handlers.problems import PROBLEM_JSON, Problem
+from handlers.routes.health import Health, Readiness
+from kernel import MAX_BATCH, MESSAGE_TYPES, Message, Receipt
+
+__all__ = ["INTRODUCTION", "complete"]
+
+Json = dict[str, Any]
+
+INTRODUCTION: Final = """\
+Publish over REST; receive over the WebSocket `/ws/events`: in order, under the same numbers on every replica.
+
+**Publish.** A body is JSON: the bare data of its family, or the envelope `{"type": …, "data": {…}}`, where `type`
+may be left out. Success is a 202 with a receipt, every error an `application/problem+json`. Unknown fields are dropped;
+enums are read in any letter case, except the `event_type` of a camera's status.
+
+**Receive.** Connect to `/ws/events`, optionally with `?events=alert.*,camera.offline` (patterns; all events without),
+`since` and `epoch` (resume), `format=zlib`, `token`, `api_key`. The first frame is
+`{"type":"connected", …, "epoch":"…","lastSeq":41}`, then each matching event comes as
+`{"type":"event","data":{…},"sequence":42,"requires_ack":false}`. Send `{"type":"subscribe","data":{"events":[…]}}`,
+`unsubscribe`, `resync`, `ack` or `ping`. After a lost connection connect again with `since` = the highest sequence or
+`lastSeq` seen, and `epoch`: nothing is missed."""
+
+_TAGS: Final = {
+    "events": "What the analysis made of it",
+    "alerts": "The steps in an alert's life",
+    "cameras": "Cameras and their views",
+    "detections": "Single detections and closed batches",
+    "status": "Services, workers, infrastructure",
+    "batch": "Several messages at once",
+    "operation": "Probes and health; no key is asked for",
+}
+
+
+class BatchReceipt(msgspec.Struct):
+    """One receipt for each message of the batch, in its order."""
+
+    receipts: list[Receipt]
+
+
+Batch = Annotated[list[Message], Meta(min_length=1, max_length=MAX_BATCH)]
+
+
+def complete(document: Json) -> Json:
+    """Fill Litestar's document in; operations are known by their ids, `broadcast_<wire type>` those with a message."""
+    paths = document["paths"]
+    for path in paths.values():
+        path.pop("head", None)  # answers like GET, only shorter: nothing to describe
+    operations = {operation["operationId"]: operation for path in paths.values() for operation in path.values()}
+
+    ids = {wire_type: f"broadcast_{wire_type.replace('.', '_')}" for wire_type in MESSAGE_TYPES}
+    for wire_type, message in MESSAGE_TYPES.items():
+        operation = operations[ids[wire_type]]
+        operation["summary"] = (message.__doc__ or wire_type).partition(";")[0].rstrip(".")
+        _describe_publish(operation, _message_body(wire_type), "Receipt", _RECEIPT)
+    batch = operations["broadcast_batch"]
+    batch["summary"] = f"Up to {MAX_BATCH:,} messages of any type: all or none, in order"
+    _describe_publish(batch, _batch_body(), "BatchReceipt", {"receipts": [_RECEIPT]})
+
+    for name in ("health_live", "health_ready", "health"):
+        schema = _ref("schemas", "Health" if name == "health" else "Readiness")
+        operations[name]["responses"] = {"200": _content("As it is at this moment", "application/json", schema)}
+    not_ready = _content("Not ready: `reason` says why", "application/json", _ref("schemas", "Readiness"))
+    operations["health_ready"]["responses"]["503"] = not_ready
+    for operation in operations.values():
+        if operation.get("tags") == ["operation"]:
+            operation["security"] = []
+
+    # Litestar keeps several paths of one handler in a set, that is, in another order every time.
+    order = {operation_id: place for place, operation_id in enumerate(ids.values())}
+    document["paths"] = dict(sorted(paths.items(), key=lambda item: _place(item[1], order)))
+    document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items()]
+    components = document.setdefault("components", {})
+    components["schemas"] = components.get("schemas", {}) | _schemas()
+    components["parameters"] = _PARAMETERS
+    components["headers"] = _HEADERS
+    components["responses"] = {name: _problem_response(*problem) for name, problem in _PROBLEMS.items()}
+    components["securitySchemes"] = _SECURITY_SCHEMES
+    return document
+
+
+_RECEIPT: Final = {"sequence": 42, "epoch": "9f86d081884c7d65", "subscribers": 2}
+
+_PARAMETERS: Final[Json] = {
+    "IdempotencyKey": {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "1 to 128 visible ASCII characters. The same key on the same path within 300 s publishes "
+        "nothing again and returns the first receipt.",
+        "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
+    },
+    "Traceparent": {
+        "name": "traceparent",
+        "in": "header",
+        "description": "W3C Trace Context: continues the producer's trace. Ignored if it is not valid.",
+        "schema": {"type": "string"},
+    },
+    "Tracestate": {
+        "name": "tracestate",
+        "in": "header",
+        "description": "Travels with `traceparent`.",
+        "schema": {"type": "string"},
+    },
+}
+
+_SECURITY_SCHEMES: Final[Json] = {
+    "bearer": {"type": "http", "scheme": "bearer", "description": "One of `API_KEYS`, if any are set"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in another header"},
+}
+
+_HEADERS: Final[Json] = {
+    "IdempotentReplayed": {
+        "description": "`true` if this is the receipt of an earlier publish with the same `Idempotency-Key`",
+        "schema": {"type": "string", "enum": ["true"]},
+    },
+    "RetryAfter": {
+        "description": "Seconds after which it is worth another try",
+        "schema": {"type": "integer", "minimum": 1},
+    },
+    "Allow": {"description": "The methods that the path takes", "schema": {"type": "string"}},
+    "WWWAuthenticate": {"description": "`Bearer`", "schema": {"type": "string"}},
+}
+
+# name -> status, when, example of `detail`, headers
+_PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
+    "BadRequest": (HTTPStatus.BAD_REQUEST, "Not a valid message, or a bad header", "The body is not valid.", {}),
+    "Unauthorized": (
+        HTTPStatus.UNAUTHORIZED,
+        "API key missing or wrong",
+        "A valid API key is needed: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
+        {"WWW-Authenticate": "WWWAuthenticate"},
+    ),
+    "NotFound": (HTTPStatus.NOT_FOUND, "Unknown route or alert kind", "There is nothing at this path.", {}),
+    "MethodNotAllowed": (
+        HTTPStatus.METHOD_NOT_ALLOWED,
+        "Wrong method",
+        "This path does not take this method.",
+        {"Allow": "Allow"},
+    ),
+    "TooLarge": (
+        HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+        "Body over `HTTP_MAX_BODY_BYTES`",
+        "The body must not be larger than 1048576 bytes.",
+        {},
+    ),
+    "UnsupportedMediaType": (
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        "Not JSON by its Content-Type, not UTF-8, or compressed",
+        "The body must be JSON, not 'text/plain': send the header 'Content-Type: application/json'.",
+        {},
+    ),
+    "Unavailable": (
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Redis could not be reached within the retries, or the circuit is open",
+        "The link to Redis is down; nothing was published.",
+        {"Retry-After": "RetryAfter"},
+    ),
+}
+
+
+def _ref(kind: str, name: str) -> Json:
+    return {"$ref": f"#/components/{kind}/{name}"}
+
+
+def _place(path: Json, order: dict[str, int]) -> int:
+    return min(order.get(operation["operationId"], len(order)) for operation in path.values())
+
+
+def _content(description: str, media_type: str, schema: Json, example: Json | None = None) -> Json:
+    content = {"schema": schema} if example is None else {"schema": schema, "example": example}
+    return {"description": description, "content": {media_type: content}}
+
+
+def _schemas() -> Json:
+    kinds = [*MESSAGE_TYPES.values(), Receipt, BatchReceipt, Problem, Health, Readiness]
+    _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
+    for message in MESSAGE_TYPES.values():
+        schemas[message.__name__]["required"].remove("type")  # the route knows it
+    # The one rule that is code and not a type.
+    schemas["ServiceStatusData"]["anyOf"] = [{"required": ["service"]}, {"required": ["name"]}]
+    return schemas
+
+
+def _problem_response(status: HTTPStatus, description: str, detail: str, headers: dict[str, str]) -> Json:
+    example: Json = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
+    if status is HTTPStatus.BAD_REQUEST:
+        example["errors"] = [{"field": "data.risk_score", "message": "must be an integer from 0 to 100, not 101"}]
+    response = _content(description, PROBLEM_JSON, _ref("schemas", "Problem"), example)
+    if headers:
+        response["headers"] = {name: _ref("headers", component) for name, component in headers.items()}
+    return response
+
+
+def _describe_publish(operation: Json, body: Json, receipt: str, example: Json) -> None:
+    accepted = _content("Published", "application/json", _ref("schemas", receipt), example)
+    accepted["headers"] = {"Idempotent-Replayed": _ref("headers", "IdempotentReplayed")}
+    problems = {str(status.value): _ref("responses", name) for name, (status, *_) in _PROBLEMS.items()}
+    operation["parameters"] = [_ref("parameters", name) for name in _PARAMETERS]
+    operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    operation["responses"] = {"202": accepted, **problems}
+
+
+def _message_body(wire_type: str) -> Json:
+    message = MESSAGE_TYPES[wire_type]
+    data: type[msgspec.Struct] = message.__annotations__["data"]
+    envelope = EXAMPLES[wire_type]
+    bare_field = {"anyOf": [{"required": [name]} for name in data.__struct_fields__]}
+    is_envelope = {"anyOf": [{"required": ["type"]}, {"required": ["data"], "not": bare_field}]}
+    forms = [
+        {"title": "bare data", "allOf": [_ref("schemas", data.__name__)], "not": is_envelope},
+        {"title": "envelope", "allOf": [_ref("schemas", message.__name__), is_envelope]},
+    ]
+    return {
+        "schema": {"oneOf": forms},
+        "examples": {
+            "bare": {"summary": "The data alone", "value": envelope["data"]},
+            "envelope": {"summary": "In its envelope", "value": envelope},
+        },
+    }
+
+
+def _batch_body() -> Json:
+    (schema,), _ = msgspec.json.schema_components([Batch], ref_template="#/components/schemas/{name}")
+    schema["items"]["required"] = ["type"]
+    return {"schema": schema, "examples": {"mixed": {"summary": "One of each", "value": list(EXAMPLES.values())}}}

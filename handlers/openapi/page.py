@@ -1,0 +1,145 @@
+"""Serves the OpenAPI document at /schema: as an interactive page that works without internet, as JSON and as YAML.
+
+The page is Swagger UI, its files come from the package offapi on this machine.
+Not here: what the document says (description.py).
+"""
+
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Final
+
+from litestar import Request, Response, Router, get
+from litestar.datastructures import ResponseHeader
+from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
+from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin, YamlRenderPlugin
+from litestar.openapi.spec import OpenAPI
+from litestar.params import FromPath
+from litestar.response import File
+from litestar.types import Method
+
+from handlers.openapi.document import INTRODUCTION, complete
+from handlers.settings import Settings
+
+__all__ = ["openapi_config"]
+
+_FILES: Final = {
+    "swagger-ui.css": ("swagger_style.css", "text/css"),
+    "swagger-ui.js": ("swagger_bundle.js", "text/javascript"),
+}
+
+_HEADERS: Final = {
+    # The browser itself is told to talk to nobody else.
+    "content-security-policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
+    "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'",
+    "x-content-type-options": "nosniff",
+}
+
+_PAGE: Final = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<link rel="icon" href="data:,">
+<link rel="stylesheet" href="{root}/schema/assets/swagger-ui.css">
+</head>
+<body>
+<div id="schema" data-url="{root}/schema/openapi.json"></div>
+<script src="{root}/schema/assets/swagger-ui.js"></script>
+<script>
+const element = document.getElementById("schema");
+SwaggerUIBundle({{url: element.dataset.url, domNode: element, deepLinking: true, validatorUrl: null}});
+</script>
+</body>
+</html>
+"""
+
+
+def openapi_config(settings: Settings, *, version: str) -> OpenAPIConfig:
+    """Describe the service of that version; a key is described as optional if the settings have none."""
+    optional: list[dict[str, list[str]]] = [] if settings.api_keys else [{}]
+    return _Config(
+        title="Event Broadcaster",
+        version=version,
+        description=INTRODUCTION,
+        operation_id_creator=_operation_id,
+        security=[*optional, {"bearer": []}, {"apiKey": []}],
+        render_plugins=[_Page(), JsonRenderPlugin(), YamlRenderPlugin()],
+        openapi_router=Router(
+            "/schema",
+            route_handlers=[schema_asset],
+            include_in_schema=False,
+            before_request=_negotiate,
+            response_headers=[ResponseHeader(name=name, value=value) for name, value in _HEADERS.items()],
+        ),
+    )
+
+
+def _operation_id(_: HTTPRouteHandler, method: Method, path: Sequence[Any]) -> str:
+    """Name an operation after its path: `broadcast_detection_new`, `health_live`."""
+    name = "_".join(str(part) for part in path).replace("-", "_")
+    return f"{name}_head" if method == "HEAD" else name
+
+
+class _Document(OpenAPI):
+    """Litestar's document of the routes, completed."""
+
+    def to_schema(self) -> dict[str, Any]:
+        return complete(super().to_schema())
+
+
+@dataclass
+class _Config(OpenAPIConfig):
+    def to_openapi_schema(self) -> OpenAPI:
+        plain = super().to_openapi_schema()
+        return _Document(**{field.name: getattr(plain, field.name) for field in fields(plain)})
+
+
+class _Page(OpenAPIRenderPlugin):
+    """The interactive page."""
+
+    def __init__(self) -> None:
+        super().__init__(path="/")
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
+        root = html.escape(request.scope.get("root_path", ""))
+        return _PAGE.format(title=html.escape(openapi_schema["info"]["title"]), root=root).encode()
+
+
+def _negotiate(request: Request[Any, Any, Any]) -> Response[dict[str, Any]] | None:
+    """Answer `GET /schema` with the document itself to a client that asks for JSON and not for a page."""
+    if "path" in request.path_params:  # Litestar would answer an unknown path under /schema with a page of its own
+        raise NotFoundException
+    if request.method == "GET" and request.scope["path_template"] == "/schema":
+        wanted = request.accept.best_match(["text/html", "application/json", "application/vnd.oai.openapi+json"])
+        if wanted not in (None, "text/html"):
+            return Response(request.app.openapi_schema.to_schema(), media_type=wanted)
+    return None
+
+
+@get("/assets/{name:str}", sync_to_thread=False)
+def schema_asset(name: FromPath[str]) -> File:
+    """Serve one of the files that the page is made of."""
+    if name not in _FILES:
+        raise NotFoundException
+    file, media_type = _FILES[name]
+    return File(
+        _asset_directory() / file,
+        media_type=media_type,
+        content_disposition_type="inline",
+        headers={"cache-control": "public, max-age=86400"},
+    )
+
+
+def _asset_directory() -> Path:
+    # Found, not imported: the package reads all its pages, some 9 MB, into memory when it is imported.
+    package = find_spec("offapi")
+    if package is None or not package.submodule_search_locations:
+        raise ModuleNotFoundError("the package offapi is not installed")
+    return Path(package.submodule_search_locations[0])

@@ -1,0 +1,1 @@
+"""The server process: uvicorn on uvloop, its protocols, and the embedded Valkey."""

@@ -1,0 +1,1 @@
+"""This replica's clients: fan-out, catch-up, replay, subscriptions and acks."""

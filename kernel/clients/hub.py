@@ -1,0 +1,210 @@
+"""This replica's clients: how they come and go, are served, fall behind and catch up."""
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterator
+
+from kernel.clients.acks import Ledger, asks
+from kernel.clients.catchup import CatchUp
+from kernel.clients.client import Client, Delivery, Resume, Sink
+from kernel.clients.commands import interpret
+from kernel.clients.fanout import Walk, chunks
+from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.errors import INTERNAL_ERROR
+from kernel.log.frames import Encoding, Frame
+from kernel.log.log import Log
+from kernel.log.transport import Position
+from kernel.messages.control import Connected, Control, Error, Ping, ServiceNotice
+from kernel.messages.messages import utc_now
+from kernel.observer import Acknowledged, Delivered, Observer, Run
+
+__all__ = ["Hub"]
+
+_logger = logging.getLogger(__name__)
+
+# How many resumes one client may have waiting: each costs a read of the log.
+_MOST_RESUMES = 16
+
+
+class Hub:
+    """The clients of one replica.
+
+    State changes here without awaiting, so a client is always in one place: live, in the audience of its patterns and
+    encoding, or behind, with a task of its own that reads the log for it.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        *,
+        checked: Callable[[], Awaitable[None]],
+        degraded: Callable[[], bool],
+        observer: Observer,
+        chunk: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._log = log
+        self._clock = clock
+        self._degraded = degraded
+        self._observer = observer
+        self._chunk = chunk
+        self._catch_up = CatchUp(
+            log, checked=checked, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock
+        )
+        self._ledger = Ledger()
+        self._audiences: Audiences[Client, Encoding] = Audiences()
+        self._clients: dict[Client, asyncio.Task[None] | None] = {}
+        self._walk: Walk | None = None
+
+    def __len__(self) -> int:
+        return len(self._clients)
+
+    def __iter__(self) -> Iterator[Client]:
+        return iter(list(self._clients))
+
+    def connect(
+        self, sink: Sink, encoding: Encoding, *, patterns: Patterns = EVERYTHING, resume: Resume | None = None
+    ) -> Client:
+        """Let a client join: its first message goes out now, then what it missed (`resume`), then what comes."""
+        here = self._log.place
+        client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
+        self._clients[client] = None
+        client.tell(Connected(client.id, here.epoch, here.sequence))
+        if self._degraded():
+            client.tell(ServiceNotice.degraded(utc_now()))
+        if resume is None:
+            self._go_live(client)
+            return client
+        client.resumes.append(resume)
+        if here.epoch:
+            # its own place until the replay begins: what it says it has, as far as that can be true
+            known = resume.epoch in (None, here.epoch)
+            client.place = Position(here.epoch, min(resume.last_sequence, here.sequence) if known else 0)
+        self._serve(client)
+        return client
+
+    def disconnect(self, client: Client) -> None:
+        """Let a client go; one that has gone already is no error."""
+        if client in self._clients:
+            self._observer.left(self._ledger.owed(client))
+        task = self._clients.pop(client, None)
+        if task is not None:
+            task.cancel()
+        self._leave_live(client, Delivery.GONE)
+
+    def receive(self, client: Client, message: str | bytes) -> None:
+        """Act on a client's message: at most one answer, behind everything that it was sent before."""
+        decision = interpret(message, client.patterns)
+        if decision.patterns is not None and decision.patterns is not client.patterns:
+            self._change_patterns(client, decision.patterns)
+        if decision.ack is not None:
+            self.acknowledge(client, decision.ack)
+        if decision.resume is not None:
+            self._resume(client, decision.resume)
+        if decision.reply is not None:
+            client.tell(decision.reply)
+
+    def acknowledge(self, client: Client, sequence: int) -> bool:
+        """Count a client's ack of everything up to `sequence`; whether it raised its highest one."""
+        since = self._ledger.out_since(client, sequence)
+        raised = client.acknowledge(sequence)
+        self._observer.acknowledged(Acknowledged(self._clock() - since if raised and since is not None else None))
+        return raised
+
+    @property
+    def unacknowledged(self) -> int:
+        """How many events the clients that are here have got and should have acknowledged, over all of them."""
+        return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
+
+    def heartbeat(self, client: Client) -> None:
+        """Tell a client its own place."""
+        client.tell(Ping(client.place.sequence, client.place.epoch))
+
+    def fall_behind(self, client: Client) -> None:
+        """Take a client whose socket is full from the live ones; it catches up when the socket drains."""
+        if client.delivery is Delivery.LIVE:
+            self._observer.slowed()
+            self._step_aside(client)
+
+    def _step_aside(self, client: Client) -> None:
+        self._leave_live(client, Delivery.BEHIND)
+        self._serve(client)
+
+    async def deliver(self, frames: list[Frame], start: Position | None) -> None:
+        """Append frames to the log and hand them to the live clients, or show them to those who stand at `start`."""
+        first, begin = self._log.place if start is None else start, self._clock()
+        runs = []
+        for run in chunks(frames, self._chunk):
+            before = self._log.place if start is None else start
+            if start is None:
+                self._log.append(run)
+                self._ledger.enter(run, begin)
+            walk = self._walk = Walk(run, before, self._audiences)
+            steps = iter(walk)
+            try:
+                for _ in steps:
+                    await asyncio.sleep(0)
+            finally:
+                # cancelled half-way: whoever was not reached yet would stand there for ever
+                for _ in steps:
+                    pass
+                self._walk = None
+            runs.append(Run(run, walk.reached, walk.written, self._clock()))
+            await asyncio.sleep(0)
+        if start is None:
+            self._observer.delivered(Delivered(first, self._log.place, begin, runs[-1].end, runs))
+
+    def _change_patterns(self, client: Client, patterns: Patterns) -> None:
+        """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""
+        if client.delivery is Delivery.LIVE:
+            if self._walk is not None:
+                self._walk.reach(client)
+            self._leave_audience(client)
+        if asks(patterns) and not asks(client.patterns):
+            client.absolve()
+        client.patterns = patterns
+        # reaching it may have filled its socket, and then it is no longer live
+        if client.delivery is Delivery.LIVE:
+            client.audience = self._audiences.join(client, patterns, client.encoding)
+
+    def _resume(self, client: Client, resume: Resume) -> None:
+        if len(client.resumes) >= _MOST_RESUMES:
+            text = f"Invalid resync: {_MOST_RESUMES} are waiting already"
+            client.tell(Error("validation_error", text, {"reason": text}))
+            return
+        client.resumes.append(resume)
+        if client.delivery is Delivery.LIVE:
+            self._step_aside(client)
+
+    def _go_live(self, client: Client) -> None:
+        client.delivery = Delivery.LIVE
+        client.place = self._log.place
+        client.audience = self._audiences.join(client, client.patterns, client.encoding)
+
+    def _leave_live(self, client: Client, delivery: Delivery) -> None:
+        self._leave_audience(client)
+        client.delivery = delivery
+        client.place = Position(*client.place)  # a copy: the fan-out knows live clients by the object itself
+
+    def _leave_audience(self, client: Client) -> None:
+        if client.audience is not None:
+            self._audiences.leave(client, client.audience)
+            client.audience = None
+
+    def _serve(self, client: Client) -> None:
+        task = self._clients[client] = asyncio.create_task(self._catch_up.serve(client))
+        task.add_done_callback(lambda done: self._served(client, done))
+
+    def _served(self, client: Client, task: "asyncio.Task[None]") -> None:
+        if self._clients.get(client) is task:
+            self._clients[client] = None
+        if not task.cancelled() and (error := task.exception()) is not None:
+            _logger.error("catch-up of %s failed", client.id, exc_info=error)
+            client.sink.close(INTERNAL_ERROR)
+
+    def tell_all(self, control: Control) -> None:
+        """Send a control message to everybody; whose socket is full gets it as soon as it has drained."""
+        for client in self:
+            client.notify(control)

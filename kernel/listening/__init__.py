@@ -1,0 +1,1 @@
+"""Keeps the event log in step with Redis."""

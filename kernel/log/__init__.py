@@ -1,0 +1,1 @@
+"""Events in order, in memory and behind it in Redis."""

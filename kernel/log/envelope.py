@@ -1,0 +1,107 @@
+"""What travels through Redis: one event as an entry, the entries of one call as an announcement.
+
+An announcement, the payload on the channel, is `{"epoch": "…", "events": [entry, …]}`. An entry is
+`{"sequence": 42, "id": "…", "type": "event", "data": {…}}` plus, where they apply, `timestamp`, `requires_ack`,
+`event_type` (the data's own, by which patterns can match), the trace context `traceparent`, `tracestate`, `baggage`,
+and `published_at`: when its replica was asked to publish it, in seconds since the epoch, by that replica's clock.
+The history keeps each entry without its number, which is the stream entry's id.
+
+`data` is never looked into after the publish: it stays the bytes that the producer's replica wrote.
+"""
+
+from typing import Annotated, NamedTuple
+
+import msgspec
+
+from kernel.messages.messages import Message, event_type_of, requires_ack, wire_type_of
+
+__all__ = ["Announcement", "Entry", "TraceContext", "decode_announcement", "decode_entry", "encode_tail"]
+
+
+class TraceContext(NamedTuple):
+    """Which trace an event belongs to: the W3C headers of these names."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+
+
+class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """One numbered event."""
+
+    sequence: Annotated[int, msgspec.Meta(ge=1)]
+    id: Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=50)]
+    data: msgspec.Raw
+    timestamp: str | None | msgspec.UnsetType = msgspec.UNSET
+    requires_ack: bool = False
+    event_type: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+    published_at: float | None = None
+
+
+class Announcement(msgspec.Struct, frozen=True):
+    """The events of one call, in order, or none when only a new epoch is announced."""
+
+    epoch: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    events: list[Entry]
+
+
+class _Tail(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
+    """An entry as its publisher writes it: everything but the number. The field order is that of the wire."""
+
+    id: str
+    type: str
+    requires_ack: bool = False
+    event_type: str | None = None
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+    published_at: float | None = None
+    timestamp: str | None | msgspec.UnsetType = msgspec.UNSET
+    data: msgspec.Struct
+
+
+_encoder = msgspec.json.Encoder()
+_announcements = msgspec.json.Decoder(Announcement)
+_entries = msgspec.json.Decoder(Entry)
+
+
+def encode_tail(message: Message, id: str, trace: TraceContext, published_at: float) -> bytes:
+    """The JSON of an entry behind its number: `,"id":"…",…,"data":{…}}`, to be put behind `{"sequence":42`."""
+    encoded = _encoder.encode(
+        _Tail(
+            id=id,
+            type=wire_type_of(message),
+            requires_ack=requires_ack(message),
+            event_type=event_type_of(message),
+            traceparent=trace.traceparent,
+            tracestate=trace.tracestate,
+            baggage=trace.baggage,
+            published_at=published_at,
+            timestamp=getattr(message, "timestamp", msgspec.UNSET),
+            data=message.data,
+        )
+    )
+    return b"," + encoded[1:]
+
+
+def decode_announcement(payload: bytes) -> Announcement | None:
+    """An announcement, or None for anything else that somebody put on the channel."""
+    try:
+        # msgspec does not look at the encoding of what it keeps raw, and a frame that is not UTF-8 ends a connection
+        return _announcements.decode(str(payload, "utf-8"))
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
+
+
+def decode_entry(sequence: int, fields: dict[bytes, bytes]) -> Entry | None:
+    """An entry of the history (its number and its stream fields), or None for what no publisher wrote."""
+    try:
+        entry = _entries.decode(f'{{"sequence":{sequence}{str(fields.get(b"event", b""), "utf-8")}')
+    except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
+        return None
+    # a second "sequence" in the text would win
+    return entry if entry.sequence == sequence else None

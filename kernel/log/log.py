@@ -1,0 +1,173 @@
+"""The log as this replica knows it: the ring, and behind it the history in Redis, read in pages that readers share.
+
+Replay, refill and catch-up of a slow client are one thing: `after(place)`. What arrives from the other replicas is
+judged here (`offer`), and becomes part of the log by `append`. Nothing here writes to a client.
+"""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from kernel.log.envelope import Announcement
+from kernel.log.frames import Frame
+from kernel.log.ring import Ring
+from kernel.log.transport import Position, Transport
+from kernel.resilience.tasks import end
+
+__all__ = ["Gone", "Log", "Moved", "Offered"]
+
+# Pages begin at fixed numbers, so that clients at different places read the same ones.
+PAGE = 100
+_KEPT_PAGES = 32
+_KEPT_BYTES = 8 * 1024 * 1024
+
+
+class Gone(Exception):
+    """Events after the place are no longer kept; `oldest` is the first that is."""
+
+    def __init__(self, oldest: int) -> None:
+        super().__init__(oldest)
+        self.oldest = oldest
+
+
+class Moved(Exception):
+    """Redis is not where this replica thinks, in another epoch or behind it: a position check is due."""
+
+
+class Offered(NamedTuple):
+    """What has arrived came to: frames that follow, and the places of documents that do not fit the numbering."""
+
+    frames: list[Frame]
+    misfits: list[Position]
+
+
+class _Read(NamedTuple):
+    """A page's events, with the oldest number and the first behind the page that were kept when it was read."""
+
+    frames: list[Frame]
+    oldest: int
+    beyond: int
+
+
+class Log:
+    """Events and markers in their order; `size` frames of them in memory."""
+
+    def __init__(self, transport: Transport, size: int) -> None:
+        self.ring = Ring(size)
+        self._transport = transport
+        self._pages: OrderedDict[tuple[str, int], _Read] = OrderedDict()
+        self._kept_bytes = 0
+        self._reading: dict[tuple[str, int, int], asyncio.Task[_Read]] = {}
+
+    @property
+    def place(self) -> Position:
+        """Where this replica stands."""
+        return self.ring.place
+
+    async def close(self) -> None:
+        """Give up the reads under way."""
+        await end(self._reading.values())
+
+    def offer(self, announcements: Iterable[Announcement]) -> Offered:
+        """Judge what has arrived: what follows the newest event is taken, what is known already is passed over.
+
+        Anything else (a hole, another epoch) is a misfit: either events were missed or somebody put them there, and
+        only Redis's own position can tell.
+        """
+        offered = Offered([], [])
+        epoch, sequence = self.ring.place
+        for announcement in announcements:
+            farthest = max((entry.sequence for entry in announcement.events), default=0)
+            if announcement.epoch == epoch:
+                for entry in announcement.events:
+                    if entry.sequence == sequence + 1:
+                        sequence = entry.sequence
+                        offered.frames.append(Frame.of(epoch, entry))
+                if farthest <= sequence:
+                    continue
+            offered.misfits.append(Position(announcement.epoch, farthest))
+        return offered
+
+    def append(self, frames: Iterable[Frame]) -> None:
+        """Make frames part of the log."""
+        self.ring.append(frames)
+
+    def holds(self, place: Position) -> bool:
+        """Whether memory alone can tell what comes after `place`."""
+        return self.ring.since(place) is not None
+
+    async def after(self, place: Position) -> list[Frame]:
+        """The next frames after `place`, some of them at least; none if `place` is where this replica stands.
+
+        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is not where this replica
+        thinks, and `TransportError`.
+        """
+        held = self.ring.since(place)
+        if held is not None:
+            if held and held[0].entry is None and held[0].place.epoch == place.epoch:
+                # this replica may miss more than who has been elsewhere
+                held[0] = Frame.gap(place.epoch, place.sequence + 1, held[0].place.sequence)
+            return held
+        now = self.ring.place
+        if not place.epoch:
+            return [Frame.first_epoch(now)]
+        if place.epoch != now.epoch:
+            return [Frame.new_epoch(now.epoch)]
+        # it is the numbering's present epoch that memory has only the end of, and the history is asked for the rest
+        return await self.stored(place, self.ring.base.sequence)
+
+    async def stored(self, place: Position, last: int) -> list[Frame]:
+        """The next frames after `place` in Redis's history, `last` being the newest to take; at least one."""
+        epoch, sequence = place
+        number = sequence // PAGE
+        frames, oldest, beyond = await self._page(epoch, number, last)
+        if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
+            raise Gone(min(oldest, last + 1))
+        # a hole is told whole: however far a position was put ahead, it is one step
+        return list(_with_gaps(frames, epoch, sequence, min(beyond - 1, last)))
+
+    async def _page(self, epoch: str, number: int, last: int) -> _Read:
+        """A page's events up to `last`."""
+        kept = self._pages.get((epoch, number))
+        if kept is not None:
+            self._pages.move_to_end((epoch, number))
+            return kept
+        # one read of Redis per range, however many ask for it meanwhile
+        key = (epoch, number, min((number + 1) * PAGE, last))
+        task = self._reading.get(key)
+        if task is None:
+            task = self._reading[key] = asyncio.create_task(self._read(*key))
+            task.add_done_callback(lambda _: self._reading.pop(key, None))
+        # one reader that gives up must not take the answer from the others
+        return await asyncio.shield(task)
+
+    async def _read(self, epoch: str, number: int, end: int) -> _Read:
+        page = await self._transport.read(number * PAGE + 1, end)
+        if page.position.epoch != epoch or page.position.sequence < end:
+            raise Moved
+        read = _Read([Frame.of(epoch, entry) for entry in page.entries], page.oldest, page.beyond)
+        if end == (number + 1) * PAGE:
+            self._keep((epoch, number), read)
+        return read
+
+    def _keep(self, key: tuple[str, int], read: _Read) -> None:
+        self._pages[key] = read
+        self._kept_bytes += sum(frame.size for frame in read.frames)
+        while len(self._pages) > _KEPT_PAGES or (self._kept_bytes > _KEPT_BYTES and len(self._pages) > 1):
+            _, dropped = self._pages.popitem(last=False)
+            self._kept_bytes -= sum(frame.size for frame in dropped.frames)
+
+
+def _with_gaps(frames: Iterable[Frame], epoch: str, after: int, last: int) -> Iterable[Frame]:
+    """The events numbered `after` + 1 to `last`, with a marker wherever one is missing."""
+    expected = after + 1
+    for frame in frames:
+        sequence = frame.place.sequence
+        if expected <= sequence <= last:
+            if sequence > expected:
+                yield Frame.gap(epoch, expected, sequence - 1)
+            yield frame
+            expected = sequence + 1
+    if expected <= last:
+        yield Frame.gap(epoch, expected, last)

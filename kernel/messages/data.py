@@ -1,0 +1,235 @@
+"""The data of each message family, as msgspec structs: they hold the rules and the words that OpenAPI shows.
+
+Types, ranges, enums and defaults are all here. Timestamps are strings and passed through; unknown fields are dropped.
+`gc=False` everywhere: JSON makes no cycles, and garbage collections would slow batches down.
+Not here: the message around the data (messages.py), reading a body and saying what is wrong with it (decoding.py).
+"""
+
+from typing import Annotated, Any, cast
+
+from msgspec import UNSET, Meta, Struct
+from msgspec.structs import force_setattr
+
+from kernel.messages.enums import (
+    AlertStatus,
+    CameraEventType,
+    CameraStatus,
+    InfrastructureSeverity,
+    InfrastructureStatus,
+    RiskLevel,
+    ServiceStatus,
+    WorkerType,
+)
+
+__all__ = [
+    "MAX_NESTING",
+    "AlertData",
+    "AlertDeletedData",
+    "BoundingBox",
+    "CameraStatusData",
+    "DetectionBatchData",
+    "DetectionNewData",
+    "EventData",
+    "InfrastructureAlertData",
+    "SceneChangeData",
+    "ServiceStatusData",
+    "Summary",
+    "SummaryUpdateData",
+    "WorkerStatusData",
+]
+
+MAX_NESTING = 100
+"""How deep `details` and `metadata` may be nested: far below where JSON libraries, ours included, give up."""
+
+Timestamp = Annotated[str, Meta(description="A point in time, ISO 8601 by convention; passed through as sent.")]
+Started = Annotated[str, Meta(description="When it began, ISO 8601 by convention; passed through as sent.")]
+CameraId = Annotated[str, Meta(description="The camera's id.", examples=["front_door"])]
+BatchId = Annotated[str, Meta(description="The batch of detections that it belongs to.")]
+EventId = Annotated[int, Meta(description="The id of the security event that it is about.")]
+Reason = Annotated[str, Meta(description="Why, in words for people.")]
+RiskScore = Annotated[int, Meta(ge=0, le=100, description="The risk from 0 (none) to 100; 80 and up asks for an ack.")]
+Fraction = Annotated[float, Meta(ge=0, le=1)]
+Count = Annotated[int, Meta(ge=0)]
+Anything = Annotated[dict[str, Any], Meta(description=f"Free content, nested at most {MAX_NESTING} levels deep.")]
+
+
+class EventData(Struct, frozen=True, kw_only=True, gc=False):
+    """A security event: what the analysis made of a batch of detections."""
+
+    id: int
+    event_id: EventId
+    batch_id: BatchId
+    camera_id: CameraId
+    risk_score: RiskScore
+    risk_level: RiskLevel
+    summary: Annotated[str, Meta(description="What was seen, in a sentence.")]
+    reasoning: Annotated[str, Meta(description="How the analysis came to its score.")]
+    started_at: Started | None = None
+
+
+class ServiceStatusData(Struct, frozen=True, kw_only=True, gc=False):
+    """A service changed its status; ValueError without `service` or `name`."""
+
+    service: Annotated[str, Meta(description="The service's name; required, here or as `name`.")] = cast(str, UNSET)
+    name: Annotated[str, Meta(description="Read as `service` where that is absent; never emitted.")] = cast(str, UNSET)
+    status: ServiceStatus
+    message: Annotated[str, Meta(description="More about it, in words for people.")] | None = None
+
+    def __post_init__(self) -> None:
+        """Move `name` into `service`: one of them was given."""
+        if cast(Any, self.service) is UNSET:
+            if cast(Any, self.name) is UNSET:
+                raise ValueError("service: is required: a string")
+            force_setattr(self, "service", self.name)
+        force_setattr(self, "name", UNSET)
+
+
+class SceneChangeData(Struct, frozen=True, kw_only=True, gc=False):
+    """The view of a camera changed: someone may have blocked, turned or tampered with it."""
+
+    id: int
+    camera_id: CameraId
+    detected_at: Timestamp
+    change_type: Annotated[str, Meta(description="view_blocked, angle_changed, view_tampered, unknown by convention.")]
+    similarity_score: Annotated[Fraction, Meta(description="How much the view is still the known one; 1: the same.")]
+
+
+class CameraStatusData(Struct, frozen=True, kw_only=True, gc=False):
+    """A camera went online or offline, failed, or was reconfigured; ValueError if `details` is nested too deeply."""
+
+    event_type: CameraEventType
+    camera_id: CameraId
+    camera_name: Annotated[str, Meta(description="The camera's name for people.")]
+    status: CameraStatus
+    timestamp: Timestamp
+    previous_status: CameraStatus | None = None
+    reason: Reason | None = None
+    details: Anything | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the limit of nesting."""
+        _check_nesting("details", self.details)
+
+
+class AlertData(Struct, frozen=True, kw_only=True, gc=False):
+    """An alert that a rule raised for an event, as it stands now."""
+
+    id: str
+    event_id: EventId
+    rule_id: Annotated[str, Meta(description="The rule that raised it.")] | None = None
+    severity: RiskLevel
+    status: AlertStatus
+    dedup_key: Annotated[str, Meta(description="Alerts with the same key are about the same thing.")]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class AlertDeletedData(Struct, frozen=True, kw_only=True, gc=False):
+    """An alert is gone."""
+
+    id: str
+    reason: Reason | None = None
+
+
+class WorkerStatusData(Struct, frozen=True, kw_only=True, gc=False):
+    """A worker of the pipeline started, stopped, failed or recovered; ValueError if `metadata` is nested too deeply."""
+
+    event_type: Annotated[
+        str,
+        Meta(
+            description="worker.started, worker.stopped, worker.health_check_failed, worker.restarting, "
+            "worker.recovered, worker.error by convention."
+        ),
+    ]
+    worker_name: str
+    worker_type: WorkerType
+    timestamp: Timestamp
+    error: Annotated[str, Meta(description="What went wrong.")] | None = None
+    error_type: Annotated[str, Meta(description="The class of what went wrong.")] | None = None
+    reason: Reason | None = None
+    previous_state: str | None = None
+    failure_count: int | None = None
+    items_processed: int | None = None
+    attempt: Annotated[int, Meta(description="Which try to restart it this is.")] | None = None
+    max_attempts: int | None = None
+    metadata: Anything | None = None
+
+    def __post_init__(self) -> None:
+        """Hold the limit of nesting."""
+        _check_nesting("metadata", self.metadata)
+
+
+class BoundingBox(Struct, frozen=True, kw_only=True, gc=False):
+    """Where in the picture something is, in fractions of its width and height."""
+
+    x: Fraction
+    y: Fraction
+    width: Fraction
+    height: Fraction
+
+
+class DetectionNewData(Struct, frozen=True, kw_only=True, gc=False):
+    """One thing was detected in one picture."""
+
+    detection_id: int
+    batch_id: BatchId
+    camera_id: CameraId
+    label: Annotated[str, Meta(description="What it is.", examples=["person"])]
+    confidence: Annotated[Fraction, Meta(description="How sure the detector is; 1: entirely.")]
+    timestamp: Timestamp
+    bbox: BoundingBox | None = None
+
+
+class DetectionBatchData(Struct, frozen=True, kw_only=True, gc=False):
+    """A batch of detections was closed and goes to the analysis."""
+
+    batch_id: BatchId
+    camera_id: CameraId
+    detection_ids: list[int]
+    detection_count: Count
+    started_at: Started
+    closed_at: Timestamp
+    close_reason: Annotated[str, Meta(description="timeout, idle, max_size by convention.")] | None = None
+
+
+class InfrastructureAlertData(Struct, frozen=True, kw_only=True, gc=False):
+    """An alert about the machinery below, in the words of Prometheus's Alertmanager."""
+
+    alertname: str
+    status: InfrastructureStatus
+    severity: InfrastructureSeverity = InfrastructureSeverity.INFO
+    component: Annotated[str, Meta(description="What it is about.")] = "unknown"
+    summary: str = ""
+    description: str = ""
+    started_at: Started | None = None
+    fingerprint: Annotated[str, Meta(description="The same for the firing and the resolved alert.")]
+    receiver: str = "default"
+
+
+class Summary(Struct, frozen=True, kw_only=True, gc=False):
+    """What happened in a window of time, in words for people."""
+
+    id: int
+    content: str
+    event_count: Count
+    window_start: Timestamp
+    window_end: Timestamp
+    generated_at: Timestamp
+
+
+class SummaryUpdateData(Struct, frozen=True, kw_only=True, gc=False):
+    """The newest summaries; null where there is none."""
+
+    hourly: Summary | None = None
+    daily: Summary | None = None
+
+
+def _check_nesting(name: str, value: object) -> None:
+    """Raise ValueError if `value` is nested deeper than MAX_NESTING; goes level by level, so depth cannot hurt it."""
+    level = [value]
+    for _ in range(MAX_NESTING + 1):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            return
+        level = [item for each in containers for item in (each.values() if isinstance(each, dict) else each)]
+    raise ValueError(f"{name}: must not be nested deeper than {MAX_NESTING} levels")

@@ -1,0 +1,59 @@
+"""Checking messages that were built in Python: structs take whatever they are given.
+
+Each is written as JSON and read again, so that the one set of rules, in its one set of words, holds for all.
+Not here: the rules (data.py, messages.py), reading and finding what is wrong (decoding.py).
+"""
+
+from collections.abc import Sequence
+from typing import get_args
+
+import msgspec
+from msgspec import UNSET, Struct
+
+from kernel.errors import FieldError, MessageInvalid
+from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
+from kernel.messages.messages import Message, wire_type_of
+
+__all__ = ["check_batch", "check_message"]
+
+
+def check_message(message: Message) -> Message:
+    """Hold a message to the rules of its family.
+
+    Returns it as its JSON is read, an enum in lower case. Raises MessageInvalid with every field at fault.
+    """
+    return decode_message(wire_type_of(message), _written(message, ""))
+
+
+def check_batch(messages: Sequence[Message]) -> list[Message]:
+    """Hold 1 to MAX_BATCH messages to the rules of their families, and return them as `check_message` does one.
+
+    Raises MessageInvalid with every field at fault of the first bad item, `[3].data.risk_score`.
+    """
+    if not 1 <= len(messages) <= MAX_BATCH:
+        raise MessageInvalid([FieldError("", f"must be 1 to {MAX_BATCH:,} messages")])
+    for index, message in enumerate(messages):
+        if not isinstance(message, get_args(Message)):
+            raise MessageInvalid([FieldError(f"[{index}]", "must be a message, as EventMessage(data=…) is one")])
+    return decode_batch(b"[%b]" % b",".join(_written(message, f"[{i}]") for i, message in enumerate(messages)))
+
+
+def _written(message: Message, path: str) -> bytes:
+    try:
+        return msgspec.json.encode(message)
+    except RecursionError as error:
+        raise MessageInvalid([FieldError(path, "must not be nested so deeply")]) from error
+    except (TypeError, ValueError) as error:
+        raise MessageInvalid(_unwritable(message, path)) from error
+
+
+def _unwritable(value: object, path: str) -> list[FieldError]:
+    """Find the fields that cannot be JSON."""
+    if isinstance(value, Struct):
+        places = {name: f"{path}.{name}".lstrip(".") for name in value.__struct_fields__}
+        return [fault for name, place in places.items() for fault in _unwritable(getattr(value, name), place)]
+    try:
+        msgspec.json.encode([] if value is UNSET else value)
+    except (TypeError, ValueError) as error:
+        return [FieldError(path, f"cannot be written as JSON: {error}")]
+    return []

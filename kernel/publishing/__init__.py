@@ -1,0 +1,1 @@
+"""A message becomes a publish: retries around the transport, and flow control."""

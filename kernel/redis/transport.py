@@ -1,0 +1,280 @@
+"""The transport on Redis: the one room that knows redis-py.
+
+Three connections: publishes share calls on one, checks and reads go over another, the subscription has its own.
+redis-py's own retries are off: a retry is the kernel's decision, made under the publish's id. So are its time-outs for
+each answer, 10 µs apiece: every call here is bounded as a whole.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextvars import copy_context
+from importlib.resources import files
+from itertools import chain
+from typing import Any, TypeVar
+
+import redis.asyncio as redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import (
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+
+from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.log.envelope import Entry, decode_announcement, decode_entry
+from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
+from kernel.observer import Guarded, Observer
+from kernel.redis.publish_queue import Queue, Waiting, fail
+from kernel.resilience.tasks import end
+
+__all__ = ["RedisTransport"]
+
+_SCRIPT = files("kernel.redis").joinpath("publish.lua").read_bytes()
+_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+
+# What redis-py lets through; a RuntimeError is how uvloop says that a transport is closed, an AttributeError how
+# redis-py itself notices that a connection was dropped while it was being made.
+_BROKEN = (RedisError, OSError, RuntimeError, AttributeError)
+
+_KEY_LIFETIME = 300.0
+# What is heard at once, in documents and bytes: all of it is decoded before the loop turns.
+_MOST_HEARD = 1024
+_MOST_BYTES = 128 * 1024
+
+_T = TypeVar("_T")
+
+
+class RedisTransport:
+    """A `Transport` on Redis ≥ 6.2 or Valkey.
+
+    `url` is `redis://`, `rediss://` or `unix://`; `channel` names the pub/sub channel and, in braces, the keys;
+    `history_size` is how many events are kept at least. `deadline` bounds every command, in seconds; `retry_lifetime`
+    is for how long, in seconds, a publish may be retried under its id. `observer` hears of calls that are shared.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        channel: str = "security_events",
+        history_size: int = 10_000,
+        deadline: float = 5.0,
+        retry_lifetime: float = 60.0,
+        observer: Observer | None = None,
+    ) -> None:
+        self.kept = 0
+        self._observer = Observer() if observer is None else Guarded(observer)
+        self._channel = channel
+        self._history_size = history_size
+        self._deadline = deadline
+        # Redis takes no lifetime of 0, nor one that ends beyond its calendar
+        self._retry_lifetime = min(max(retry_lifetime, 0.001), 1e9)
+        self._position_key = f"{{{channel}}}:position"
+        self._history_key = f"{{{channel}}}:history"
+        self._record_prefix = f"{{{channel}}}:idempotency:"
+        options: dict[str, Any] = {
+            "socket_connect_timeout": deadline,
+            "socket_timeout": None,
+            "retry": Retry(NoBackoff(), 0),
+            "protocol": 2,
+        }
+        self._publisher: Any = redis.Redis.from_url(url, max_connections=2, **options)
+        self._reader: Any = redis.Redis.from_url(url, **options)
+        self._subscriber: Any = redis.Redis.from_url(url, **options | {"socket_timeout": deadline})
+        self._subscriptions: set[Any] = set()
+        self._waiting = Queue()
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def close(self) -> None:
+        """Give up every connection; safe to call twice, and usable again afterwards."""
+        flusher = self._flusher
+        if flusher is not None:
+            # cancelled before its first step, it would never reach its `finally`, and its publishers wait for ever
+            await asyncio.sleep(0)
+            await end([flusher])
+        await self._hang_up()
+
+    async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
+        """Number, keep and announce events in one step; the same id twice is one publish."""
+        name = outgoing.id if outgoing.key is None else hashlib.sha256(outgoing.key.encode()).hexdigest()
+        lifetime = self._retry_lifetime if outgoing.key is None else _KEY_LIFETIME
+        events = outgoing.events
+        index = " ".join([f"{id} {len(tail)}" for id, tail in events])
+        tails = b"".join([tail for _, tail in events])
+        arguments = (outgoing.id, int(lifetime * 1000), index, tails)
+        # the flusher's loop is this one; up to Python 3.11 asking for the running one is a system call
+        loop = asyncio.get_running_loop() if self._flusher is None else self._flusher.get_loop()
+        arrived: asyncio.Future[Any] = loop.create_future()
+        record = self._record_prefix + name
+        self._waiting.put(Waiting(record, arguments, fence, len(events), len(tails), arrived, copy_context()))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        epoch, first, count, subscribers, replayed = await arrived
+        return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
+
+    async def position(self, fence: Fence, *, probe: bool = False) -> Position:
+        """The current position; begins an epoch where there is none or where `fence` proves a fork."""
+        name = "probe-" + secrets.token_hex(8)
+        records, request = ([self._record_prefix + name], [name, 1000, "", ""]) if probe else ([], [])
+        epoch, sequence, oldest, _ = await self._script(self._reader, records, fence, request)
+        self.kept = max(0, sequence + 1 - oldest)
+        return Position(epoch.decode(), sequence)
+
+    async def read(self, first: int, last: int) -> Page:
+        """The kept events numbered `first` to `last`, both included."""
+
+        async def call() -> list[Any]:
+            pipeline = self._reader.pipeline(transaction=True)
+            pipeline.hmget(self._position_key, "epoch", "sequence")
+            pipeline.xrange(self._history_key, count=1)
+            pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
+            pipeline.xrange(self._history_key, f"{last + 1}-0", count=1)
+            answers: list[Any] = await pipeline.execute(raise_on_error=False)
+            return [_usable(answer) for answer in answers]
+
+        numbering, oldest, entries, beyond = await self._bounded(self._reader, call)
+        epoch, sequence = numbering or (None, None)
+        try:
+            position = Position((epoch or b"").decode(), int(sequence or 0))
+        except ValueError:  # somebody wrote into the key; the next check begins a new epoch
+            position = NOWHERE
+        kept = [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None]
+        ends = (int(end[0][0].partition(b"-")[0]) if end else position.sequence + 1 for end in (oldest, beyond))
+        return Page(position, next(ends), kept, next(ends))
+
+    async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
+        """Subscribe, yield an empty batch, then what arrives; an empty batch at least every `idle` seconds."""
+        pubsub = self._subscriber.pubsub(ignore_subscribe_messages=False)
+        try:
+            await self._bounded(self._subscriber, lambda: pubsub.subscribe(self._channel))
+            confirmed = await self._heard(pubsub, self._deadline)
+            if confirmed is None or confirmed["type"] != "subscribe":
+                raise TransportUnavailable("Redis did not confirm the subscription")
+            self._subscriptions.add(pubsub)
+            yield Batch([], 0)
+            while True:
+                payloads: list[bytes] = []
+                size = 0
+                message = await self._heard(pubsub, idle)
+                while message is not None:
+                    if message["type"] != "message":
+                        # taken away, or made anew by redis-py: either way something may have been missed
+                        raise TransportUnavailable("the subscription was interrupted")
+                    payloads.append(message["data"])
+                    size += len(message["data"])
+                    full = size >= _MOST_BYTES or len(payloads) >= _MOST_HEARD
+                    message = None if full else await self._heard(pubsub, 0)
+                announcements = [a for p in payloads if (a := decode_announcement(p)) is not None]
+                yield Batch(announcements, len(payloads) - len(announcements))
+        finally:
+            self._subscriptions.discard(pubsub)
+            with contextlib.suppress(RedisError, OSError):
+                await pubsub.aclose()
+
+    async def _heard(self, pubsub: Any, timeout: float) -> Any:  # noqa: ANN401  redis-py's pub/sub is untyped
+        try:
+            return await pubsub.get_message(timeout=timeout)
+        except _BROKEN as error:
+            raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
+
+    async def _flush(self) -> None:
+        """Send what waits, call after call, until nothing waits."""
+        group: list[Waiting] = []
+        try:
+            while self._waiting:
+                group = self._waiting.next_group()
+                context = self._observer.sharing([one.context for one in group])
+                sending = self._script(
+                    self._publisher,
+                    [one.record for one in group],
+                    group[-1].fence,
+                    list(chain.from_iterable([one.arguments for one in group])),
+                )
+                try:
+                    *_, replies = await (sending if context is None else asyncio.create_task(sending, context=context))
+                except TransportError as error:
+                    fail(group, error)
+                    continue
+                for one, reply in zip(group, replies, strict=True):
+                    if not one.arrived.done():  # else its publisher was cancelled
+                        one.arrived.set_result(reply)
+        finally:
+            while group:
+                fail(group, TransportUnavailable("the link to Redis was closed"))
+                group = self._waiting.next_group()
+            self._flusher = None
+
+    async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401
+        """Call the script; a server that has lost it gets it again."""
+        (epoch, sequence), id = fence
+        keys = [self._position_key, self._history_key, *records]
+        # the name of a new epoch, should this call have to begin one
+        fresh = secrets.token_hex(8)
+        place = (self._channel, self._history_size, fresh, epoch, sequence, id)
+        command = ("EVALSHA", _SHA, len(keys), *keys, *place, *requests)
+
+        async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
+            try:
+                return await client.execute_command(*command)
+            except NoScriptError:
+                await client.script_load(_SCRIPT)
+                return await client.execute_command(*command)
+
+        return await self._bounded(client, call)
+
+    async def _bounded(self, client: Any, call: Callable[[], Awaitable[_T]]) -> _T:  # noqa: ANN401
+        try:
+            async with asyncio.timeout(self._deadline):
+                return await call()
+        except TimeoutError as error:
+            await self._drop(client)
+            raise TransportUnavailable(f"Redis did not answer within {self._deadline:g} s") from error
+        except _BROKEN as error:
+            if _read_only(error):
+                await self._hang_up()
+            raise _translated(error) from error
+
+    async def _hang_up(self) -> None:
+        """Connect anew at the next call: what is connected now may be a former primary."""
+        for pubsub in tuple(self._subscriptions):
+            await pubsub.connection.disconnect(nowait=True)
+        await self._drop(self._publisher, self._reader)
+
+    async def _drop(self, *clients: Any) -> None:  # noqa: ANN401
+        disconnects = (client.connection_pool.disconnect(inuse_connections=True) for client in clients)
+        await asyncio.gather(*disconnects, return_exceptions=True)
+
+
+def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
+    number, _, rest = id.partition(b"-")
+    return decode_entry(int(number), fields) if rest == b"0" else None
+
+
+def _usable(answer: Any) -> Any:  # noqa: ANN401
+    """An answer, or None if somebody made the key one of another type."""
+    if not isinstance(answer, ResponseError):
+        return answer
+    if str(answer).startswith("WRONGTYPE"):
+        return None
+    raise answer
+
+
+def _read_only(error: object) -> bool:
+    # raised inside a script, Redis 6.2 hides the code behind "ERR Error running script"
+    return isinstance(error, ReadOnlyError) or (isinstance(error, ResponseError) and "READONLY" in str(error))
+
+
+def _translated(error: BaseException) -> TransportError:
+    """The kernel's word for an error of redis-py; its text carries no URL, no argument and no payload."""
+    if _read_only(error) or isinstance(error, OutOfMemoryError | NoPermissionError):
+        return WriteRefused(f"Redis refuses writes: {type(error).__name__}")
+    if isinstance(error, ResponseError):
+        return WriteRefused(f"Redis refused the command: {str(error).split(' ', 1)[0][:40]}")
+    return TransportUnavailable(f"Redis cannot be reached: {type(error).__name__}")

@@ -1,0 +1,1 @@
+"""Retry, circuit breaker, and the state of the link to Redis."""

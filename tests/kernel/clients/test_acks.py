@@ -1,0 +1,151 @@
+"""Who owes which ack: exact, and nothing of it is counted per client and event."""
+
+import msgspec
+import pytest
+
+from kernel import EventData, RiskLevel
+from kernel.clients.acks import Ledger
+from kernel.clients.client import Client
+from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.log.envelope import Entry
+from kernel.log.frames import Frame
+from kernel.log.transport import Position
+from tests.fakes import FakeRedis, FakeSink
+from tests.kernel.world import HEARING, WIRE, join, replica
+from tests.waiting import eventually
+
+
+def event(sequence: int, *, epoch: str = "e", wants: bool = True, type: str = "event") -> Frame:
+    """An event that asks for an ack, unless told otherwise."""
+    entry = Entry(sequence=sequence, id=str(sequence), type=type, data=msgspec.Raw(b"{}"), requires_ack=wants)
+    return Frame.of(epoch, entry)
+
+
+def client(sequence: int, patterns: Patterns = EVERYTHING) -> Client:
+    """A client that joined behind that event."""
+    return Client("c", FakeSink(), WIRE, Position("e", sequence), patterns)
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    """Events 11 to 15 went out, 12 and 14 ask for acks; the hour is that of the event."""
+    ledger = Ledger()
+    assert not ledger
+    for number in range(11, 16):
+        ledger.enter([event(number, wants=number in (12, 14))], float(number))
+    assert len(ledger) == 2
+    return ledger
+
+
+def test_owed(ledger: Ledger) -> None:
+    """Section 6, acks: a client owes what it was sent and has not acknowledged, from its first event to its place."""
+    one = client(10)
+    assert ledger.owed(one) == 0
+    one.place = Position("e", 13)
+    assert ledger.owed(one) == 1
+    one.place = Position("e", 15)
+    assert ledger.owed(one) == 2
+    one.acknowledge(12)
+    assert ledger.owed(one) == 1
+    one.acknowledge(15)
+    assert ledger.owed(one) == 0
+    assert ledger.owed(client(15)) == 0
+
+
+def test_out_since(ledger: Ledger) -> None:
+    """Section 6, acks: the time to acknowledge runs from when the newest event that the ack settles went out."""
+    one = client(10)
+    one.place = Position("e", 13)
+    assert ledger.out_since(one, 11) is None
+    assert ledger.out_since(one, 12) == 12.0
+    # it has not got 14 yet
+    assert ledger.out_since(one, 15) == 12.0
+    one.place = Position("e", 15)
+    assert ledger.out_since(one, 15) == 14.0
+    one.acknowledge(15)
+    assert ledger.out_since(one, 15) is None
+
+
+def test_only_who_gets_them(ledger: Ledger) -> None:
+    """Section 6, acks: nobody owes an ack for events that its patterns keep away."""
+    for globs, owed in ((["alert.*"], 0), (["event"], 2), (["event.c*"], 2), ([], 0)):
+        one = client(10, Patterns.of(globs))
+        one.place = Position("e", 15)
+        assert ledger.owed(one) == owed
+
+
+def test_going_back(ledger: Ledger) -> None:
+    """Section 6, acks: what a resume sends again from before the first event is owed as well."""
+    one = client(15)
+    one.step_back(Position("e", 11))
+    assert ledger.owed(one) == 0
+    one.place = Position("e", 15)
+    assert ledger.owed(one) == 2
+    one.absolve()
+    assert ledger.owed(one) == 0
+
+
+def test_new_epoch(ledger: Ledger) -> None:
+    """Section 7, epochs: acks start again at 0, and nobody owes anything of an old epoch."""
+    one = client(10)
+    one.place = Position("e", 15)
+    one.acknowledge(13)
+    ledger.enter([event(1, epoch="f"), event(2, epoch="f")], 20.0)
+    assert ledger.owed(one) == 0
+    one.place = Position("f", 2)
+    assert ledger.owed(one) == 2
+    one.acknowledge(1)
+    assert ledger.owed(one) == 1
+
+
+def test_what_is_not_an_event(ledger: Ledger) -> None:
+    """A marker, or a foreign document that asks for acks of other types, is not entered."""
+    ledger.enter([Frame.gap("e", 16, 17), event(18, type="scene_change")], 18.0)
+    assert len(ledger) == 2
+
+
+def test_bounded() -> None:
+    """However many events are never acknowledged, the newest 10,000 at least are remembered, and not many more."""
+    ledger = Ledger()
+    one = client(0)
+    for start in range(0, 30_000, 100):
+        ledger.enter([event(start + i + 1) for i in range(100)], 1.0)
+    one.place = Position("e", 30_000)
+    assert 10_000 <= ledger.owed(one) == len(ledger) <= 20_000
+
+
+async def test_a_replica_keeps_count() -> None:
+    """Section 6, acks: a replica knows what was received, what was sent, what is owed now and was at a close."""
+    data = EventData(
+        id=1,
+        event_id=1,
+        batch_id="b",
+        camera_id="c",
+        risk_score=90,
+        risk_level=RiskLevel.HIGH,
+        summary="s",
+        reasoning="r",
+    )
+    async with replica(FakeRedis(), HEARING) as broadcaster:
+        counters = broadcaster.counters
+        clients = [join(broadcaster)[0] for _ in range(3)]
+        other, _ = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda _: True)
+        for _ in range(2):
+            await broadcaster.broadcast_event(data)
+        await eventually(lambda: broadcaster.sequence == 2)
+        assert (counters.acks_wanted, counters.acks, broadcaster.unacknowledged) == (6, 0, 6)
+        assert broadcaster.record_ack(clients[0], 2)
+        broadcaster.hub.receive(clients[1], '{"type":"ack","data":{"sequence":1}}')
+        assert not broadcaster.record_ack(clients[1], 9)
+        assert not broadcaster.record_ack(other, 9)
+        assert (counters.acks, broadcaster.unacknowledged) == (4, 3)
+        assert sum(counters.acknowledge_duration.counts) == 2
+        broadcaster.disconnect(clients[1])
+        broadcaster.disconnect(clients[1])
+        assert (counters.unacknowledged_at_close, broadcaster.unacknowledged) == (1, 2)
+        # who asks for them only now is not held to what went before
+        broadcaster.hub.receive(other, '{"type":"subscribe","data":{"events":["event"]}}')
+        assert broadcaster.unacknowledged == 2
+        await broadcaster.broadcast_event(data)
+        await eventually(lambda: broadcaster.sequence == 3)
+        assert broadcaster.unacknowledged == 5

@@ -1,0 +1,678 @@
+"""Replay and catch-up: whoever is not live reads the log, and misses nothing that is still kept."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from kernel import Client, Observer, Patterns, Resume
+from kernel.clients.client import Delivery
+from kernel.errors import SLOW_CLIENT
+from kernel.log.transport import Position
+from kernel.observer import Replayed
+from tests.fakes import FakeRedis, FakeSink
+from tests.kernel.world import HEARING, assert_faithful, fill, gated, join, replica, resync
+from tests.waiting import eventually
+
+E1, E2 = "epoch-1", "epoch-2"
+
+
+async def acked(sink: FakeSink, count: int = 1) -> dict[str, Any]:
+    """Wait for so many resync_acks, and return the last."""
+    await sink.until(lambda: len(sink.of("resync_ack")) == count)
+    return sink.of("resync_ack")[-1]
+
+
+def live(client: Client) -> bool:
+    """Tell whether the fan-out writes to the client."""
+    return client.delivery is Delivery.LIVE
+
+
+def replayed(first: int, last: int) -> list[str]:
+    """Return the outline of a replay."""
+    return [f"r{number}" for number in range(first, last + 1)]
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    """Return a Redis with 250 events, of which a replica keeps the newest 20 in memory."""
+    redis = FakeRedis()
+    fill(redis, 250)
+    return redis
+
+
+# -- verdicts
+
+
+@pytest.mark.parametrize("epoch", [None, E1])
+@pytest.mark.parametrize("last", [0, 1, 99, 100, 230, 249])
+async def test_recovered(redis: FakeRedis, last: int, epoch: str | None) -> None:
+    """Section 6, resume: all frames after N in order, each marked, from history and memory alike, then the ack."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", last, epoch))
+        assert await acked(sink) == {
+            "type": "resync_ack",
+            "channel": "events",
+            "epoch": E1,
+            "last_sequence": last,
+            "replayed_count": 250 - last,
+            "recovered": True,
+        }
+        assert sink.outline == ["connected", *replayed(last + 1, 250), "resync_ack"]
+        fill(redis, 2)
+        await sink.until(lambda: sink.outline[-2:] == ["251", "252"])
+        assert live(client)
+
+
+@pytest.mark.parametrize("epoch", [None, E1])
+async def test_at_the_newest(redis: FakeRedis, epoch: str | None) -> None:
+    """Section 6, resume: N at the newest replays nothing, and that is recovered."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, resume=Resume("events", 250, epoch))
+        ack = await acked(sink)
+        assert (ack["recovered"], ack["replayed_count"]) == (True, 0)
+        assert ack.keys() == {"type", "channel", "epoch", "last_sequence", "replayed_count", "recovered"}
+
+
+async def test_gap_too_old(redis: FakeRedis) -> None:
+    """Section 6, resume: if some are no longer kept, what is kept is sent, and the ack names the oldest available."""
+    redis.trim(100)
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, resume=Resume("events", 149, E1), lossy=True)
+        assert await acked(sink) == {
+            "type": "resync_ack",
+            "channel": "events",
+            "epoch": E1,
+            "last_sequence": 149,
+            "replayed_count": 100,
+            "recovered": False,
+            "gap_too_old": True,
+            "oldest_available": 151,
+        }
+        assert sink.outline == ["connected", *replayed(151, 250), "resync_ack"]
+
+
+async def test_just_old_enough(redis: FakeRedis) -> None:
+    """Section 6, resume: N = oldest − 1 is not a gap."""
+    redis.trim(100)
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, resume=Resume("events", 150, E1))
+        ack = await acked(sink)
+        assert (ack["recovered"], ack["replayed_count"]) == (True, 100)
+        assert "gap_too_old" not in ack
+
+
+async def test_nothing_is_kept(redis: FakeRedis) -> None:
+    """Section 6, resume: with an empty history nothing can be sent, and the next event is the oldest available."""
+    redis.lose_history()
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", 149, E1), lossy=True)
+        ack = await acked(sink)
+        assert (ack["gap_too_old"], ack["oldest_available"], ack["replayed_count"]) == (True, 251, 0)
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "251")
+        assert live(client)
+
+
+async def test_a_hole_within(redis: FakeRedis) -> None:
+    """Section 7, gap: within a replay it stands where the missing frames would have been, and nothing is recovered."""
+    del redis.history[120], redis.history[121]
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, resume=Resume("events", 117, E1))
+        ack = await acked(sink)
+        assert sink.outline == ["connected", "r118", "r119", "gap 120-121", *replayed(122, 250), "resync_ack"]
+        assert (ack["recovered"], ack["gap_too_old"], ack["oldest_available"]) == (False, True, 122)
+        assert ack["replayed_count"] == 131
+
+
+@pytest.mark.parametrize("last", [0, 3, 250, 10**30])
+async def test_another_epoch(redis: FakeRedis, last: int) -> None:
+    """Section 6, resume: if the epoch differs all of the history is sent, and the ack says so."""
+    redis.trim(100)
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, resume=Resume("events", last, "another"))
+        assert await acked(sink) == {
+            "type": "resync_ack",
+            "channel": "events",
+            "epoch": E1,
+            "last_sequence": last,
+            "replayed_count": 100,
+            "recovered": False,
+            "epoch_changed": True,
+        }
+        assert sink.outline == ["connected", *replayed(151, 250), "resync_ack"]
+
+
+@pytest.mark.parametrize("epoch", [None, E1])
+@pytest.mark.parametrize("last", [251, 10**30])
+async def test_beyond_redis(redis: FakeRedis, last: int, epoch: str | None) -> None:
+    """Section 6, resume: N beyond Redis's own position replays nothing, and live frames go on from the newest."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", last, epoch))
+        broadcaster.hub.heartbeat(client)
+        assert sink.messages[-1]["lastSeq"] == 250
+        ack = await acked(sink)
+        assert (ack["last_sequence"], ack["recovered"], ack["replayed_count"]) == (last, False, 0)
+        assert not ack.keys() & {"gap_too_old", "oldest_available", "epoch_changed"}
+        assert not broadcaster.record_ack(client, 251)
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "251")
+
+
+async def test_beyond_the_replica(redis: FakeRedis) -> None:
+    """Section 6, resume: N beyond this replica but not beyond Redis waits until the replica is there."""
+    async with replica(redis, HEARING) as broadcaster:
+        redis.hold()
+        fill(redis, 10)
+        assert broadcaster.sequence == 250
+        _, sink = join(broadcaster, resume=Resume("events", 257, E1))
+        ack = await acked(sink)
+        assert (ack["recovered"], ack["replayed_count"]) == (True, 3)
+        assert sink.outline == ["connected", *replayed(258, 260), "resync_ack"]
+        redis.release()
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "261")
+        assert sink.numbers == [258, 259, 260, 261]
+
+
+@pytest.mark.parametrize(("data", "channel"), [({"channel": "cams"}, "cams"), ({}, "unknown"), ({"channel": ""}, "")])
+async def test_channel(redis: FakeRedis, data: dict[str, Any], channel: str) -> None:
+    """Section 6, resume: the channel is echoed, "unknown" if absent."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        resync(broadcaster, client, last_sequence=249, **data)
+        assert (await acked(sink))["channel"] == channel
+
+
+async def test_absent_last_sequence(redis: FakeRedis) -> None:
+    """Section 6, resume: an absent last_sequence is 0."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        resync(broadcaster, client)
+        ack = await acked(sink)
+        assert (ack["last_sequence"], ack["replayed_count"], ack["recovered"]) == (0, 250, True)
+
+
+async def test_patterns_hold_for_a_replay(redis: FakeRedis) -> None:
+    """Section 6, resume: only what matches the client's subscription is sent and counted."""
+    fill(redis, 3, type="alert_created")
+    fill(redis, 50)
+    async with replica(redis) as broadcaster:
+        _, sink = join(
+            broadcaster,
+            patterns=Patterns.of(["alert.*"]),
+            resume=Resume("events", 5, E1),
+            skips=lambda number: number not in (251, 252, 253),
+        )
+        ack = await acked(sink)
+        assert sink.outline == ["connected", "r251", "r252", "r253", "resync_ack"]
+        assert (ack["replayed_count"], ack["recovered"]) == (3, True)
+
+
+async def test_patterns_that_change_during_a_replay(redis: FakeRedis) -> None:
+    """Section 9, order: from its `subscribed` reply on, every replayed frame too obeys the new set."""
+    fill(redis, 1, type="alert_created")
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=300, resume=Resume("events", 0, E1), skips=lambda number: number != 251)
+        await sink.until(lambda: len(sink.numbers) > 2)
+        broadcaster.hub.receive(client, '{"type":"subscribe","data":{"events":["alert.*"]}}')
+        sink.room = None
+        sink.drain()
+        await acked(sink)
+        at = sink.outline.index("subscribed")
+        assert sink.outline[1:at] == replayed(1, at - 1)
+        assert sink.outline[at + 1 :] == ["r251", "resync_ack"]
+
+
+async def test_several_resyncs_in_a_row(redis: FakeRedis) -> None:
+    """Section 6, resume: each is answered in its turn, and events go on after the last, without hole or repeat."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        for last in (248, 249, 245):
+            resync(broadcaster, client, channel=str(last), last_sequence=last)
+        fill(redis, 1)
+        await acked(sink, 3)
+        assert [ack["channel"] for ack in sink.of("resync_ack")] == ["248", "249", "245"]
+        fill(redis, 1)
+        await eventually(lambda: live(client) and client.place.sequence == 252)
+        assert_faithful(sink, ["event"] * 252, resyncs=[248, 249, 245])
+
+
+async def test_too_many_resyncs(redis: FakeRedis) -> None:
+    """Section 9, bounded memory: a client can have only so many resyncs waiting; the rest are refused, each once."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        for _ in range(20):
+            resync(broadcaster, client, last_sequence=249)
+        errors = sink.of("error")
+        assert [error["error"] for error in errors] == ["validation_error"] * 4
+        await acked(sink, 16)
+        assert live(client)
+
+
+async def test_a_resync_does_not_repeat_what_comes_live(redis: FakeRedis) -> None:
+    """Section 6, resume: live frames follow the ack with no hole and no repeat, however busy it is meanwhile."""
+    async with replica(redis) as broadcaster:
+        publishing = True
+
+        async def publish() -> None:
+            while publishing:
+                fill(redis, 3)
+                await asyncio.sleep(0)
+
+        publisher = asyncio.create_task(publish())
+        sinks = []
+        for last in (0, 40, 100, 230, 250):
+            sinks.append(join(broadcaster, resume=Resume("events", last, E1))[1])
+            await asyncio.sleep(0.01)
+        for sink in sinks:
+            await acked(sink)
+        publishing = False
+        await publisher
+        newest = redis.place.sequence
+        for sink, last in zip(sinks, (0, 40, 100, 230, 250), strict=True):
+            await sink.until(lambda sink=sink: sink.numbers[-1] == newest)
+            assert sink.numbers == list(range(last + 1, newest + 1))
+            assert sink.of("resync_ack")[0]["recovered"]
+            at = sink.outline.index("resync_ack")
+            assert all(name.startswith("r") for name in sink.outline[1:at])
+            assert not any(name.startswith("r") for name in sink.outline[at + 1 :])
+
+
+async def test_a_replay_is_observed(redis: FakeRedis) -> None:
+    """Section 10, traces: one replay per resume, with from, to, count and whether it was recovered."""
+
+    class Ears(Observer):
+        def __init__(self) -> None:
+            self.heard: list[Replayed] = []
+
+        def replayed(self, replayed: Replayed) -> None:
+            self.heard.append(replayed)
+
+    ears = Ears()
+    async with replica(redis, observer=ears) as broadcaster:
+        _, sink = join(broadcaster, resume=Resume("events", 245, E1))
+        await acked(sink)
+    (heard,) = ears.heard
+    assert (heard.first, heard.last, heard.count) == (Position(E1, 245), Position(E1, 250), 5)
+    assert (heard.verdict, heard.source) == ("recovered", "memory")
+    assert heard.begin <= heard.end
+
+
+# -- without Redis
+
+
+async def test_memory_is_enough(redis: FakeRedis) -> None:
+    """Section 6, resume: one that memory alone can answer does not need Redis."""
+    async with replica(redis) as broadcaster:
+        redis.down = True
+        _, sink = join(broadcaster, resume=Resume("events", 240, E1))
+        ack = await acked(sink)
+        assert (ack["recovered"], sink.numbers) == (True, list(range(241, 251)))
+
+
+@pytest.mark.parametrize(
+    ("resume", "numbers"),
+    [
+        pytest.param(Resume("events", 100, E1), range(101, 251), id="older than memory"),
+        pytest.param(Resume("events", 245, "another"), range(1, 251), id="another epoch"),
+        pytest.param(Resume("events", 251, None), range(0), id="beyond"),
+    ],
+)
+async def test_waiting_for_redis(redis: FakeRedis, resume: Resume, numbers: range) -> None:
+    """Section 6, resume: one that needs Redis waits for it, while heartbeats and replies go on."""
+    async with replica(redis) as broadcaster:
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        client, sink = join(broadcaster, resume=resume)
+        for _ in range(3):
+            broadcaster.hub.receive(client, "ping")
+            broadcaster.hub.heartbeat(client)
+            await asyncio.sleep(0.02)
+        assert sink.outline == ["connected", "degraded", *["pong", "ping"] * 3]
+        redis.down = False
+        await acked(sink)
+        assert sink.numbers == list(numbers)
+        assert sink.outline.index("healthy") < sink.outline.index("resync_ack")
+
+
+async def test_redis_goes_during_a_replay(redis: FakeRedis) -> None:
+    """Section 6, resume: a replay that loses Redis half-way goes on where it was when Redis is back."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=300, resume=Resume("events", 0, E1))
+        await sink.until(lambda: sink.blocked)
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.numbers and sink.numbers[-1] == 100)
+        redis.down = False
+        await acked(sink)
+        assert sink.numbers == list(range(1, 251))
+        await eventually(lambda: live(client))
+
+
+async def test_the_numbering_begins_anew_during_a_replay(redis: FakeRedis) -> None:
+    """Section 7, epochs: what was left of the old epoch is gone; the new one comes whole, behind `epoch_changed`."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=300, resume=Resume("events", 0, E1))
+        await sink.until(lambda: sink.blocked)
+        redis.flush()
+        fill(redis, 30)
+        await eventually(lambda: broadcaster.epoch == E2)
+        await asyncio.sleep(0)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.outline[-1] == "30")
+        at = sink.outline.index("resync_ack")
+        assert sink.outline[at + 1 :] == [f"epoch {E2}", *map(str, range(1, 31))]
+        ack = sink.messages[at]
+        assert (ack["recovered"], ack["epoch_changed"], ack["epoch"]) == (False, True, E1)
+        assert ack["replayed_count"] == len(
+            [name for name in sink.outline if name.startswith("r") and name != "resync_ack"]
+        )
+        await eventually(lambda: live(client))
+
+
+@pytest.mark.parametrize("epoch", [None, E1])
+async def test_the_numbering_began_anew_before_a_replay(redis: FakeRedis, epoch: str | None) -> None:
+    """Section 7, epochs: one who has not heard of the new epoch yet does so first, whatever it asks for."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 5)
+        await eventually(lambda: broadcaster.sequence == 255)
+        redis.flush()
+        fill(redis, 30)
+        await eventually(lambda: broadcaster.epoch == E2)
+        resync(broadcaster, client, last_sequence=12, epoch=epoch)
+        sink.room = None
+        sink.drain()
+        ack = await acked(sink)
+        assert sink.outline == ["connected", f"epoch {E2}", *replayed(1, 30), "resync_ack"]
+        assert (ack["epoch"], ack["recovered"], ack["epoch_changed"], ack["replayed_count"]) == (E2, False, True, 30)
+        await eventually(lambda: live(client))
+
+
+async def test_a_client_that_knows_the_new_epoch_first(redis: FakeRedis) -> None:
+    """Section 6, resume: an epoch that only Redis and others know yet is waited for, announced and recovered."""
+    async with replica(redis, HEARING) as broadcaster:
+        redis.hold()
+        redis.flush()
+        fill(redis, 10)
+        client, sink = join(broadcaster, resume=Resume("events", 7, E2))
+        broadcaster.hub.heartbeat(client)
+        ack = await acked(sink)
+        assert sink.messages[0]["epoch"] == E1
+        assert sink.outline == ["connected", "ping", f"epoch {E2}", "r8", "r9", "r10", "resync_ack"]
+        assert (ack["epoch"], ack["recovered"]) == (E2, True)
+        redis.release()
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "11")
+        assert sink.numbers == [8, 9, 10, 11]
+
+
+# -- before Redis was reached
+
+
+async def test_before_redis_was_reached(redis: FakeRedis) -> None:
+    """Section 6, first frame: epoch "" until Redis is reached, then `epoch_changed` and live events from there on."""
+    redis.down = True
+    async with replica(redis, without_redis=True) as broadcaster:
+        client, sink = join(broadcaster)
+        assert (sink.messages[0]["epoch"], sink.messages[0]["lastSeq"]) == ("", 0)
+        broadcaster.hub.heartbeat(client)
+        assert sink.messages[-1] == {"type": "ping", "lastSeq": 0, "epoch": ""}
+        assert not broadcaster.ready
+        redis.down = False
+        await sink.until(lambda: sink.of("epoch_changed"))
+        broadcaster.hub.heartbeat(client)
+        fill(redis, 2)
+        await sink.until(lambda: sink.outline[-1] == "252")
+        assert sink.outline == ["connected", "degraded", "ping", "healthy", f"epoch {E1}", "ping", "251", "252"]
+        assert sink.of("ping")[-1]["lastSeq"] == 250
+
+
+@pytest.mark.parametrize("epoch", [None, E1, "another"])
+async def test_resume_before_redis_was_reached(redis: FakeRedis, epoch: str | None) -> None:
+    """Section 6, resume: with `since` the missed frames and the ack follow `epoch_changed`."""
+    redis.down = True
+    async with replica(redis, without_redis=True) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", 240, epoch))
+        broadcaster.hub.heartbeat(client)
+        redis.down = False
+        ack = await acked(sink)
+        first = 1 if epoch == "another" else 241
+        assert sink.outline[:5] == ["connected", "degraded", "ping", "healthy", f"epoch {E1}"]
+        assert sink.outline[5:] == [*replayed(first, 250), "resync_ack"]
+        assert ack["recovered"] is (epoch != "another")
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "251")
+
+
+async def test_resync_before_redis_was_reached(redis: FakeRedis) -> None:
+    """Section 6, resume: the same holds for one who asks later, and for one whose socket was full meanwhile."""
+    redis.down = True
+    async with replica(redis, without_redis=True) as broadcaster:
+        client, sink = join(broadcaster)
+        resync(broadcaster, client, last_sequence=248)
+        slow_client, slow = join(broadcaster, room=10)
+        assert slow.blocked
+        redis.down = False
+        await acked(sink)
+        assert sink.outline == ["connected", "degraded", "healthy", f"epoch {E1}", "r249", "r250", "resync_ack"]
+        fill(redis, 1)
+        await eventually(lambda: broadcaster.sequence == 251)
+        slow.room = None
+        slow.drain()
+        await slow.until(lambda: len(slow.of("epoch_changed")) == 1)
+        fill(redis, 1)
+        await slow.until(lambda: slow.outline[-1] == "252")
+        assert live(slow_client)
+
+
+# -- slow clients
+
+
+async def test_catch_up_from_memory(redis: FakeRedis) -> None:
+    """Section 9, slow clients: over the mark nothing more is sent; then what was missed comes, as live frames."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=200)
+        while not sink.blocked:
+            fill(redis, 1)
+            await eventually(lambda: broadcaster.sequence == redis.place.sequence)
+        sent = list(sink.messages)
+        fill(redis, 10)
+        await eventually(lambda: broadcaster.sequence == redis.place.sequence)
+        assert (sink.messages, client.delivery) == (sent, Delivery.BEHIND)
+        reads = redis.calls.count("read")
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.numbers[-1] == redis.place.sequence)
+        assert sink.numbers == list(range(251, redis.place.sequence + 1))
+        assert not any(name.startswith("r") for name in sink.outline)
+        await eventually(lambda: live(client))
+        assert redis.calls.count("read") == reads
+        fill(redis, 1)
+        await sink.until(lambda: sink.numbers[-1] == redis.place.sequence)
+
+
+async def test_catch_up_from_the_history(redis: FakeRedis) -> None:
+    """Section 9, slow clients: what memory has lost comes from the history, in order, again as the socket takes it."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=500)
+        fill(redis, 300)
+        await eventually(lambda: broadcaster.sequence == 550)
+        for _ in range(300):
+            if sink.numbers[-1:] == [550]:
+                break
+            assert sink.unsent < 2000
+            broadcaster.hub.heartbeat(client)
+            sink.drain()
+            await asyncio.sleep(0.001)
+        assert sink.numbers == list(range(251, 551))
+        sink.drain()
+        await eventually(lambda: live(client))
+
+
+async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:
+    """Section 9, slow clients: others get their events meanwhile."""
+    async with replica(redis) as broadcaster:
+        join(broadcaster, room=10)
+        _, fast = join(broadcaster)
+        fill(redis, 100)
+        await fast.until(lambda: fast.numbers == list(range(251, 351)))
+
+
+async def test_too_slow(redis: FakeRedis) -> None:
+    """Section 9, slow clients: if its position has left the history the client is closed with 4008."""
+    async with replica(redis, HEARING) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        redis.trim(50)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.closed is not None)
+        assert sink.closed == SLOW_CLIENT
+        assert sink.closed.code == 4008
+        broadcaster.disconnect(client)
+
+
+async def test_patterns_that_change_while_behind(redis: FakeRedis) -> None:
+    """Section 9, order: from the `subscribed` reply on, caught-up frames obey the new set."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10, skips=lambda number: number != 301)
+        fill(redis, 50)
+        fill(redis, 1, type="alert_created")
+        await eventually(lambda: broadcaster.sequence == 301)
+        sink.drain()
+        broadcaster.hub.receive(client, '{"type":"subscribe","data":{"events":["alert.*"]}}')
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: "301" in sink.outline)
+        at = sink.outline.index("subscribed")
+        assert sink.outline[at + 1 :] == ["301"]
+        await eventually(lambda: live(client))
+
+
+async def test_epochs_and_gaps_in_place_for_slow_clients(redis: FakeRedis) -> None:
+    """Section 7, epochs and gaps: for slow clients too they stand exactly where they belong."""
+    async with replica(redis) as broadcaster:
+        _, fast = join(broadcaster)
+        slow_client, slow = join(broadcaster, room=10)
+        redis.deaf = True
+        fill(redis, 5)
+        del redis.history[252], redis.history[253]
+        redis.deaf = False
+        fill(redis, 1)
+        await fast.until(lambda: fast.outline[-1] == "256")
+        redis.flush()
+        fill(redis, 2)
+        await fast.until(lambda: fast.outline[-1] == "2")
+        slow.room = None
+        slow.drain()
+        await slow.until(lambda: slow.outline[-1] == "2")
+        assert slow.outline == fast.outline
+        assert fast.outline == ["connected", "251", "gap 252-253", "254", "255", "256", f"epoch {E2}", "1", "2"]
+        await eventually(lambda: live(slow_client))
+
+
+async def test_a_slow_client_far_back_in_the_old_epoch(redis: FakeRedis) -> None:
+    """Section 7, epochs: whoever is beyond memory gets the marker, and all of the new epoch as live frames."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        redis.flush()
+        fill(redis, 130)
+        await eventually(lambda: broadcaster.sequence == 130)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.outline[-1] == "130")
+        assert sink.outline == ["connected", f"epoch {E2}", *map(str, range(1, 131))]
+        await eventually(lambda: live(client))
+
+
+async def test_redis_goes_during_catch_up(redis: FakeRedis) -> None:
+    """Section 9, slow clients: one that needs the history while Redis is away waits for it and misses nothing."""
+    async with replica(redis, HEARING) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        reads = redis.calls.count("read")
+        sink.room = None
+        sink.drain()
+        broadcaster.hub.receive(client, "ping")
+        await sink.until(lambda: sink.outline[1:] == ["pong", "degraded"])
+        await eventually(lambda: redis.calls.count("read") == reads + 1)
+        redis.down = False
+        await sink.until(lambda: sink.numbers[-1:] == [350])
+        assert sink.numbers == list(range(251, 351))
+        await eventually(lambda: live(client))
+
+
+async def test_a_resync_of_a_slow_client(redis: FakeRedis) -> None:
+    """Section 6, resume: one who is behind and asks for a replay gets that next, and goes on behind it."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=500)
+        fill(redis, 300)
+        await eventually(lambda: broadcaster.sequence == 550)
+        assert sink.blocked
+        resync(broadcaster, client, last_sequence=400, epoch=E1)
+        sink.room = None
+        sink.drain()
+        ack = await acked(sink)
+        assert (ack["recovered"], ack["replayed_count"]) == (True, 150)
+        at = sink.outline.index("r401")
+        assert sink.outline[1:at] == [str(n) for n in range(251, 250 + at)]
+        assert sink.outline[at:] == [*replayed(401, 550), "resync_ack"]
+        await eventually(lambda: live(client))
+
+
+async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
+    """Section 6, resume: a replay that is asked for while the history is being read is not forgotten."""
+    async with replica(redis, HEARING) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        transport = gated(broadcaster)
+        transport.before["read"].clear()
+        sink.room = None
+        sink.drain()
+        await eventually(lambda: transport.held["read"])
+        resync(broadcaster, client, last_sequence=240)
+        transport.before["read"].set()
+        await acked(sink)
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "351")
+        assert_faithful(sink, ["event"] * 351, resyncs=[240])
+
+
+async def test_going_away_during_a_read(redis: FakeRedis) -> None:
+    """Section 9, bounded memory: a client that leaves while its history is read leaves nothing behind."""
+    async with replica(redis) as broadcaster:
+        transport = gated(broadcaster)
+        transport.before["read"].clear()
+        client, sink = join(broadcaster, resume=Resume("events", 0, E1))
+        await eventually(lambda: transport.held["read"])
+        broadcaster.disconnect(client)
+        transport.before["read"].set()
+        await eventually(lambda: not transport.held["read"])
+        assert sink.outline == ["connected"]
+        assert (len(broadcaster.hub), client.delivery) == (0, Delivery.GONE)
+
+
+async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
+    """Section 9, slow clients: one that a reply has filled again, just when it had drained, is not live yet."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        await asyncio.sleep(0)
+        sink.drain()
+        broadcaster.hub.receive(client, "ping")
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert (sink.blocked, client.delivery) == (True, Delivery.BEHIND)
+        sink.drain()
+        await eventually(lambda: live(client))

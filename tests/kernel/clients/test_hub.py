@@ -1,0 +1,618 @@
+"""The hub: clients come and go, are told, fall behind and catch up, and get exactly what is theirs."""
+
+import asyncio
+import gc
+import json
+import logging
+import re
+import weakref
+from contextlib import AsyncExitStack
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from kernel import AsgiEncoding, Client, Patterns, Resume, WireEncoding
+from kernel.clients import fanout
+from kernel.clients.client import Delivery
+from kernel.clients.hub import Hub
+from kernel.clients.patterns import EVERYTHING
+from kernel.errors import INTERNAL_ERROR
+from kernel.log.log import Log
+from kernel.log.transport import Position
+from kernel.messages.names import names_of
+from kernel.observer import Delivered, Observer
+from tests.fakes import FakeRedis, FakeSink
+from tests.kernel.world import (
+    FAST,
+    HEARING,
+    WIRE,
+    GatedTransport,
+    assert_faithful,
+    fill,
+    join,
+    replica,
+    resync,
+    turns_until,
+)
+from tests.waiting import eventually
+
+E1, E2 = "epoch-1", "epoch-2"
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    """Return a Redis with 250 events, of which a replica keeps the newest 20 in memory."""
+    redis = FakeRedis()
+    fill(redis, 250)
+    return redis
+
+
+def subscribe(*globs: str, kind: str = "subscribe") -> str:
+    """Return a client's frame."""
+    return json.dumps({"type": kind, "data": {"events": globs}})
+
+
+# -- coming and going
+
+
+async def test_the_first_frame(redis: FakeRedis) -> None:
+    """Section 4, first frame: it names the connection, the epoch and where this replica stands."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        (first,) = sink.messages
+        assert first.pop("connection_id") == client.id
+        assert re.fullmatch(r"ws-events-[0-9a-f]{8}", client.id)
+        assert first == {"type": "connected", "message": "Connected to events channel", "epoch": E1, "lastSeq": 250}
+        assert join(broadcaster)[0].id != client.id
+        assert broadcaster.connections == 2
+
+
+async def test_every_event_after_it(redis: FakeRedis) -> None:
+    """Section 4, first frame: without `since` a client gets every matching event after `lastSeq`."""
+    async with replica(redis) as broadcaster:
+        _, everything = join(broadcaster)
+        _, alerts = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda number: number != 252)
+        fill(redis, 1)
+        fill(redis, 1, type="alert_created")
+        fill(redis, 1)
+        await everything.until(lambda: everything.outline == ["connected", "251", "252", "253"])
+        await alerts.until(lambda: alerts.outline == ["connected", "252"])
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        WireEncoding(10, deflate=False, level=1),
+        WireEncoding(None, deflate=True, level=9),
+        AsgiEncoding(None, level=6),
+        AsgiEncoding(10, level=6),
+    ],
+)
+async def test_encodings(redis: FakeRedis, encoding: WireEncoding | AsgiEncoding) -> None:
+    """Section 4, format: whatever a client's encoding, it gets the same, live and replayed."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster, encoding=encoding, resume=Resume("events", 200, E1))
+        await sink.until(lambda: sink.of("resync_ack"))
+        fill(redis, 3, data='{"long":"%s"}' % ("x" * 2000))
+        await sink.until(lambda: sink.numbers[-1] == 253)
+        assert_faithful(sink, ["event"] * 253, resyncs=[200])
+
+
+async def test_leaving(redis: FakeRedis) -> None:
+    """Section 9, bounded memory: a client that left gets nothing, is counted no more, and may leave twice."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        broadcaster.disconnect(client)
+        broadcaster.disconnect(client)
+        assert (broadcaster.connections, client.delivery) == (0, Delivery.GONE)
+        _, witness = join(broadcaster)
+        fill(redis, 1)
+        await witness.until(lambda: witness.numbers == [251])
+        assert sink.outline == ["connected"]
+
+
+async def test_what_a_gone_client_still_says(redis: FakeRedis) -> None:
+    """Section 9, bounded memory: messages of a client that is gone bring nothing back to life."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        broadcaster.disconnect(client)
+        sink.close(INTERNAL_ERROR)
+        for message in ("ping", subscribe("a"), subscribe(kind="unsubscribe"), '{"type":"resync"}', b""):
+            broadcaster.hub.receive(client, message)
+        broadcaster.hub.fall_behind(client)
+        assert broadcaster.connections == 0
+        assert sink.outline == ["connected"]
+
+
+@pytest.mark.parametrize("resume", [None, Resume("events", 0, E1)])
+async def test_nothing_is_left_of_a_client(redis: FakeRedis, resume: Resume | None) -> None:
+    """Section 9, bounded memory: whatever a client was doing, nothing holds on to it when it is gone."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=300, resume=resume, skips=lambda number: True)
+        broadcaster.hub.receive(client, subscribe("only.this.one"))
+        fill(redis, 5)
+        await eventually(lambda: broadcaster.sequence == 255)
+        broadcaster.disconnect(client)
+        sink.on_blocked = lambda: None
+        reference = weakref.ref(sink)
+        del client, sink
+        await eventually(lambda: gc.collect() is not None and reference() is None)
+
+
+# -- the conversation
+
+
+async def test_replies_in_order(redis: FakeRedis) -> None:
+    """Section 9, order: each message is answered behind everything that was sent before."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        for message in ("ping", "{", subscribe("event"), '{"type":"pong"}', b"x", subscribe(), '{"type":"PING"}'):
+            broadcaster.hub.receive(client, message)
+        assert sink.outline[1:] == [
+            "pong",
+            "error invalid_json",
+            "subscribed",
+            "error invalid_message_format",
+            "error validation_error",
+            "pong",
+        ]
+        assert sink.closed is None
+
+
+async def test_changing_patterns(redis: FakeRedis) -> None:
+    """Section 5, subscriptions: what comes after the reply obeys the new set, and nothing is lost or repeated."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        changes = [EVERYTHING]
+        for number, message in enumerate(
+            [
+                subscribe("alert.*"),
+                subscribe("event"),
+                subscribe("event"),
+                subscribe("alert.*", kind="unsubscribe"),
+                subscribe("event", kind="unsubscribe"),
+                '{"type":"unsubscribe"}',
+            ]
+        ):
+            sink.skips = lambda number: True
+            fill(redis, 1)
+            fill(redis, 1, type="alert_created")
+            await eventually(lambda number=number: client.place.sequence == 252 + 2 * number)
+            broadcaster.hub.receive(client, message)
+            changes.append(client.patterns)
+        assert sink.outline[1:] == [
+            *("251", "252", "subscribed"),
+            *("254", "subscribed"),
+            *("255", "256", "subscribed"),
+            *("257", "258", "unsubscribed"),
+            *("259", "unsubscribed"),
+            "unsubscribed",
+        ]
+        assert client.patterns is EVERYTHING
+
+
+async def test_acks(redis: FakeRedis) -> None:
+    """Section 6, acks: never lowered, beyond the own place ignored, and each is counted."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers[-1:] == [255])
+        for number in (253, 252, 999, 254):
+            broadcaster.hub.receive(client, json.dumps({"type": "ack", "data": {"sequence": number}}))
+        assert (client.acked, client.acks) == (254, 4)
+        assert not broadcaster.record_ack(client, 254)
+        assert broadcaster.record_ack(client, 255)
+        redis.flush()
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "1")
+        assert client.acked == 0
+        assert not broadcaster.record_ack(client, 255)
+        assert broadcaster.record_ack(client, 1)
+
+
+async def test_acks_during_a_replay(redis: FakeRedis) -> None:
+    """Section 6, acks: what a client had before it asked for a replay it can acknowledge meanwhile."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers[-1:] == [255])
+        sink.room = 1
+        resync(broadcaster, client, last_sequence=10)
+        await sink.until(lambda: sink.blocked)
+        assert broadcaster.record_ack(client, 255)
+        assert client.acked == 255
+
+
+async def test_heartbeat(redis: FakeRedis) -> None:
+    """Section 4, heartbeat: it tells the client's own place; events that its filter skipped count as passed."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda number: True)
+        fill(redis, 5)
+        await eventually(lambda: broadcaster.sequence == 255)
+        broadcaster.hub.heartbeat(client)
+        assert sink.messages[-1] == {"type": "ping", "lastSeq": 255, "epoch": E1}
+
+
+async def test_heartbeats_of_the_slow(redis: FakeRedis) -> None:
+    """Section 4, heartbeat: that of a client that is behind tells how far it got, not how far the replica is."""
+    async with replica(redis, HEARING) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        fill(redis, 5)
+        await eventually(lambda: broadcaster.sequence == 255)
+        broadcaster.hub.heartbeat(client)
+        assert sink.messages[-1] == {"type": "ping", "lastSeq": 250, "epoch": E1}
+
+
+# -- during a walk
+
+
+async def walking(redis: FakeRedis, broadcaster: Any, client: Client) -> None:
+    """Publish one event and return while its walk is under way and has not reached this client."""
+    before = client.place
+    fill(redis, 1)
+    await turns_until(lambda: broadcaster.sequence == redis.place.sequence)
+    assert client.place is before
+
+
+@pytest.fixture
+def slow_walk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the loop turn after each write."""
+    monkeypatch.setattr(fanout, "_WRITES", 1)
+
+
+@pytest.mark.usefixtures("slow_walk")
+async def test_changing_patterns_during_a_walk(redis: FakeRedis) -> None:
+    """Section 9, order: what is under way comes before the reply, under the old set."""
+    async with replica(redis) as broadcaster:
+        for _ in range(50):
+            join(broadcaster)
+        client, sink = join(broadcaster, skips=lambda number: number > 251)
+        heartbeats = [join(broadcaster) for _ in range(3)]
+        await walking(redis, broadcaster, client)
+        for other, _ in heartbeats:
+            broadcaster.hub.heartbeat(other)
+        broadcaster.hub.receive(client, subscribe("alert.*"))
+        assert sink.outline == ["connected", "251", "subscribed"]
+        fill(redis, 1)
+        await eventually(lambda: all(c.place.sequence == 252 for c in broadcaster.hub))
+        assert sink.outline == ["connected", "251", "subscribed"]
+        for _, other in heartbeats:
+            assert other.outline == ["connected", "ping", "251", "252"]
+
+
+@pytest.mark.usefixtures("slow_walk")
+async def test_full_by_the_change_of_patterns(redis: FakeRedis) -> None:
+    """Section 9, slow clients: one whose socket is filled by what was under way is behind, with its new patterns."""
+    async with replica(redis) as broadcaster:
+        for _ in range(50):
+            join(broadcaster)
+        client, sink = join(broadcaster, room=200, skips=lambda number: number == 252)
+        await walking(redis, broadcaster, client)
+        broadcaster.hub.receive(client, subscribe("alert.*"))
+        assert sink.outline == ["connected", "251", "subscribed"]
+        assert (sink.blocked, client.delivery) == (True, Delivery.BEHIND)
+        fill(redis, 1)
+        fill(redis, 1, type="alert_created")
+        await eventually(lambda: broadcaster.sequence == 253)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.outline == ["connected", "251", "subscribed", "253"])
+
+
+@pytest.mark.usefixtures("slow_walk")
+async def test_leaving_during_a_walk(redis: FakeRedis) -> None:
+    """Section 9: a client that left while a walk was on its way to it is not written to."""
+    async with replica(redis) as broadcaster:
+        for _ in range(50):
+            join(broadcaster)
+        client, sink = join(broadcaster)
+        _, last = join(broadcaster)
+        await walking(redis, broadcaster, client)
+        broadcaster.disconnect(client)
+        await last.until(lambda: last.numbers == [251])
+        assert sink.outline == ["connected"]
+
+
+@pytest.mark.usefixtures("slow_walk")
+async def test_falling_behind_during_a_walk(redis: FakeRedis) -> None:
+    """Section 9: a client that fell behind while a walk was on its way to it gets the walk's events once, later."""
+    async with replica(redis) as broadcaster:
+        for _ in range(50):
+            join(broadcaster)
+        client, sink = join(broadcaster, room=200)
+        _, last = join(broadcaster)
+        await walking(redis, broadcaster, client)
+        for _ in range(5):
+            broadcaster.hub.receive(client, "ping")
+        assert sink.blocked
+        await last.until(lambda: last.numbers == [251])
+        assert sink.outline == ["connected", *["pong"] * 5]
+        sink.drain()
+        await sink.until(lambda: sink.numbers == [251])
+        fill(redis, 1)
+        await sink.until(lambda: sink.numbers == [251, 252])
+
+
+@pytest.mark.usefixtures("slow_walk")
+async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
+    """Section 8, supervision: a delivery that is cancelled half-way still reaches everybody."""
+    hub_log = Log(GatedTransport(redis), 20)
+    heard: list[Delivered] = []
+
+    class Ears(Observer):
+        def delivered(self, delivered: Delivered) -> None:
+            heard.append(delivered)
+
+    hub = Hub(hub_log, checked=asyncio.Event().wait, degraded=lambda: False, observer=Ears(), chunk=100)
+    hub_log.ring.start(Position(E1, 240))
+    frames = (await hub_log.stored(Position(E1, 240), 250))[:4]
+    sinks = [FakeSink() for _ in range(5)]
+    for sink in sinks:
+        hub.connect(sink, WIRE)
+    delivery = asyncio.create_task(hub.deliver(frames, None))
+    await turns_until(lambda: sinks[1].numbers)
+    delivery.cancel()
+    await asyncio.wait([delivery])
+    assert delivery.cancelled()
+    # what was not begun is not in the log: the next check fetches it
+    newest = hub_log.place.sequence
+    assert 241 <= newest < 244
+    for sink in sinks:
+        assert sink.numbers == list(range(241, newest + 1))
+    await hub.deliver(frames[newest - 240 :], None)
+    for sink in sinks:
+        assert sink.numbers == [241, 242, 243, 244]
+    assert heard[-1].last == Position(E1, 244)
+
+
+async def test_large_batches_are_cut(redis: FakeRedis) -> None:
+    """Section 9: a refill of megabytes is written in pieces, so that it makes nobody slow."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        redis.deaf = True
+        fill(redis, 100)
+        redis.deaf = False
+        await sink.until(lambda: sink.numbers == list(range(251, 351)))
+        assert sink.writes - 1 >= 100 * 64 // FAST.chunk_bytes
+
+
+async def test_the_loop_turns_between_the_pieces(redis: FakeRedis) -> None:
+    """Section 9: a refill of megabytes does not hold up the loop, even if nobody is there."""
+    log = Log(GatedTransport(redis), 20)
+    hub = Hub(log, checked=asyncio.Event().wait, degraded=lambda: False, observer=Observer(), chunk=100)
+    log.ring.start(Position(E1, 240))
+    delivery = asyncio.create_task(hub.deliver(await log.stored(Position(E1, 240), 250), None))
+    places = set()
+    while not delivery.done():
+        await asyncio.sleep(0)
+        places.add(log.place.sequence)
+    assert len(places) == 10
+
+
+# -- notices
+
+
+async def test_notices(redis: FakeRedis) -> None:
+    """Section 8, degraded: clients are told on the way in and out, newcomers after their first frame."""
+    async with replica(redis) as broadcaster:
+        _, early = join(broadcaster, patterns=Patterns.of([]))
+        redis.down = True
+        await early.until(lambda: early.of("service_status"))
+        _, late = join(broadcaster, resume=Resume("events", 250, E1))
+        assert late.outline == ["connected", "degraded"]
+        redis.down = False
+        await early.until(lambda: len(early.of("service_status")) == 2)
+        assert early.outline == ["connected", "degraded", "healthy"]
+        assert late.outline == ["connected", "degraded", "resync_ack", "healthy"]
+        notice = early.messages[1]
+        assert notice["data"].pop("message")
+        assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", notice.pop("timestamp"))
+        assert notice == {
+            "type": "service_status",
+            "data": {"service": "event_broadcaster", "status": "degraded", "circuit_state": "open"},
+        }
+
+
+async def test_healthy_then_everything_missed(redis: FakeRedis) -> None:
+    """Section 8, leaving degraded: first the notice, then everything that was missed."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        redis.down = True
+        await sink.until(lambda: sink.of("service_status"))
+        fill(redis, 3)
+        redis.down = False
+        await sink.until(lambda: sink.numbers == [251, 252, 253])
+        assert sink.outline == ["connected", "degraded", "healthy", "251", "252", "253"]
+
+
+async def test_notices_of_the_slow(redis: FakeRedis) -> None:
+    """Section 9, slow clients: one whose socket is full gets its notice when it has drained, the newest one only."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        assert sink.outline == ["connected"]
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.outline == ["connected", "degraded"])
+        await eventually(lambda: client.delivery is Delivery.LIVE)
+        sink.room = 10
+        broadcaster.hub.receive(client, "ping")
+        redis.down = False
+        await eventually(lambda: not broadcaster.is_degraded())
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        redis.down = False
+        await eventually(lambda: not broadcaster.is_degraded())
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.outline == ["connected", "degraded", "pong", "healthy"])
+
+
+async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
+    """Section 9, order: a notice that a client is owed goes before the next one, or not at all."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=10)
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        sink.room = None
+        # drained, but its task has not run yet when the next notice comes
+        sink.drain()
+        broadcaster._circuit_moved(type(broadcaster.get_circuit_state().state).CLOSED)
+        await eventually(lambda: client.delivery is Delivery.LIVE)
+        assert sink.outline == ["connected", "healthy"]
+
+
+async def test_telling_somebody_who_leaves(redis: FakeRedis) -> None:
+    """Section 8, degraded: a socket that dies while it is told does not keep the others from being told."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, room=200)
+        sink.on_blocked = lambda: broadcaster.disconnect(client)
+        _, other = join(broadcaster)
+        redis.down = True
+        await other.until(lambda: other.outline == ["connected", "degraded"])
+        assert broadcaster.connections == 1
+
+
+# -- what should not happen
+
+
+async def test_a_task_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixture) -> None:
+    """Section 4, close codes: an unexpected error in a client's own task closes that client with 1011."""
+
+    class BrokenSink(FakeSink):
+        async def drained(self) -> None:
+            raise ZeroDivisionError
+
+    async with replica(redis) as broadcaster:
+        sink = BrokenSink()
+        client = broadcaster.connect(sink, WIRE, resume=Resume("events", 0, E1))
+        _, other = join(broadcaster)
+        await sink.until(lambda: sink.closed is not None)
+        assert sink.closed == INTERNAL_ERROR
+        assert sink.closed.code == 1011
+        (line,) = [record for record in caplog.records if record.levelno == logging.ERROR]
+        assert client.id in line.message
+        assert line.exc_info
+        broadcaster.disconnect(client)
+        fill(redis, 1)
+        await other.until(lambda: other.numbers == [251])
+
+
+# -- everything at once
+
+TYPES = ["event", "alert_created", "scene_change", "detection.new"]
+GLOBS = ["event", "alert.*", "scene*", "*", "detection.?ew", "nothing"]
+CLIENT = st.integers(0, 9)
+ACTIONS = st.one_of(
+    st.tuples(st.just("publish"), st.sampled_from(TYPES), st.integers(1, 12)),
+    st.tuples(st.just("publish"), st.just("event"), st.integers(1, 12)),
+    st.tuples(st.just("publish"), st.just("event"), st.integers(1, 12)),
+    st.tuples(st.just("unheard"), st.sampled_from(TYPES), st.integers(1, 8)),
+    st.tuples(
+        st.just("join"), st.none() | st.lists(st.sampled_from(GLOBS), max_size=2), st.none() | st.integers(0, 99)
+    ),
+    st.tuples(st.just("leave"), CLIENT),
+    st.tuples(st.just("narrow"), CLIENT, st.sampled_from([1, 150, 400])),
+    st.tuples(st.just("drain"), CLIENT),
+    st.tuples(st.just("subscribe"), CLIENT, st.lists(st.sampled_from(GLOBS), min_size=1, max_size=2)),
+    st.tuples(st.just("unsubscribe"), CLIENT, st.lists(st.sampled_from(GLOBS), max_size=2)),
+    st.tuples(st.just("resync"), CLIENT, st.integers(0, 99)),
+    st.tuples(st.just("heartbeat"), CLIENT),
+    st.tuples(st.just("wait")),
+)
+# between two of them the loop turns so often: 0 is the same moment, and a walk writes to one client a turn
+TURNS = st.sampled_from([0, 0, 1, 2, 3, 5, 8, 13])
+
+
+class Peer:
+    """A client, and what it must remember to judge what it gets."""
+
+    def __init__(self, client: Client, sink: FakeSink, resyncs: list[int]) -> None:
+        self.client = client
+        self.sink = sink
+        self.changes = [client.patterns]
+        self.resyncs = resyncs
+
+
+async def act(redis: FakeRedis, broadcaster: Any, peers: list[Peer], types: list[str], action: tuple[Any, ...]) -> None:
+    """Do one thing to the world."""
+    match action:
+        case ("publish", type, count):
+            fill(redis, count, type=type)
+            types += [type] * count
+        case ("unheard", type, count):
+            redis.deaf = True
+            fill(redis, count, type=type)
+            redis.deaf = False
+            types += [type] * count
+        case ("join", globs, since):
+            patterns = Patterns.of(globs)
+            resume = None if since is None else Resume("events", min(since, len(types)), E1)
+            client, sink = join(
+                broadcaster,
+                patterns=patterns,
+                resume=resume,
+                encoding=WIRE if len(peers) % 2 else AsgiEncoding(None, level=6),
+            )
+            peers.append(Peer(client, sink, [] if resume is None else [resume.last_sequence]))
+            changes = peers[-1].changes
+            sink.skips = lambda n: not all(p.matches(names_of(types[n - 1])) for p in changes)
+        case ("wait",):
+            await eventually(lambda: broadcaster.sequence == redis.place.sequence)
+        case (verb, index, *rest) if peers:
+            peer = peers[index % len(peers)]
+            if verb == "leave":
+                broadcaster.disconnect(peer.client)
+                peer.sink.close(INTERNAL_ERROR)
+                peers.remove(peer)
+            elif verb == "narrow":
+                peer.sink.room = rest[0]
+            elif verb == "drain":
+                peer.sink.drain()
+            elif peer.sink.blocked:
+                pass  # such a client is not heard, nor does it get heartbeats
+            elif verb == "heartbeat":
+                broadcaster.hub.heartbeat(peer.client)
+            elif verb == "resync":
+                before = len(peer.sink.of("error"))
+                resync(broadcaster, peer.client, last_sequence=min(rest[0], len(types)))
+                if len(peer.sink.of("error")) == before:
+                    peer.resyncs.append(min(rest[0], len(types)))
+            else:
+                data = {"events": rest[0]} if rest[0] else {}
+                broadcaster.hub.receive(peer.client, json.dumps({"type": verb, "data": data}))
+                peer.changes.append(peer.client.patterns)
+
+
+@given(actions=st.lists(st.tuples(ACTIONS, TURNS), min_size=20, max_size=80))
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+async def test_whatever_happens(actions: list[tuple[tuple[Any, ...], int]]) -> None:
+    """Sections 5, 6, 9: whatever happens at any moment, each client gets exactly its frames, in order and once."""
+    redis, types, peers = FakeRedis(), ["event"] * 30, list[Peer]()
+    fill(redis, 30)
+    async with AsyncExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(fanout, "_WRITES", 1)
+        config = replace(FAST, message_buffer_size=7, chunk_bytes=200, position_check_seconds=0.01)
+        broadcaster = await stack.enter_async_context(replica(redis, config))
+        for globs in (None, ["event"], None, ["*"], ["event"], ["alert.*"], ["ev*"], []):
+            await act(redis, broadcaster, peers, types, ("join", globs, None))
+        for action, turns in actions:
+            await act(redis, broadcaster, peers, types, action)
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            assert len(broadcaster.hub) == broadcaster.connections == len(peers)
+        for peer in peers:
+            peer.sink.room = None
+            peer.sink.drain()
+        await eventually(
+            lambda: all(
+                p.client.delivery is Delivery.LIVE and p.client.place == redis.place == broadcaster._log.place
+                for p in peers
+            )
+        )
+        for peer in peers:
+            assert_faithful(peer.sink, types, changes=peer.changes, resyncs=peer.resyncs)

@@ -1,0 +1,404 @@
+"""The log: what has arrived is judged, and what is no longer in memory is read in pages that readers share."""
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from kernel.errors import TransportUnavailable
+from kernel.log import log as log_module
+from kernel.log.envelope import Announcement
+from kernel.log.frames import Frame
+from kernel.log.log import Gone, Log, Moved
+from kernel.log.transport import NOWHERE, Position
+from tests.fakes import FakeRedis, entry
+from tests.kernel.world import GatedTransport, fill
+from tests.waiting import eventually
+
+E1 = "epoch-1"
+
+
+def outline(frames: list[Frame]) -> list[str]:
+    """Return the frames in short: `7` for an event, the type for a marker."""
+    return [str(f.place.sequence) if f.entry else f"{f.message(replay=False)['type']} {f.place}" for f in frames]
+
+
+def at(sequence: int, epoch: str = E1) -> Position:
+    """Return a place."""
+    return Position(epoch, sequence)
+
+
+class World:
+    """A Redis with some events, and a replica's log that stands at the newest with nothing in memory."""
+
+    def __init__(self, events: int, *, data: str = "{}") -> None:
+        self.redis = FakeRedis()
+        fill(self.redis, events, data=data)
+        self.transport = GatedTransport(self.redis)
+        self.log = Log(self.transport, 10)
+        self.log.ring.start(self.redis.place)
+
+    @property
+    def reads(self) -> int:
+        """How often Redis was read."""
+        return self.redis.calls.count("read")
+
+
+# -- what has arrived
+
+
+def offered(log: Log, *announcements: Announcement) -> tuple[list[int], list[Position]]:
+    """Offer announcements, and return the numbers taken and the misfits."""
+    frames, misfits = log.offer(announcements)
+    return [frame.place.sequence for frame in frames], misfits
+
+
+def events(*numbers: int, epoch: str = E1) -> Announcement:
+    """Return an announcement of these events."""
+    return Announcement(epoch, [entry(number) for number in numbers])
+
+
+def test_what_follows_is_taken() -> None:
+    """Section 7, delivery: events that follow the newest one are taken, several announcements at a time."""
+    log = World(3).log
+    assert offered(log, events(4), events(5, 6), events(7)) == ([4, 5, 6, 7], [])
+    assert log.place == at(3)
+
+
+def test_what_is_known_is_passed_over() -> None:
+    """Section 7, delivery: an event that is there already, refilled for example, is neither taken nor strange."""
+    log = World(3).log
+    assert offered(log, events(2), events(3, 4), events(4), events()) == ([4], [])
+
+
+@pytest.mark.parametrize(
+    ("announcement", "taken", "misfit"),
+    [
+        pytest.param(events(5, 6), [], at(6), id="a hole"),
+        pytest.param(events(4, 6), [4], at(6), id="a hole within"),
+        pytest.param(events(5, 4), [4], at(5), id="out of order"),
+        pytest.param(events(4, epoch="other"), [], at(4, "other"), id="another epoch"),
+        pytest.param(events(epoch="other"), [], at(0, "other"), id="a new epoch without events"),
+        pytest.param(events(2**80), [], at(2**80), id="far beyond"),
+    ],
+)
+def test_misfits(announcement: Announcement, taken: list[int], misfit: Position) -> None:
+    """Section 7, delivery: what does not follow is not delivered but remembered, for Redis alone can explain it."""
+    log = World(3).log
+    assert offered(log, announcement) == (taken, [misfit])
+
+
+def test_after_a_misfit_it_goes_on() -> None:
+    """Section 7, foreign documents: one that does not follow does not stop those that do."""
+    log = World(3).log
+    assert offered(log, events(90), events(4), events(1, epoch="x"), events(5)) == ([4, 5], [at(90), at(1, "x")])
+
+
+def test_before_redis_was_reached_nothing_follows() -> None:
+    """Section 8, Redis down at start: without an epoch no announcement can be judged."""
+    log = Log(GatedTransport(FakeRedis()), 10)
+    assert offered(log, events(1)) == ([], [at(1)])
+
+
+# -- what comes after a place
+
+
+async def test_after_in_memory() -> None:
+    """Section 6, history: what is in memory is not read from Redis."""
+    world = World(3)
+    world.log.append([Frame.of(E1, entry(number)) for number in (4, 5)])
+    assert outline(await world.log.after(at(3))) == ["4", "5"]
+    assert await world.log.after(at(5)) == []
+    assert world.reads == 0
+
+
+async def test_after_in_the_history() -> None:
+    """Section 6, history: older events are read from Redis, the next ones first, never beyond the replica's place."""
+    world = World(250)
+    fill(world.redis, 50)
+    assert outline(await world.log.after(at(30))) == [str(n) for n in range(31, 101)]
+    assert outline(await world.log.after(at(100))) == [str(n) for n in range(101, 201)]
+    assert outline(await world.log.after(at(249))) == ["250"]
+
+
+async def test_after_another_epoch() -> None:
+    """Section 7, epochs: for a place in another epoch the new epoch's marker comes next."""
+    world = World(3)
+    (marker,) = await world.log.after(at(2, "old"))
+    assert marker.place == at(0)
+    assert marker.message(replay=False) == {"type": "epoch_changed", "epoch": E1}
+
+
+async def test_after_nowhere() -> None:
+    """Section 6, first frame: who came before Redis was reached goes on from where the replica is."""
+    world = World(3)
+    (marker,) = await world.log.after(NOWHERE)
+    assert marker.place == at(3)
+    assert marker.message(replay=False) == {"type": "epoch_changed", "epoch": E1}
+
+
+async def test_after_in_a_new_epoch_reads_its_events() -> None:
+    """Section 7, epochs: after the marker come all events of the new epoch from its first."""
+    world = World(30)
+    assert outline(await world.log.after(at(0))) == [str(n) for n in range(1, 31)]
+
+
+async def test_gone() -> None:
+    """Section 9, slow clients: a place that has left the history is told apart, with the oldest event that is kept."""
+    world = World(50)
+    world.redis.trim(20)
+    with pytest.raises(Gone) as gone:
+        await world.log.after(at(29))
+    assert gone.value.oldest == 31
+    assert outline(await world.log.after(at(30))) == [str(n) for n in range(31, 51)]
+
+
+async def test_gone_altogether() -> None:
+    """Section 7, nothing is lost silently: with an empty history all up to the replica's place is gone."""
+    world = World(50)
+    fill(world.redis, 10)
+    world.redis.lose_history()
+    with pytest.raises(Gone) as gone:
+        await world.log.after(at(29))
+    assert gone.value.oldest == 51
+
+
+async def test_gone_from_the_history_but_not_from_memory() -> None:
+    """Section 6, resume: what is kept is sent, and the replica's memory keeps it too."""
+    world = World(50)
+    world.log.ring.start(at(40))
+    world.log.append([Frame.of(E1, entry(number)) for number in range(41, 51)])
+    world.redis.lose_history()
+    with pytest.raises(Gone) as gone:
+        await world.log.after(at(29))
+    assert gone.value.oldest == 41
+
+
+async def test_gone_beyond_the_page() -> None:
+    """Section 9, slow clients: it makes no difference if the whole page has left."""
+    world = World(350)
+    world.redis.trim(50)
+    with pytest.raises(Gone) as gone:
+        await world.log.after(at(29))
+    assert gone.value.oldest == 301
+
+
+async def test_holes_become_gaps() -> None:
+    """Section 7, gap: it stands exactly where the missing events would have been, both ends missing."""
+    world = World(150)
+    for number in (7, 8, 50, 99, 100, 101, 150):
+        del world.redis.history[number]
+    frames = [*await world.log.after(at(5)), *await world.log.after(at(101))]
+    gaps = [frame for frame in frames if frame.entry is None]
+    assert [frame.message(replay=False) for frame in gaps] == [
+        {"type": "gap", "from": a, "to": b} for a, b in ((7, 8), (50, 50), (99, 101), (150, 150))
+    ]
+    assert [frame.place.sequence for frame in gaps] == [8, 50, 101, 150]
+    assert frames[1:3] == [gaps[0], frames[2]]
+    assert frames[2].place.sequence == 9
+
+
+@pytest.mark.parametrize("place", [3, 50, 100, 5_000_000])
+async def test_a_hole_is_one_step(place: int) -> None:
+    """Section 7, gap: a hole is told whole, however wide, up to the next event that is kept."""
+    world = World(3)
+    world.redis.place = at(10**12 + 6)
+    fill(world.redis, 2)
+    world.log.ring.start(world.redis.place)
+    first, *rest = await world.log.after(at(place))
+    assert first.message(replay=False) == {"type": "gap", "from": place + 1, "to": 10**12 + 6}
+    assert rest == []
+    assert outline(await world.log.after(first.place)) == [str(10**12 + 7), str(10**12 + 8)]
+    assert world.reads == 2
+
+
+async def test_a_place_within_a_hole() -> None:
+    """Section 7, gap: who stands within a hole hears of the rest of it."""
+    world = World(20)
+    for number in (5, 6, 7):
+        del world.redis.history[number]
+    (gap, *_) = await world.log.after(at(5))
+    assert gap.message(replay=False) == {"type": "gap", "from": 6, "to": 7}
+
+
+async def test_a_place_within_a_gap_in_memory() -> None:
+    """Section 7, gap: who has a part of what this replica misses, from another one, hears only of the rest."""
+    world = World(3)
+    world.log.append([Frame.gap(E1, 4, 9), Frame.of(E1, entry(10))])
+    for place in (3, 4, 8):
+        gap, event = await world.log.after(at(place))
+        assert gap.message(replay=False) == {"type": "gap", "from": place + 1, "to": 9}
+        assert event.place == at(10)
+    assert outline(await world.log.after(at(9))) == ["10"]
+
+
+async def test_entries_that_nobody_wrote() -> None:
+    """Section 7, foreign entries: what is no event of ours in the history is a hole."""
+    world = World(3)
+    world.redis.history[2] = ("x", b"no event")
+    assert outline(await world.log.after(at(0)))[1].startswith("gap")
+
+
+async def test_moved() -> None:
+    """Section 7, epochs: events of an epoch that this replica does not know are not what it asked for."""
+    world = World(50)
+    world.redis.flush()
+    fill(world.redis, 60)
+    with pytest.raises(Moved):
+        await world.log.after(at(10))
+    world.redis.flush()
+    with pytest.raises(Moved):
+        await world.log.after(at(10))
+
+
+async def test_behind() -> None:
+    """Section 7, forks: a Redis that has fallen behind this replica is no reason to call its events lost."""
+    world = World(150)
+    world.redis.rewind(80)
+    with pytest.raises(Moved):
+        await world.log.after(at(10))
+    assert world.reads == 1
+
+
+# -- pages
+
+
+async def test_one_read_for_many_readers() -> None:
+    """Section 9, slow clients: who is on the same page at the same time shares one read, and the frames made of it."""
+    world = World(150)
+    world.transport.before["read"].clear()
+    readers = [asyncio.create_task(world.log.after(at(number))) for number in range(100)]
+    await eventually(lambda: world.transport.held["read"] == 1)
+    world.transport.before["read"].set()
+    answers = await asyncio.gather(*readers)
+    assert world.reads == 1
+    assert all(answer[-1] is answers[0][-1] for answer in answers)
+    assert [answer[0].place.sequence for answer in answers] == list(range(1, 101))
+
+
+async def test_full_pages_are_kept() -> None:
+    """Section 9, slow clients: who comes later finds the page, wherever in it; an unfinished one is read again."""
+    world = World(150)
+    first = await world.log.after(at(30))
+    assert (await world.log.after(at(80)))[-1] is first[-1]
+    assert world.reads == 1
+    await world.log.after(at(120))
+    await world.log.after(at(120))
+    assert world.reads == 3
+
+
+async def test_a_page_that_was_trimmed_meanwhile() -> None:
+    """Section 9, slow clients: what a page still holds can be had although Redis has dropped it."""
+    world = World(350)
+    await world.log.after(at(0))
+    world.redis.trim(10)
+    assert outline(await world.log.after(at(50)))[0] == "51"
+
+
+async def test_a_page_whose_head_was_trimmed() -> None:
+    """Section 9, slow clients: a page that was read without its head serves only those behind it."""
+    world = World(150)
+    world.redis.trim(100)
+    assert outline(await world.log.after(at(50)))[0] == "51"
+    with pytest.raises(Gone) as gone:
+        await world.log.after(at(49))
+    assert gone.value.oldest == 51
+    assert world.reads == 1
+
+
+async def test_a_reader_that_gives_up() -> None:
+    """Section 9, slow clients: a client that goes away does not take the answer from the others."""
+    world = World(150)
+    world.transport.before["read"].clear()
+    first, second = (asyncio.create_task(world.log.after(at(0))) for _ in range(2))
+    await eventually(lambda: world.transport.held["read"] == 1)
+    first.cancel()
+    await asyncio.wait([first])
+    world.transport.before["read"].set()
+    assert len(await second) == 100
+    assert first.cancelled()
+    assert world.reads == 1
+
+
+async def test_a_read_that_fails() -> None:
+    """Section 8, what counts: all who wait learn of the failure, and the next read is a new one."""
+    world = World(150)
+    world.redis.fail()
+    answers = await asyncio.gather(*(world.log.after(at(0)) for _ in range(3)), return_exceptions=True)
+    assert [type(answer) for answer in answers] == [TransportUnavailable] * 3
+    assert len(await world.log.after(at(0))) == 100
+    assert world.reads == 2
+
+
+async def test_kept_pages_are_bounded() -> None:
+    """Section 9, bounded memory: only so many pages are kept, and those used last."""
+    world = World(4000)
+    for number in range(40):
+        await world.log.after(at(number * 100))
+        await world.log.after(at(0))
+    assert world.reads == 40
+    await world.log.after(at(3900))
+    assert world.reads == 40
+    await world.log.after(at(100))
+    assert world.reads == 41
+
+
+async def test_kept_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 9, bounded memory: large events leave fewer pages, one at least."""
+    world = World(500, data='"%s"' % ("x" * 1000))
+    monkeypatch.setattr(log_module, "_KEPT_BYTES", 250_000)
+    for number in (0, 100, 200, 300):
+        await world.log.after(at(number))
+    assert world.reads == 4
+    await world.log.after(at(300))
+    await world.log.after(at(200))
+    assert world.reads == 4
+    await world.log.after(at(100))
+    assert world.reads == 5
+    monkeypatch.setattr(log_module, "_KEPT_BYTES", 10)
+    for _ in range(2):
+        await world.log.after(at(400))
+    assert world.reads == 6
+
+
+FULL = FakeRedis()
+fill(FULL, 450)
+
+
+@given(
+    kept=st.integers(1, 450),
+    holes=st.sets(st.integers(1, 450), max_size=8),
+    place=st.integers(0, 450),
+    size=st.integers(1, 30),
+    in_memory=st.integers(0, 40),
+)
+@settings(deadline=None)
+async def test_reading_on_and_on(kept: int, holes: set[int], place: int, size: int, in_memory: int) -> None:
+    """Sections 6 and 7: from any place on every event comes once and in order, a gap for each hole, or Gone."""
+    redis = FakeRedis()
+    redis.place, redis.history = at(450), dict(FULL.history)
+    redis.trim(kept)
+    for hole in holes:
+        redis.history.pop(hole, None)
+    log = Log(GatedTransport(redis), size)
+    log.ring.start(at(450 - in_memory))
+    log.append(Frame.of(E1, entry(number)) for number in range(451 - in_memory, 451))
+
+    here, seen, gaps = at(place), [], set()
+    while here != log.place:
+        try:
+            frames = await log.after(here)
+        except Gone as gone:
+            frames = [Frame.gap(E1, here.sequence + 1, gone.oldest - 1)]
+        for frame in frames:
+            assert frame.place > here
+            if frame.entry is None:
+                gaps.update(range(here.sequence + 1, frame.place.sequence + 1))
+            else:
+                assert frame.place.sequence == here.sequence + 1
+                seen.append(frame.place.sequence)
+            here = frame.place
+    memory = set(range(451 - min(in_memory, size), 451))
+    assert seen == sorted(n for n in range(place + 1, 451) if n in redis.history or n in memory)
+    assert gaps == set(range(place + 1, 451)).difference(seen)

@@ -1,0 +1,158 @@
+"""The ring: the newest frames, where the replica stands, and what follows a place."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernel.log.frames import Frame
+from kernel.log.ring import Ring
+from kernel.log.transport import NOWHERE, Fence, Position
+from tests.fakes import entry
+
+
+def event(sequence: int, epoch: str = "e") -> Frame:
+    """Return the frame of an event."""
+    return Frame.of(epoch, entry(sequence))
+
+
+def places(frames: list[Frame] | None) -> list[Position] | None:
+    """Return where the frames stand."""
+    return None if frames is None else [frame.place for frame in frames]
+
+
+def numbers(frames: list[Frame] | None) -> list[int] | None:
+    """Return the numbers of the frames."""
+    return None if frames is None else [frame.place.sequence for frame in frames]
+
+
+def test_a_new_ring_is_nowhere() -> None:
+    """Section 4, first frame: epoch "" and number 0 while Redis has never been reached."""
+    ring = Ring(3)
+    assert (ring.place, ring.fence, len(ring)) == (NOWHERE, Fence(NOWHERE, ""), 0)
+    assert ring.since(NOWHERE) == []
+    assert ring.since(Position("e", 0)) is None
+    assert ring.of_epoch() == []
+
+
+def test_place_is_the_newest_frame() -> None:
+    """Section 6, position: the ring stands at its newest frame, and holds that very object."""
+    ring = Ring(3)
+    ring.start(Position("e", 4))
+    frames = [event(5), event(6)]
+    ring.append(frames)
+    assert ring.place is frames[-1].place
+    assert ring.fence == Fence(Position("e", 6), "id-6")
+
+
+def test_a_marker_bears_no_id() -> None:
+    """Section 7, forks: after a marker only the number is known, not the event that bears it."""
+    ring = Ring(3)
+    ring.start(Position("e", 1))
+    ring.append([event(2), Frame.gap("e", 3, 9)])
+    assert ring.fence == Fence(Position("e", 9), "")
+
+
+def test_the_oldest_go() -> None:
+    """Section 6, history: the newest frames are in memory, and for older ones the ring says that it cannot tell."""
+    ring = Ring(3)
+    ring.start(Position("e", 0))
+    ring.append(event(number) for number in range(1, 6))
+    assert len(ring) == 3
+    assert numbers(ring.since(Position("e", 5))) == []
+    assert numbers(ring.since(Position("e", 4))) == [5]
+    assert numbers(ring.since(Position("e", 2))) == [3, 4, 5]
+    assert ring.since(Position("e", 1)) is None
+    assert ring.since(Position("other", 4)) is None
+
+
+def test_a_place_beyond_the_newest() -> None:
+    """Section 6, resume: nothing follows a place beyond the newest."""
+    ring = Ring(3)
+    ring.start(Position("e", 7))
+    assert ring.since(Position("e", 8)) == []
+    ring.append([event(8)])
+    assert ring.since(Position("e", 9)) == []
+
+
+def test_a_place_within_a_gap() -> None:
+    """Section 7, gaps: who stands within a gap is told of it."""
+    ring = Ring(5)
+    ring.start(Position("e", 1))
+    ring.append([event(2), Frame.gap("e", 3, 5), event(6)])
+    assert numbers(ring.since(Position("e", 4))) == [5, 6]
+    assert numbers(ring.since(Position("e", 5))) == [6]
+
+
+def test_a_place_in_an_older_epoch() -> None:
+    """Section 7, epochs: the marker comes between the last frame of the old and the first of the new epoch."""
+    ring = Ring(5)
+    ring.start(Position("old", 7))
+    ring.append([event(8, "old"), Frame.new_epoch("new"), event(1, "new")])
+    assert places(ring.since(Position("old", 7))) == [("old", 8), ("new", 0), ("new", 1)]
+    assert places(ring.since(Position("old", 8))) == [("new", 0), ("new", 1)]
+    assert places(ring.since(Position("old", 99))) == [("new", 0), ("new", 1)]
+    assert places(ring.since(Position("new", 0))) == [("new", 1)]
+
+
+def test_of_epoch() -> None:
+    """Section 12, get_messages_since: the events of the present epoch, without markers."""
+    ring = Ring(9)
+    ring.start(Position("old", 7))
+    ring.append([event(8, "old"), Frame.new_epoch("new"), event(1, "new"), Frame.gap("new", 2, 3), event(4, "new")])
+    assert numbers(ring.of_epoch()) == [1, 4]
+
+
+def test_start_forgets() -> None:
+    """Section 8, first contact: the ring begins anew where the numbering stands."""
+    ring = Ring(3)
+    ring.start(Position("e", 0))
+    ring.append([event(1)])
+    ring.start(Position("f", 5))
+    assert (ring.place, ring.fence, len(ring)) == (("f", 5), Fence(Position("f", 5), ""), 0)
+    assert ring.since(Position("e", 1)) is None
+
+
+STEPS = st.lists(
+    st.tuples(st.just("events"), st.integers(1, 5))
+    | st.tuples(st.just("gap"), st.integers(1, 4))
+    | st.just(("epoch", 0)),
+    max_size=12,
+)
+
+
+@given(
+    size=st.integers(1, 8), begin=st.integers(0, 3), steps=STEPS, epoch=st.integers(-1, 5), sequence=st.integers(0, 40)
+)
+@pytest.mark.parametrize("nowhere", [False, True])
+def test_since_against_a_naive_list(
+    nowhere: bool, size: int, begin: int, steps: list[tuple[str, int]], epoch: int, sequence: int
+) -> None:
+    """Section 6: what follows any place is what a list of everything says, or None if some of it is gone."""
+    ring = Ring(size)
+    log: list[Frame] = []
+    here = NOWHERE
+    if not nowhere:
+        here = Position("0", begin)
+        ring.start(here)
+    everything = [here]
+    epochs = 0
+    for kind, count in steps:
+        if kind == "events":
+            frames = [event(here.sequence + n, here.epoch) for n in range(1, count + 1)]
+        elif kind == "gap":
+            frames = [Frame.gap(here.epoch, here.sequence + 1, here.sequence + count)]
+        else:
+            epochs += 1
+            frames = [Frame.new_epoch(str(epochs))]
+        ring.append(frames)
+        log += frames
+        here = frames[-1].place
+        everything += [frame.place for frame in frames]
+        assert ring.place is here
+
+    wanted = Position("" if epoch < 0 else str(epoch), sequence)
+    at = max((i for i, p in enumerate(everything) if p.epoch == wanted.epoch and p.sequence <= sequence), default=None)
+    # everything[i] is the place before log[i]
+    expected = None if at is None or len(log) - at > size else log[at:]
+    assert ring.since(wanted) == expected
+    assert len(ring) == min(size, len(log))

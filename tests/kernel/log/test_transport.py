@@ -1,0 +1,486 @@
+"""What every transport promises, held against the fake and against real servers."""
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator
+from typing import Any, Protocol
+
+import pytest
+import redis.asyncio as redis
+
+from kernel.errors import WriteRefused
+from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Position, Transport
+from kernel.redis.transport import RedisTransport
+from tests.conftest import emptied
+from tests.fakes import FakeRedis, FakeTransport
+from tests.links import FRESH, NOTHING, ends, event, fails, hear, heard, kept, listening, outgoing, publish
+
+POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
+
+
+class Link(Protocol):
+    """What replicas share, and what can happen to it."""
+
+    def replica(self, history_size: int = 10_000) -> Transport:
+        """One more replica's transport."""
+        ...
+
+    async def flush(self) -> None:
+        """Lose everything."""
+
+    async def lose_history(self) -> None:
+        """Lose the events, but not the numbering."""
+
+    async def trim(self, size: int) -> None:
+        """Keep only the newest `size` events."""
+
+    async def rewind(self, sequence: int) -> None:
+        """Stand where a copy stood that never heard of anything after `sequence`."""
+
+    async def shout(self, payload: bytes) -> None:
+        """Put anything on the channel."""
+
+    async def read_only(self, on: bool) -> None:
+        """Refuse writes, or take them again."""
+
+    async def hang_up(self) -> None:
+        """End every subscription."""
+
+    async def close(self) -> None:
+        """Leave nothing behind."""
+
+
+class _FakeLink:
+    """The fake."""
+
+    def __init__(self) -> None:
+        self.redis = FakeRedis()
+
+    def replica(self, history_size: int = 10_000) -> FakeTransport:
+        self.redis.history_size = history_size
+        return FakeTransport(self.redis)
+
+    async def flush(self) -> None:
+        self.redis.flush()
+
+    async def lose_history(self) -> None:
+        self.redis.lose_history()
+
+    async def trim(self, size: int) -> None:
+        self.redis.trim(size)
+
+    async def rewind(self, sequence: int) -> None:
+        self.redis.rewind(sequence)
+
+    async def shout(self, payload: bytes) -> None:
+        self.redis.announce(payload)
+
+    async def read_only(self, on: bool) -> None:
+        self.redis.read_only = on
+
+    async def hang_up(self) -> None:
+        self.redis.hang_up()
+
+    async def close(self) -> None:
+        pass
+
+
+class _RealLink:
+    """A server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.client: Any = redis.Redis.from_url(url)
+        self.replicas: list[RedisTransport] = []
+
+    def replica(self, history_size: int = 10_000) -> RedisTransport:
+        self.replicas.append(RedisTransport(self.url, history_size=history_size))
+        return self.replicas[-1]
+
+    async def flush(self) -> None:
+        await self.client.flushall()
+
+    async def lose_history(self) -> None:
+        await self.client.delete(HISTORY)
+
+    async def trim(self, size: int) -> None:
+        await self.client.xtrim(HISTORY, maxlen=size, approximate=False)
+
+    async def rewind(self, sequence: int) -> None:
+        kept = await self.client.xrange(HISTORY, max=f"{sequence}-0")
+        await self.client.delete(HISTORY, *await self.client.keys("*:idempotency:*"))
+        for id, fields in kept:
+            await self.client.xadd(HISTORY, fields, id)
+        await self.client.hset(POSITION, "sequence", sequence)
+
+    async def shout(self, payload: bytes) -> None:
+        await self.client.publish("security_events", payload)
+
+    async def read_only(self, on: bool) -> None:
+        await self.client.execute_command("REPLICAOF", *(("127.0.0.1", "1") if on else ("NO", "ONE")))
+
+    async def hang_up(self) -> None:
+        await self.client.client_kill_filter(_type="pubsub")
+
+    async def close(self) -> None:
+        await self.read_only(False)
+        for replica in self.replicas:
+            await replica.close()
+        await self.client.aclose()
+
+
+@pytest.fixture(params=["fake", "valkey", "redis_server"])
+async def link(request: pytest.FixtureRequest) -> AsyncIterator[Link]:
+    """What replicas share: the fake, or one of the servers, empty."""
+    link = _FakeLink() if request.param == "fake" else _RealLink(emptied(request.getfixturevalue(request.param)))
+    yield link
+    await link.close()
+
+
+async def test_position_check_begins_an_epoch(link: Link) -> None:
+    """Section 6, position: the numbering begins with the first position check, its first event is number 1."""
+    replica = link.replica()
+    epoch, sequence = await replica.position(FRESH)
+    assert epoch
+    assert sequence == 0
+    assert await replica.position(FRESH) == (epoch, 0)
+    assert await replica.publish(outgoing("a"), FRESH) == (epoch, 1, 1, 0, False)
+    assert await link.replica().position(FRESH) == (epoch, 1)
+
+
+async def test_publish_begins_an_epoch(link: Link) -> None:
+    """Section 6, position: the numbering also begins with the first publish."""
+    fence = await publish(link.replica(), "a")
+    assert fence.position == (fence.position.epoch, 1)
+    assert fence.position.epoch
+
+
+async def test_replicas_share_the_numbers(link: Link) -> None:
+    """Section 6, position: numbers are consecutive over all replicas, those of a batch follow each other."""
+    one, other = link.replica(), link.replica()
+    made = [
+        await replica.publish(outgoing(*ids), FRESH) for replica, *ids in ((one, "a"), (other, "b", "c"), (one, "d"))
+    ]
+    assert [(first, size) for _, first, size, _, _ in made] == [(1, 1), (2, 2), (4, 1)]
+    assert len({epoch for epoch, *_ in made}) == 1
+    assert await kept(one) == await kept(other) == [(1, "a"), (2, "b"), (3, "c"), (4, "d")]
+
+
+async def test_announcement(link: Link) -> None:
+    """Section 7, Redis: a publish reaches every subscriber in one payload, and says how many they are."""
+    replica = link.replica()
+    async with listening(replica) as one, listening(link.replica()) as other:
+        made = await replica.publish(outgoing("a", "b", "c"), FRESH)
+        assert made.subscribers == 2
+        for ear in (one, other):
+            assert await heard(ear) == (made.epoch, [(1, "a"), (2, "b"), (3, "c")])
+
+
+async def test_retry_is_one_publish(link: Link) -> None:
+    """Section 2, publish errors: a publish that is retried under its id is never published twice."""
+    replica = link.replica()
+    first = await replica.publish(outgoing("a", "b"), FRESH)
+    await publish(replica, "c")
+    assert await link.replica().publish(outgoing("a", "b"), FRESH) == first
+    assert await kept(replica) == [(1, "a"), (2, "b"), (3, "c")]
+
+
+async def test_idempotency_key(link: Link) -> None:
+    """Section 2, Idempotency-Key: the same key gets the first receipt from every replica, whatever the body."""
+    one, other = link.replica(), link.replica()
+    first = await one.publish(outgoing("a", "b", key="/batch order 7"), FRESH)
+    assert first[1:] == (1, 2, 0, False)
+    again = await other.publish(outgoing("c", key="/batch order 7"), FRESH)
+    assert again == first._replace(replayed=True)
+    assert await one.publish(outgoing("a", "b", key="/batch order 7"), FRESH) == first
+    assert (await one.publish(outgoing("d", key="/batch order 8"), FRESH)).first == 3
+    assert await kept(one) == [(1, "a"), (2, "b"), (3, "d")]
+
+
+async def test_data_travels_unchanged(link: Link) -> None:
+    """Section 7, Redis: an event's data comes out as the bytes that went in."""
+    data = '{"a":[],"b":1e2,"c":9223372036854775809,"d":"grün ☃ 😀","e":"\\u00fc\\n\\/\\u0000","f":{"g":[{}]},"h":1.10}'
+    replica = link.replica()
+    async with listening(replica) as ear:
+        both = [event("a", data.encode()), event("b", b'"behind it"')]
+        await replica.publish(Outgoing("p", None, both), FRESH)
+        (announcement,) = (await hear(ear)).announcements
+    for events in (announcement.events, (await replica.read(1, 2)).entries):
+        assert [(entry.id, bytes(entry.data)) for entry in events] == [("a", data.encode()), ("b", b'"behind it"')]
+
+
+async def numbered_anew(replica: Transport, fence: Fence, ear: AsyncGenerator[Batch, None]) -> None:
+    """Check that a position check under this fence begins an epoch: empty, announced, from 1 on."""
+    epoch, sequence = await replica.position(fence)
+    assert epoch != fence.position.epoch
+    assert sequence == 0
+    assert await heard(ear) == (epoch, [])
+    assert await kept(replica) == []
+    assert await replica.publish(outgoing("next"), fence) == (epoch, 1, 1, 1, False)
+    assert await kept(replica) == [(1, "next")]
+
+
+async def test_redis_is_behind(link: Link) -> None:
+    """Section 7, forks: when Redis comes back behind what a replica has delivered, the numbering begins anew."""
+    replica = link.replica()
+    fence = await publish(replica, "a", "b", "c")
+    await link.rewind(2)
+    async with listening(replica) as ear:
+        await numbered_anew(replica, fence, ear)
+
+
+async def test_redis_has_another_past(link: Link) -> None:
+    """Section 7, forks: when Redis keeps another event under a delivered number, the numbering begins anew."""
+    replica, newcomer = link.replica(), link.replica()
+    fence = await publish(replica, "a", "b", "c")
+    await link.rewind(2)
+    assert (await publish(newcomer, "x", "y")).position == (fence.position.epoch, 4)
+    async with listening(replica) as ear:
+        await numbered_anew(replica, fence, ear)
+
+
+@pytest.mark.parametrize("newcomers", [0, 2])
+async def test_publish_finds_the_fork(link: Link, newcomers: int) -> None:
+    """Section 7, forks: a publish finds a fork as a position check does, and is the first event of the new epoch."""
+    replica = link.replica()
+    fence = await publish(replica, "a", "b", "c")
+    await link.rewind(2)
+    for number in range(newcomers):
+        await publish(link.replica(), f"x{number}")
+    async with listening(replica) as ear:
+        made = await replica.publish(outgoing("d", "e"), fence)
+        assert made.epoch != fence.position.epoch
+        assert made[1:] == (1, 2, 1, False)
+        assert await heard(ear) == (made.epoch, [(1, "d"), (2, "e")])
+    assert await kept(replica) == [(1, "d"), (2, "e")]
+
+
+async def test_caller_of_another_epoch_never_forks(link: Link) -> None:
+    """Section 7, forks: a caller that stands in another epoch begins none, however far it is."""
+    replica = link.replica()
+    here = (await publish(replica, "a")).position
+    strange = Fence(Position("0123456789abcdef", 500), "z")
+    assert await replica.position(strange) == here
+    assert (await replica.publish(outgoing("b"), strange))[:2] == (here.epoch, 2)
+
+
+async def test_overtaken_position_is_no_fork(link: Link) -> None:
+    """Section 7, forks: a position that newer events have overtaken meanwhile is none."""
+    replica = link.replica()
+    fence = await publish(replica, "a")
+    await publish(link.replica(), "b", "c")
+    assert await replica.position(fence) == (fence.position.epoch, 3)
+    assert await publish(replica, "d", fence=fence) == ((fence.position.epoch, 4), "d")
+
+
+async def test_unknown_past_is_no_fork(link: Link) -> None:
+    """Section 7, forks: an event that is no longer kept, or whose id the replica does not know, proves nothing."""
+    replica = link.replica()
+    fence = await publish(replica, "a", "b")
+    await publish(replica, "c", "d")
+    assert (await replica.position(Fence(fence.position, ""))).sequence == 4
+    await link.trim(1)
+    assert await replica.position(fence) == (fence.position.epoch, 4)
+    await link.lose_history()
+    assert await publish(replica, "e", fence=fence) == ((fence.position.epoch, 5), "e")
+
+
+async def test_lost_numbering(link: Link) -> None:
+    """Section 6, position: when Redis has lost the numbering there is a new epoch, one for all replicas."""
+    one, other = link.replica(), link.replica()
+    fence = await publish(one, "a", "b")
+    await link.flush()
+    async with listening(other) as ear:
+        epoch, sequence = await one.position(fence)
+        assert epoch != fence.position.epoch
+        assert sequence == 0
+        assert await heard(ear) == (epoch, [])
+    assert await other.position(fence) == (epoch, 0)
+
+
+async def test_read(link: Link) -> None:
+    """Section 6, history: any range of what is kept can be read, with the position, the oldest number and the next."""
+    replica = link.replica()
+    page = await replica.read(1, 10)
+    assert page == (NOWHERE, 1, [], 1)
+    here = (await publish(replica, "a", "b", "c", "d")).position
+    page = await replica.read(2, 3)
+    assert [(entry.sequence, entry.id, entry.type, bytes(entry.data)) for entry in page.entries] == [
+        (2, "b", "event", b"{}"),
+        (3, "c", "event", b"{}"),
+    ]
+    assert (*page[:2], page.beyond) == (here, 1, 4)
+    assert await replica.read(5, 9) == (here, 1, [], 5)
+    assert await replica.read(3, 2) == (here, 1, [], 3)
+    await link.trim(2)
+    page = await replica.read(1, 4)
+    assert (*page[:2], page.beyond) == (here, 3, 5)
+    assert await replica.read(1, 1) == (here, 3, [], 3)
+    assert [entry.id for entry in page.entries] == ["c", "d"]
+    await link.lose_history()
+    assert await replica.read(1, 4) == (here, 5, [], 5)
+
+
+async def test_history_is_trimmed(link: Link) -> None:
+    """Section 6, history: at least the newest events are kept, older ones go in time."""
+    replica = link.replica(history_size=2)
+    await publish(replica, *(f"e{number}" for number in range(1, 301)))
+    page = await replica.read(1, 300)
+    assert 1 < page.oldest <= 299
+    assert [entry.sequence for entry in page.entries] == list(range(page.oldest, 301))
+
+
+async def test_all_that_has_arrived_is_one_batch(link: Link) -> None:
+    """Section 7, Redis: what has arrived since the last batch comes as one, in order; silence comes as an empty one."""
+    replica = link.replica()
+    async with listening(replica) as ear:
+        await asyncio.gather(*(replica.publish(outgoing(f"e{number}"), FRESH) for number in range(1, 6)))
+        batch = await hear(ear)
+        assert [entry.id for each in batch.announcements for entry in each.events] == ["e1", "e2", "e3", "e4", "e5"]
+        assert await anext(ear) == NOTHING
+
+
+FOREIGN = [
+    b"",
+    b"hello",
+    b"\xff\xfe",
+    b"{}",
+    b"[]",
+    b'{"epoch":"e","events":{}}',
+    b'{"epoch":"","events":[]}',
+    b'{"epoch":"e","events":[{"sequence":0,"id":"a","type":"event","data":{}}]}',
+    b'{"epoch":"e","events":[{"sequence":1,"id":"a","type":"event"}]}',
+    b'{"epoch":"e","events":[{"sequence":1,"id":"a","type":"event","data":{"x":"\xff"}}]}',
+    b'{"epoch":"e","events":[{"sequence":1,"id":"a","type":"event","data":%s}]}' % (b"[" * 100_000 + b"]" * 100_000),
+    b'{"epoch":"e","events":[{"sequence":%s,"id":"a","type":"event","data":{}}]}' % (b"9" * 5000),
+]
+
+
+async def test_foreign_documents(link: Link) -> None:
+    """Section 7, Redis: what others put on the channel is counted and skipped, and the listener goes on."""
+    replica = link.replica()
+    async with listening(replica) as ear:
+        for payload in FOREIGN:
+            await link.shout(payload)
+        await publish(replica, "a")
+        foreign = 0
+        while not (batch := await hear(ear)).announcements:
+            foreign += batch.foreign
+    assert foreign + batch.foreign == len(FOREIGN)
+    assert [entry.id for each in batch.announcements for entry in each.events] == ["a"]
+
+
+async def test_read_only(link: Link) -> None:
+    """Section 8, what counts: refused writes are told from an absent Redis, and change nothing."""
+    replica = link.replica()
+    here = (await publish(replica, "a")).position
+    await link.read_only(True)
+    with pytest.raises(WriteRefused):
+        await replica.publish(outgoing("b"), FRESH)
+    with pytest.raises(WriteRefused):
+        await replica.position(FRESH, probe=True)
+    assert await replica.position(FRESH) == here
+    assert await kept(replica) == [(1, "a")]
+    await link.read_only(False)
+    assert await replica.position(FRESH, probe=True) == here
+    assert (await publish(replica, "b")).position == (here.epoch, 2)
+
+
+async def test_lost_subscription(link: Link) -> None:
+    """Section 7, Redis: a subscription that is lost ends, so that the replica knows; it can subscribe again."""
+    replica = link.replica()
+    async with listening(replica) as ear:
+        await link.hang_up()
+        await ends(ear)
+    async with listening(replica) as ear:
+        fence = await publish(replica, "a")
+        assert await heard(ear) == (fence.position.epoch, [(1, "a")])
+
+
+async def test_close(link: Link) -> None:
+    """Section 12, stop: closing ends a subscription, is safe to repeat, and the transport can be used again."""
+    replica = link.replica()
+    await replica.close()
+    fence = await publish(replica, "a")
+    async with listening(replica) as ear:
+        await replica.close()
+        await replica.close()
+        await ends(ear)
+    assert await replica.position(fence) == fence.position
+    async with listening(replica) as ear:
+        await publish(replica, "b")
+        assert await heard(ear) == (fence.position.epoch, [(2, "b")])
+
+
+async def test_cancelled_publisher(link: Link) -> None:
+    """Section 2, publish: a publisher that gives up does not disturb those that publish at the same time."""
+    replica = link.replica()
+    publishers = [asyncio.create_task(publish(replica, f"e{number}")) for number in range(4)]
+    await asyncio.sleep(0)
+    for impatient in publishers[0], publishers[2]:
+        impatient.cancel()
+    fences: list[Any] = await asyncio.gather(*publishers, return_exceptions=True)
+    assert [type(fence) for fence in fences] == [asyncio.CancelledError, Fence, asyncio.CancelledError, Fence]
+    events = await kept(replica)
+    assert all((fence.position.sequence, fence.id) in events for fence in (fences[1], fences[3]))
+    await publish(replica, "after")
+
+
+async def test_faults_of_the_fake() -> None:
+    """The fake: calls that fail do nothing, those whose answer is lost have done it, and a dead one refuses all."""
+    shared = FakeRedis()
+    replica = FakeTransport(shared)
+    shared.fail(2)
+    await fails(replica.position(FRESH))
+    await fails(replica.publish(outgoing("a"), FRESH))
+    assert shared.place == NOWHERE
+    shared.fail(after=True)
+    await fails(replica.publish(outgoing("a"), FRESH))
+    assert (await replica.publish(outgoing("a"), FRESH))[1:] == (1, 1, 0, False)
+    async with listening(replica) as ear:
+        shared.down = True
+        await ends(ear)
+        await fails(replica.read(1, 1))
+        await fails(anext(replica.listen(1)))
+        shared.down = False
+        assert await kept(replica) == [(1, "a")]
+    shared.fail(error=WriteRefused("OOM"))
+    with pytest.raises(WriteRefused):
+        await publish(replica, "b")
+    assert shared.calls == [
+        *("position", "publish", "publish", "publish", "listen", "read", "listen", "read", "publish")
+    ]
+
+
+async def test_deafness_of_the_fake() -> None:
+    """The fake: announcements can be held back and released, or lost."""
+    shared = FakeRedis()
+    replica = FakeTransport(shared)
+    async with listening(replica) as ear:
+        shared.hold()
+        fence = await publish(replica, "a")
+        assert await anext(ear) == NOTHING
+        shared.release()
+        assert await heard(ear) == (fence.position.epoch, [(1, "a")])
+        shared.deaf = True
+        await publish(replica, "b")
+        shared.deaf = False
+        await publish(replica, "c")
+        assert await heard(ear) == (fence.position.epoch, [(3, "c")])
+
+
+# --- what is kept
+
+
+async def test_how_much_is_kept(link: Link) -> None:
+    """Section 10, metrics: with each position check a replica learns how many events the history holds."""
+    replica = link.replica()
+    assert replica.kept == 0
+    fence = await publish(replica, "a", "b", "c")
+    await replica.position(fence)
+    assert replica.kept == 3
+    await link.trim(1)
+    await replica.position(fence)
+    assert replica.kept == 1
+    await link.lose_history()
+    await replica.position(fence)
+    assert replica.kept == 0

@@ -1,0 +1,350 @@
+"""Reading bodies: what is accepted, and what a refusal says."""
+
+import json
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kernel.errors import MessageInvalid
+from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
+from kernel.messages.messages import MESSAGE_TYPES, EventMessage
+
+EVENT: dict[str, Any] = {
+    "id": 1,
+    "event_id": 7,
+    "batch_id": "b",
+    "camera_id": "c",
+    "risk_score": 75,
+    "risk_level": "high",
+    "summary": "s",
+    "reasoning": "r",
+}
+ENVELOPE = {"type": "event", "data": EVENT}
+CAMERA = {
+    "event_type": "camera.error",
+    "camera_id": "c",
+    "camera_name": "n",
+    "status": "error",
+    "timestamp": "t",
+}
+
+
+def encoded(value: Any) -> bytes:
+    """A value as the body of a request; bytes as they are."""
+    return value if isinstance(value, bytes) else json.dumps(value).encode()
+
+
+def refusal(wire_type: str, body: Any) -> list[tuple[str, str]]:
+    """What is said about a bad body of a route for one message: field and words."""
+    with pytest.raises(MessageInvalid) as caught:
+        decode_message(wire_type, encoded(body))
+    return [(error.field, error.message) for error in caught.value.errors]
+
+
+def batch_refusal(body: Any) -> list[tuple[str, str]]:
+    """What is said about a bad batch."""
+    with pytest.raises(MessageInvalid) as caught:
+        decode_batch(encoded(body))
+    return [(error.field, error.message) for error in caught.value.errors]
+
+
+class TestBody:
+    """Section 2: a body is bare data or an envelope."""
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            EVENT,
+            ENVELOPE,
+            {"data": EVENT, "type": "event", "more": 1},
+            {"data": EVENT},
+            {"data": EVENT, "timestamp": 5},
+            {**EVENT, "data": {"risk_score": 900}},
+            {**EVENT, "data": None},
+            b" \r\n\t" + json.dumps(EVENT).encode() + b"\n ",
+            json.dumps(ENVELOPE).replace("type", "\\u0074ype").encode(),
+        ],
+    )
+    def test_accepted(self, body: Any) -> None:
+        """Section 2: it is an envelope if it has a `type`, or has `data` and no field of the bare form."""
+        assert decode_message("event", encoded(body)) == decode_message("event", encoded(EVENT))
+
+    @pytest.mark.parametrize(
+        ("wire_type", "body", "path"),
+        [
+            ("event", {**EVENT, "risk_score": 101}, "risk_score"),
+            ("event", {"data": {**EVENT, "risk_score": 101}}, "data.risk_score"),
+            ("event", {"type": "event", "data": {**EVENT, "risk_score": 101}}, "data.risk_score"),
+            ("event", {**EVENT, "type": "event"}, "data"),
+            ("event", {"type": "event", "data": None}, "data"),
+            ("event", {"data": 5}, "data"),
+            ("service_status", {"data": {"service": "a", "status": "failed"}, "name": 5, "status": "failed"}, "name"),
+            ("service_status", {"data": {"service": "a", "status": "failed"}, "timestamp": None}, "timestamp"),
+            ("worker_status", {"type": "worker_status", "timestamp": 5, "data": None}, "data timestamp"),
+            (
+                "detection.new",
+                {"data": {}, "timestamp": 5, "label": "x", "detection_id": 1},
+                "batch_id camera_id confidence timestamp",
+            ),
+        ],
+    )
+    def test_paths(self, wire_type: str, body: Any, path: str) -> None:
+        """Section 2, errors: a field is named by its path in the body as it was sent."""
+        assert " ".join(field for field, _ in refusal(wire_type, body)) == path
+
+    @pytest.mark.parametrize("sent", ["alert_created", "EVENT", "", None, 5, [], {"a": 1}])
+    def test_wrong_type(self, sent: Any) -> None:
+        """Section 2: an envelope of another type is refused, naming `type` and what it has to be."""
+        assert refusal("event", {"type": sent, "data": EVENT}) == [("type", f"must be event, not {json.dumps(sent)}")]
+
+
+class TestWords:
+    """Section 2, errors: what the answer says about a field."""
+
+    def test_every_field(self) -> None:
+        """Section 2, errors: all fields at fault are named, with what is allowed and what was sent."""
+        bad = {**EVENT, "id": True, "risk_score": "75", "risk_level": "zz", "started_at": 4, "summary": None}
+        del bad["camera_id"]
+        assert refusal("event", {"type": "event", "data": bad}) == [
+            ("data.id", "must be an integer, not true"),
+            ("data.camera_id", "is required: a string"),
+            ("data.risk_score", 'must be an integer from 0 to 100, not "75"'),
+            ("data.risk_level", 'must be one of low, medium, high, critical, not "zz"'),
+            ("data.summary", "must be a string, not null"),
+            ("data.started_at", "must be a string or null, not 4"),
+        ]
+
+    def test_nested(self) -> None:
+        """Section 2, errors: the path goes down into objects, and to the first bad element of a list."""
+        assert refusal("detection.new", {"bbox": {"x": 2, "width": False, "height": 1}, "confidence": 2})[-3:] == [
+            ("bbox.x", "must be a number from 0 to 1, not 2"),
+            ("bbox.y", "is required: a number from 0 to 1"),
+            ("bbox.width", "must be a number from 0 to 1, not false"),
+        ]
+        batch = {"detection_ids": [1, 2, "3", "4"], "detection_count": -1}
+        assert ("data.detection_ids[2]", 'must be an integer, not "3"') in refusal("detection.batch", {"data": batch})
+        assert ("data.detection_count", "must be an integer of at least 0, not -1") in refusal(
+            "detection.batch", {"data": batch}
+        )
+        assert refusal("summary_update", {"daily": []}) == [("daily", "must be an object or null, not []")]
+        assert ("detection_ids", "must be a list, not {}") in refusal("detection.batch", {"detection_ids": {}})
+
+    def test_exact_enum(self) -> None:
+        """Section 2, errors: an enum error lists the allowed values, null among them where it is allowed."""
+        assert refusal("camera_status", {**CAMERA, "event_type": "camera.ERROR", "previous_status": "zz"}) == [
+            (
+                "event_type",
+                'must be one of camera.online, camera.offline, camera.error, camera.updated, not "camera.ERROR"',
+            ),
+            ("previous_status", 'must be one of online, offline, error, unknown or null, not "zz"'),
+        ]
+
+    def test_objects(self) -> None:
+        """Section 2, errors: objects that cannot be passed on say why."""
+        assert refusal("camera_status", {**CAMERA, "details": "x"}) == [
+            ("details", 'must be an object or null, not "x"')
+        ]
+        body = json.dumps({**CAMERA, "details": {"a": 0}}).replace('"a": 0', '"a": 1e999')
+        assert refusal("camera_status", body.encode()) == [
+            ("details", "must not have numbers beyond the range of a 64-bit float")
+        ]
+
+    def test_service(self) -> None:
+        """Section 3, service_status: with neither `service` nor `name` it is `service` that is missed."""
+        assert refusal("service_status", {"data": {"status": "failed"}}) == [("data.service", "is required: a string")]
+        assert refusal("service_status", {"status": "failed"}) == [("service", "is required: a string")]
+
+    def test_long_value(self) -> None:
+        """Section 2, errors: a refused value is told back in part only."""
+        ((_, words),) = refusal("event", {**EVENT, "risk_level": "ü" * 1000})
+        assert len(words) < 120
+        assert words.endswith("…")
+
+    @pytest.mark.parametrize(
+        ("text", "path"),
+        [
+            ('{"id":"x",%s', ""),
+            ('{"type":"zz","type":"event","data":{%s}', ""),
+            ('{"data":{"id":"x"},"data":{%s}}', ""),
+            ('{"data":{"id":"x",%s}}', "data"),
+        ],
+    )
+    def test_field_twice(self, text: str, path: str) -> None:
+        """Section 2, errors: a bad field that a good one of the same name hides is refused with words too."""
+        ((field, words),) = refusal("event", (text % json.dumps(EVENT)[1:]).replace("}}}", "}}").encode())
+        assert (field, words.removeprefix("the body ")) == (path, "must not have a field twice")
+
+
+class TestWholeBody:
+    """Section 2, errors: what is wrong with the body as a whole has no path."""
+
+    @pytest.mark.parametrize("body", [b"[]", b"5", b'"x"', b"null", b"[{}]"])
+    def test_no_object(self, body: bytes) -> None:
+        """Section 2, errors: a message is an object."""
+        assert refusal("event", body) == [("", f"the body must be an object, not {body.decode()}")]
+
+    @pytest.mark.parametrize("body", [b"", b" ", b"\r\n"])
+    def test_empty(self, body: bytes) -> None:
+        """Section 2, errors: an empty body is said to be empty."""
+        assert refusal("event", body) == batch_refusal(body) == [("", "the body must be JSON; it is empty")]
+
+    @pytest.mark.parametrize("body", [b"{", b"{]", b"nul", b"{'a':1}", b"{} x", b"\xef\xbb\xbf{}", b'{"id":NaN}'])
+    def test_no_json(self, body: bytes) -> None:
+        """Section 2, errors: what is not JSON is refused as such."""
+        for said in (refusal("event", body), batch_refusal(body)):
+            ((field, words),) = said
+            assert field == ""
+            assert words.startswith("the body must be JSON; ")
+
+    @pytest.mark.parametrize("body", [b'{"id":"x",', b'[{"type":"zz"},'])
+    def test_no_json_behind_a_bad_field(self, body: bytes) -> None:
+        """Section 2, errors: JSON that is broken behind a bad field is broken JSON."""
+        ((field, words),) = batch_refusal(body) if body[:1] == b"[" else refusal("event", body)
+        assert (field, words[:18]) == ("", "the body must be J")
+
+    @pytest.mark.parametrize(
+        "body",
+        [
+            {**EVENT, "summary": "BAD"},
+            {**EVENT, "dropped": "BAD"},
+            {**EVENT, "BAD": 1},
+            {**EVENT, "id": "x", "dropped": {"BAD": []}},
+            {**EVENT, "data": "BAD"},
+        ],
+    )
+    @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf"])
+    def test_no_utf8(self, body: dict[str, Any], bad: bytes) -> None:
+        """Section 2, bodies: they are UTF-8 all through, also where nobody reads them."""
+        text = encoded(body).replace(b"BAD", bad)
+        for field, words in refusal("event", text) + batch_refusal(b"[" + text + b"]"):
+            assert field == ""
+            assert words.startswith("the body must be UTF-8; byte ")
+
+    @pytest.mark.parametrize("bad", ["\\ud800", "\\udc00", "\\ud800\\ud800", "\\udc00\\ud800", "\\ud83dx"])
+    @pytest.mark.parametrize("name", ["summary", "dropped", "data"])
+    def test_half_a_surrogate_pair(self, name: str, bad: str) -> None:
+        """Section 2, bodies: an escape that has no UTF-8 is refused, so that all that is accepted can be emitted."""
+        ((field, words),) = refusal("event", encoded({**EVENT, name: "BAD"}).replace(b"BAD", bad.encode()))
+        assert (field, words[:22]) == ("", "the body must be JSON;")
+
+    @pytest.mark.parametrize(
+        "start", ['{"id":1,"dropped":', '{"id":"x","dropped":', '{"type":5,"data":', "[", '[{"type":']
+    )
+    @pytest.mark.parametrize("closed", [True, False])
+    def test_nested_beyond_measure(self, start: str, closed: bool) -> None:
+        """Section 2, errors: nesting that would exhaust the stack is an ordinary refusal."""
+        text = start + "[" * 100_000 + ("]" * 100_000 + "}" if closed else "")
+        for said in (refusal("event", text.encode()), batch_refusal(b"[" + text.encode() + b"]")):
+            assert said[0][0] in ("", "[0]")
+
+    def test_details_nested_beyond_measure(self) -> None:
+        """Section 2, errors: so is nesting in an object that is passed through."""
+        text = json.dumps({**CAMERA, "details": {"a": "DEEP"}}).replace('"DEEP"', "[" * 50_000 + "]" * 50_000)
+        assert refusal("camera_status", text.encode()) == [("", "the body must not be nested so deeply")]
+
+
+class TestBatch:
+    """Section 2, /broadcast/batch: an array of 1 to 1,000 envelopes of any mix."""
+
+    def test_mix(self) -> None:
+        """Section 2, /broadcast/batch: the messages come in the order given, filled and lower-cased as single ones."""
+        service = {"data": {"name": "nvr", "status": "FAILED"}, "type": "service_status"}
+        messages = decode_batch(encoded([service, ENVELOPE, service]))
+        assert [type(message).__name__ for message in messages] == [
+            "ServiceStatusMessage",
+            "EventMessage",
+            "ServiceStatusMessage",
+        ]
+        assert all(json.loads(msgspec.json.encode(message)).get("timestamp") for message in messages[::2])
+        assert messages[0].data == decode_message("service_status", encoded(service)).data
+
+    @pytest.mark.parametrize("count", [1, MAX_BATCH])
+    def test_size(self, count: int) -> None:
+        """Section 2, /broadcast/batch: 1 and 1,000 are good sizes."""
+        assert decode_batch(encoded([ENVELOPE] * count)) == [decode_message("event", encoded(EVENT))] * count
+
+    @pytest.mark.parametrize(
+        "body", [[], [ENVELOPE] * (MAX_BATCH + 1), [5] * (MAX_BATCH + 1), ENVELOPE, {}, 5, None, "x"]
+    )
+    def test_wrong_size(self, body: Any) -> None:
+        """Section 2, /broadcast/batch: anything else is refused as a whole."""
+        assert batch_refusal(body) == [("", "the body must be an array of 1 to 1,000 envelopes")]
+
+    @pytest.mark.parametrize(
+        ("item", "field", "words"),
+        [
+            ({"type": "event", "data": {**EVENT, "risk_score": 101}}, "[3].data.risk_score", "must be an integer from"),
+            ({"type": "event"}, "[3].data", "is required: an object"),
+            (
+                {"type": "detection.batch", "data": {"detection_ids": [1, None]}},
+                "[3].data.detection_ids[1]",
+                "must be an",
+            ),
+            ({"data": EVENT}, "[3].type", "is required: one of alert_acknowledged, "),
+            (EVENT, "[3].type", "is required: one of alert_acknowledged, "),
+            ({"type": "zz", "data": EVENT}, "[3].type", "must be one of alert_acknowledged, "),
+            ({"type": "a` - at `$[7]`", "data": EVENT}, "[3].type", "must be one of alert_acknowledged, "),
+            ({"type": None, "data": EVENT}, "[3].type", "must be one of alert_acknowledged, "),
+            ({"type": "service_status", "data": {"status": "failed"}}, "[3].data.service", "is required: a string"),
+            (5, "[3]", "must be an object, not 5"),
+            ([], "[3]", "must be an object, not []"),
+        ],
+    )
+    def test_bad_item(self, item: Any, field: str, words: str) -> None:
+        """Section 2, errors: in a batch the path starts with the item, and the type is required."""
+        said = dict(batch_refusal([ENVELOPE, ENVELOPE, ENVELOPE, item, 5]))
+        assert said[field].startswith(words)
+
+    def test_types_listed(self) -> None:
+        """Section 2, errors: an unknown type is answered with all that there are."""
+        ((_, words),) = batch_refusal([{"type": "zz", "data": {}}])
+        assert all(wire_type in words for wire_type in MESSAGE_TYPES)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+class TestAnything:
+    """Whatever is sent, it is either refused with words or can be emitted."""
+
+    @given(details=st.dictionaries(st.text(), json_values, max_size=4))
+    def test_objects_unchanged(self, details: dict[str, Any]) -> None:
+        """Section 3, objects: `details` is passed through unchanged in value."""
+        message = decode_message("camera_status", encoded({**CAMERA, "details": details}))
+        emitted = json.loads(msgspec.json.encode(message))["data"]["details"]
+        assert emitted == details
+
+    @given(body=st.dictionaries(st.sampled_from([*EVENT, "data", "type", "x"]), json_values) | json_values)
+    def test_values(self, body: Any) -> None:
+        """Section 2, errors: no JSON value is refused without a reason or with anything but MessageInvalid."""
+        for wire_type in ("event", "summary_update", "service_status"):
+            try:
+                message = decode_message(wire_type, encoded(body))
+            except MessageInvalid as invalid:
+                assert invalid.errors  # noqa: PT017
+            else:
+                msgspec.json.encode(message).decode()
+
+    @given(
+        noise=st.binary(max_size=8)
+        | st.sampled_from([b'"', b"}", b"]", b'"id":"x",', b"\\ud800", b"\\u0041", b"1e999"]),
+        at=st.floats(0, 1),
+    )
+    def test_damaged(self, noise: bytes, at: float) -> None:
+        """Section 2, errors: a damaged body is refused in words or reads as something that can be emitted."""
+        good = encoded([ENVELOPE])
+        cut = int(at * len(good))
+        try:
+            messages = decode_batch(good[:cut] + noise + good[cut:])
+        except MessageInvalid as invalid:
+            assert invalid.errors  # noqa: PT017
+        else:
+            assert isinstance(messages[0], EventMessage)
+            msgspec.json.encode(messages).decode()

@@ -1,0 +1,530 @@
+"""Publishing: a message becomes one numbered event on every replica, or an error that says why not."""
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import pytest
+from msgspec.structs import replace
+
+from kernel import (
+    MAX_BATCH,
+    AlertData,
+    AlertDeletedData,
+    BroadcasterConfig,
+    BroadcastFailed,
+    CameraStatusData,
+    CircuitOpen,
+    DetectionBatchData,
+    DetectionNewData,
+    EventBroadcaster,
+    EventData,
+    InfrastructureAlertData,
+    Message,
+    MessageInvalid,
+    NotStarted,
+    Observer,
+    PublishOptions,
+    Receipt,
+    ReplayedReceipt,
+    SceneChangeData,
+    ServiceStatusData,
+    Summary,
+    WorkerStatusData,
+    WriteRefused,
+)
+from kernel.messages.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
+from kernel.observer import Published, Retried
+from kernel.publishing import flow_control as window
+from tests.fakes import FakeRedis
+from tests.kernel.world import FAST, HEARING, GatedTransport, fill, join, replica
+from tests.waiting import eventually
+
+E1, E2 = "epoch-1", "epoch-2"
+
+EVENT = EventData(
+    id=1,
+    event_id=1,
+    batch_id="b1",
+    camera_id="front_door",
+    risk_score=20,
+    risk_level="low",
+    summary="Someone",
+    reasoning="A person at the door",
+)
+ALERT = AlertData(
+    id="a1",
+    event_id=1,
+    severity="high",
+    status="pending",
+    dedup_key="k",
+    created_at="2026-01-01T00:00:00Z",
+    updated_at="2026-01-01T00:00:00Z",
+)
+SUMMARY = Summary(id=1, content="quiet", event_count=0, window_start="08:00", window_end="09:00", generated_at="09:01")
+FAMILIES: list[tuple[str, str, tuple[Any, ...]]] = [
+    ("broadcast_event", "event", (EVENT,)),
+    ("broadcast_service_status", "service_status", (ServiceStatusData(service="nemo", status="healthy"),)),
+    (
+        "broadcast_scene_change",
+        "scene_change",
+        (SceneChangeData(id=1, camera_id="c", detected_at="now", change_type="view_blocked", similarity_score=0.5),),
+    ),
+    (
+        "broadcast_camera_status",
+        "camera_status",
+        (
+            CameraStatusData(
+                event_type="camera.offline", camera_id="c", camera_name="C", status="offline", timestamp="now"
+            ),
+        ),
+    ),
+    *(
+        ("broadcast_alert", f"alert_{kind}", (ALERT, f"alert_{kind}"))
+        for kind in ("created", "updated", "acknowledged", "resolved", "dismissed")
+    ),
+    ("broadcast_alert", "alert_deleted", (AlertDeletedData(id="a1"), "deleted")),
+    ("broadcast_alert", "alert_created", (ALERT, "created")),
+    (
+        "broadcast_worker_status",
+        "worker_status",
+        (WorkerStatusData(event_type="worker.started", worker_name="w", worker_type="detection", timestamp="now"),),
+    ),
+    (
+        "broadcast_detection_new",
+        "detection.new",
+        (DetectionNewData(detection_id=1, batch_id="b", camera_id="c", label="cat", confidence=1.0, timestamp="now"),),
+    ),
+    (
+        "broadcast_detection_batch",
+        "detection.batch",
+        (
+            DetectionBatchData(
+                batch_id="b", camera_id="c", detection_ids=[], detection_count=0, started_at="now", closed_at="now"
+            ),
+        ),
+    ),
+    (
+        "broadcast_infrastructure_alert",
+        "infrastructure_alert",
+        (InfrastructureAlertData(alertname="disk", status="firing", fingerprint="f"),),
+    ),
+    ("broadcast_summary_update", "summary_update", (SUMMARY, None)),
+]
+
+
+class Ears(Observer):
+    """Remembers publishes and retries."""
+
+    def __init__(self) -> None:
+        self.publishes: list[Published] = []
+        self.retries: list[Retried] = []
+
+    def published(self, published: Published) -> None:
+        """Remember it."""
+        self.publishes.append(published)
+
+    def retried(self, retried: Retried) -> None:
+        """Remember it."""
+        self.retries.append(retried)
+
+
+@pytest.fixture
+def redis() -> FakeRedis:
+    """Return an empty Redis."""
+    return FakeRedis()
+
+
+@pytest.fixture
+def ears() -> Ears:
+    """Return an observer."""
+    return Ears()
+
+
+def batch(count: int) -> list[Message]:
+    """Return so many messages."""
+    return [EventMessage(data=replace(EVENT, id=number)) for number in range(count)]
+
+
+# -- success
+
+
+@pytest.mark.parametrize(("method", "wire_type", "arguments"), FAMILIES)
+async def test_each_family(redis: FakeRedis, method: str, wire_type: str, arguments: Sequence[Any]) -> None:
+    """Section 12: one method per message family takes its struct, returns the receipt, and reaches the clients."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        receipt = await getattr(broadcaster, method)(*arguments)
+        assert receipt == Receipt(1, E1, 1)
+        await sink.until(lambda: sink.numbers)
+        frame = sink.messages[-1]
+        data = arguments[0] if method != "broadcast_summary_update" else {"hourly": SUMMARY, "daily": None}
+        assert (frame["type"], frame["sequence"], frame["requires_ack"]) == (wire_type, 1, False)
+        assert frame["data"] == msgspec.to_builtins(data)
+
+
+async def test_numbers_of_several_replicas(redis: FakeRedis) -> None:
+    """Section 6, position: it is given once, in Redis, whichever replica publishes; `subscribers` are the replicas."""
+    async with replica(redis) as one, replica(redis) as two:
+        _, sink = join(two)
+        receipts = [await broadcaster.broadcast_event(EVENT) for broadcaster in (one, two, one)]
+        assert receipts == [Receipt(number, E1, 2) for number in (1, 2, 3)]
+        await sink.until(lambda: sink.numbers == [1, 2, 3])
+
+
+async def test_nobody_listens(redis: FakeRedis) -> None:
+    """Section 2, publish: 0 subscribers is a success."""
+    async with replica(redis) as broadcaster:
+        redis.ears.clear()
+        receipt = await broadcaster.broadcast_event(EVENT)
+        assert receipt.subscribers == 0
+        redis.ears += broadcaster._transport._ears  # type: ignore[attr-defined]
+
+
+async def test_a_batch(redis: FakeRedis, ears: Ears) -> None:
+    """Section 2, batch: any mix, numbered consecutively in the order given, in one round trip."""
+    async with replica(redis, observer=ears) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 1)
+        messages = [*batch(2), AlertDeletedMessage(data=AlertDeletedData(id="a"))]
+        receipts = await broadcaster.broadcast_batch(messages)
+        assert receipts == [Receipt(number, E1, 1) for number in (2, 3, 4)]
+        await sink.until(lambda: sink.numbers == [1, 2, 3, 4])
+        assert [message["type"] for message in sink.messages[2:]] == ["event", "event", "alert_deleted"]
+        assert redis.calls.count("publish") == 1
+        (published,) = ears.publishes
+        assert published.types == ["event", "event", "alert_deleted"]
+        ids = [redis.history[number][0] for number in (2, 3, 4)]
+        assert len(set(ids)) == 3
+
+
+@pytest.mark.parametrize("count", [0, MAX_BATCH + 1])
+async def test_a_batch_of_any_other_size(redis: FakeRedis, count: int) -> None:
+    """Section 2, batch: it has 1 to 1,000 messages, otherwise nothing is published."""
+    async with replica(redis) as broadcaster:
+        with pytest.raises(MessageInvalid, match="1 to 1,000"):
+            await broadcaster.broadcast_batch(batch(count))
+        assert "publish" not in redis.calls
+        assert len(await broadcaster.broadcast_batch(batch(MAX_BATCH))) == MAX_BATCH
+
+
+@pytest.mark.parametrize(
+    ("score", "level", "expected"), [(79, "high", False), (80, "low", True), (0, "critical", True), (100, "low", True)]
+)
+async def test_requires_ack(redis: FakeRedis, score: int, level: str, expected: bool) -> None:
+    """Section 3, requires_ack: true for an event of a risk from 80 on or of a critical one."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        await broadcaster.broadcast_event(replace(EVENT, risk_score=score, risk_level=level))
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["requires_ack"] is expected
+
+
+async def test_timestamps(redis: FakeRedis) -> None:
+    """Section 3, envelope timestamp: a service's is the present unless given, a worker's is null unless given."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        service = ServiceStatusData(service="s", status="running")
+        worker = WorkerStatusData(event_type="worker.started", worker_name="w", worker_type="metrics", timestamp="t")
+        await broadcaster.broadcast_service_status(service)
+        await broadcaster.broadcast_service_status(service, timestamp="then")
+        await broadcaster.broadcast_worker_status(worker)
+        await broadcaster.broadcast_worker_status(worker, timestamp="then")
+        await sink.until(lambda: len(sink.numbers) == 4)
+        first, *rest = [message["timestamp"] for message in sink.messages[1:]]
+        assert first.endswith("+00:00")
+        assert rest == ["then", None, "then"]
+
+
+async def test_trace_context(redis: FakeRedis) -> None:
+    """Section 10, traces: the context travels in the payload, and its traceparent to the clients."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        options = PublishOptions(traceparent="00-ab-cd-01", tracestate="a=b", baggage="c=d")
+        await broadcaster.broadcast_event(EVENT, options=options)
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["traceparent"] == "00-ab-cd-01"
+        assert not sink.messages[-1].keys() & {"tracestate", "baggage", "id", "event_type"}
+        kept = redis.history[1][1]
+        assert b'"tracestate":"a=b"' in kept
+        assert b'"baggage":"c=d"' in kept
+
+
+@pytest.mark.parametrize(
+    ("data", "event_type"),
+    [
+        (ALERT, "alert_invented"),
+        (ALERT, ""),
+        (ALERT, "event"),
+        (ALERT, "deleted"),
+        (AlertDeletedData(id="a"), "created"),
+    ],
+)
+async def test_alerts_of_no_kind(redis: FakeRedis, data: AlertData | AlertDeletedData, event_type: str) -> None:
+    """Section 12, broadcast_alert: another kind, or data of another kind, is refused before anything is published."""
+    async with replica(redis) as broadcaster:
+        with pytest.raises(MessageInvalid):
+            await broadcaster.broadcast_alert(data, event_type)
+        assert "publish" not in redis.calls
+
+
+async def test_messages_built_in_python_are_checked(redis: FakeRedis, ears: Ears) -> None:
+    """Section 12: what breaks the rules of section 3 is refused with its fields before anything is published."""
+    bad: Any = {"id": "x", "risk_score": 500, "risk_level": "nope"}
+    async with replica(redis, observer=ears) as broadcaster:
+        with pytest.raises(MessageInvalid) as caught:
+            await broadcaster.broadcast_event(replace(EVENT, **bad))
+        assert [error.field for error in caught.value.errors] == ["data.id", "data.risk_score", "data.risk_level"]
+        with pytest.raises(MessageInvalid) as caught:
+            await broadcaster.broadcast_batch([*batch(3), EventMessage(data=replace(EVENT, **bad))])
+        assert caught.value.errors[0].field == "[3].data.id"
+        assert "publish" not in redis.calls
+        assert ears.publishes == []
+
+
+async def test_enums_in_lower_case(redis: FakeRedis) -> None:
+    """Section 3, enums: from Python too they are taken in any letter case and emitted in lower case."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        await broadcaster.broadcast_event(replace(EVENT, risk_level="CRITICAL"))
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["data"]["risk_level"] == "critical"
+        assert sink.messages[-1]["requires_ack"] is True
+
+
+# -- idempotency
+
+
+async def test_the_same_key_again(redis: FakeRedis, ears: Ears) -> None:
+    """Section 2, idempotency: the same key returns the first receipt, says so, and publishes nothing."""
+    async with replica(redis, observer=ears) as broadcaster:
+        options = PublishOptions(idempotency_key="POST /broadcast/event key")
+        first = await broadcaster.broadcast_event(EVENT, options=options)
+        fill(redis, 3)
+        again = await broadcaster.broadcast_event(replace(EVENT, id=2), options=options)
+        assert type(first) is Receipt
+        assert again == ReplayedReceipt(1, E1, 1)
+        assert redis.place.sequence == 4
+        assert [published.publication.replayed for published in ears.publishes] == [False, True]
+
+
+async def test_the_same_key_for_a_batch(redis: FakeRedis) -> None:
+    """Section 2, idempotency: a batch gets all its receipts again, whatever the new body."""
+    async with replica(redis) as broadcaster:
+        options = PublishOptions(idempotency_key="k")
+        first = await broadcaster.broadcast_batch(batch(3), options=options)
+        again = await broadcaster.broadcast_batch(batch(1), options=options)
+        assert [(r.sequence, r.epoch) for r in again] == [(r.sequence, r.epoch) for r in first]
+
+
+# -- retries
+
+
+async def test_a_retry(redis: FakeRedis, ears: Ears) -> None:
+    """Section 8, publish retry: a failed attempt is made again, with back-off, and counted."""
+    async with replica(redis, observer=ears) as broadcaster:
+        redis.fail()
+        assert (await broadcaster.broadcast_event(EVENT)).sequence == 1
+        (retried,) = ears.retries
+        assert (retried.types, retried.attempt, retried.error) == (["event"], 1, "TransportUnavailable")
+        assert FAST.base_delay * 1.1 <= retried.delay <= FAST.base_delay * 1.3
+        assert ears.publishes[0].retries == 1
+        assert broadcaster.get_broadcast_metrics().as_dict() == {
+            "total_attempts": 2,
+            "successful_broadcasts": 1,
+            "failed_broadcasts": 0,
+            "retries_exhausted": 0,
+            "retry_counts": {1: 1},
+            "success_rate": 1.0,
+        }
+
+
+async def test_fate_unknown(redis: FakeRedis, ears: Ears) -> None:
+    """Section 2, errors: a publish whose answer was lost is retried under its id, so it is never published twice."""
+    async with replica(redis, HEARING, observer=ears) as broadcaster:
+        _, sink = join(broadcaster)
+        redis.fail(after=True)
+        receipt = await broadcaster.broadcast_event(EVENT)
+        assert type(receipt) is Receipt
+        assert receipt.sequence == redis.place.sequence == 1
+        await sink.until(lambda: sink.numbers == [1])
+        assert len(ears.retries) == 1
+
+
+async def test_retries_are_exhausted(redis: FakeRedis) -> None:
+    """Section 8, publish retry: after the last one the publish fails, and says when it makes sense to come again."""
+    async with replica(redis, HEARING) as broadcaster:
+        redis.fail(2)
+        with pytest.raises(BroadcastFailed, match="no connection") as failed:
+            await broadcaster.broadcast_event(EVENT)
+        assert failed.value.retry_after == HEARING.base_delay
+        metrics = broadcaster.get_broadcast_metrics()
+        assert (metrics.failed_broadcasts, metrics.retries_exhausted, metrics.total_attempts) == (1, 1, 2)
+        assert broadcaster.get_circuit_state().failure_count == 2
+
+
+async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None:
+    """Section 8, publish retry: a message that cannot be encoded is the caller's fault and says nothing of the link."""
+    async with replica(redis, observer=ears) as broadcaster:
+        with pytest.raises(TypeError):
+            await broadcaster.publish([EventMessage(data=replace(EVENT, summary=object()))])
+        assert ears.retries == []
+        assert broadcaster.get_circuit_state().total_failures == 0
+
+
+# -- circuit
+
+
+async def test_the_circuit_opens(redis: FakeRedis) -> None:
+    """Section 8, circuit breaker: publishes open it as well, and are then refused at once."""
+    config = replace(HEARING, max_retries=3, circuit_recovery_seconds=60.0)
+    async with replica(redis, config) as broadcaster:
+        redis.fail(5, WriteRefused("OOM"))
+        with pytest.raises(BroadcastFailed, match="OOM"):
+            await broadcaster.broadcast_event(EVENT)
+        assert not broadcaster.is_degraded()
+        # what was sent before it opened may have arrived: nobody may say that nothing was published
+        with pytest.raises(BroadcastFailed, match="OOM") as failed:
+            await broadcaster.broadcast_event(EVENT)
+        assert 50 < failed.value.retry_after <= 60
+        assert broadcaster.is_degraded()
+        calls = len(redis.calls)
+        with pytest.raises(CircuitOpen) as refused:
+            await broadcaster.broadcast_event(EVENT)
+        assert 50 < refused.value.retry_after <= 60
+        assert len(redis.calls) == calls
+        metrics = broadcaster.get_broadcast_metrics()
+        assert (metrics.failed_broadcasts, metrics.retries_exhausted) == (3, 1)
+
+
+async def test_the_last_failure_opens_the_circuit(redis: FakeRedis) -> None:
+    """Section 8, circuit breaker: a publish that opens it on its last try tells how long it stays open."""
+    config = replace(HEARING, circuit_failure_threshold=2, circuit_recovery_seconds=60.0)
+    async with replica(redis, config) as broadcaster:
+        redis.fail(2)
+        with pytest.raises(BroadcastFailed) as failed:
+            await broadcaster.broadcast_event(EVENT)
+        assert 50 < failed.value.retry_after <= 60
+
+
+async def test_a_success_ends_the_row(redis: FakeRedis) -> None:
+    """Section 8, circuit breaker: only failures in a row count."""
+    async with replica(redis, HEARING) as broadcaster:
+        for _ in range(6):
+            redis.fail()
+            await broadcaster.broadcast_event(EVENT)
+        assert not broadcaster.is_degraded()
+        status = broadcaster.get_circuit_state()
+        assert (status.failure_count, status.total_failures) == (0, 6)
+
+
+async def test_readonly_redis(redis: FakeRedis) -> None:
+    """Section 8, what counts: refused writes degrade the service although checks succeed, and it recovers by itself."""
+    async with replica(redis) as broadcaster:
+        redis.read_only = True
+        while not broadcaster.is_degraded():
+            with pytest.raises((BroadcastFailed, CircuitOpen)):
+                await broadcaster.broadcast_event(EVENT)
+            checks = redis.calls.count("position")
+            await eventually(lambda checks=checks: redis.calls.count("position") > checks or broadcaster.is_degraded())
+        assert broadcaster.get_circuit_state().failure_count == 5
+        redis.read_only = False
+        await eventually(lambda: not broadcaster.is_degraded())
+        assert (await broadcaster.broadcast_event(EVENT)).sequence == 1
+
+
+# -- forks
+
+
+async def test_a_publish_finds_the_fork(redis: FakeRedis) -> None:
+    """Section 7, forks: the publish itself is given what this replica delivered, and begins the new epoch."""
+    async with replica(redis, HEARING) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers == [1, 2, 3, 4, 5])
+        redis.rewind(3)
+        assert await broadcaster.broadcast_event(EVENT) == Receipt(1, E2, 1)
+        await sink.until(lambda: sink.outline[-2:] == [f"epoch {E2}", "1"])
+
+
+async def test_not_started(redis: FakeRedis) -> None:
+    """Section 12, start and stop: before and after, publishing is an error of the caller."""
+    broadcaster = EventBroadcaster(GatedTransport(redis), BroadcasterConfig())
+    with pytest.raises(NotStarted):
+        await broadcaster.broadcast_event(EVENT)
+    await broadcaster.start()
+    await broadcaster.broadcast_batch([ServiceStatusMessage(data=ServiceStatusData(service="s", status="failed"))])
+    await broadcaster.stop()
+    with pytest.raises(NotStarted):
+        await broadcaster.broadcast_event(EVENT)
+
+
+# -- flow control
+
+
+async def test_no_farther_ahead_than_the_window(redis: FakeRedis) -> None:
+    """Flow control: with the subscription held up, publishes wait at the window's end, and go on behind it."""
+    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+        await eventually(broadcaster.is_listener_healthy)
+        redis.hold()
+        publishes = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(12)]
+        await eventually(lambda: redis.place.sequence == 5)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert (redis.place.sequence, broadcaster.ahead) == (5, 5)
+        redis.release()
+        receipts = await asyncio.gather(*publishes)
+        assert [receipt.sequence for receipt in receipts] == list(range(1, 13))
+
+
+async def test_deaf_subscription_holds_nobody_up(redis: FakeRedis) -> None:
+    """Flow control: where the subscription does not hear, publishes wait no longer than a look at the history takes."""
+    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+        await eventually(broadcaster.is_listener_healthy)
+        redis.deaf = True
+        await asyncio.gather(*(broadcaster.broadcast_event(EVENT) for _ in range(12)))
+        await eventually(lambda: broadcaster.sequence >= 10)
+        assert broadcaster.counters.gaps == 0
+
+
+async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flow control: nobody waits long for what Redis has lost before it was delivered, in the same epoch."""
+    monkeypatch.setattr(window, "_PATIENCE", 0.01)
+    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+        await eventually(broadcaster.is_listener_healthy)
+        redis.hold()
+        await asyncio.gather(*(broadcaster.broadcast_event(EVENT) for _ in range(5)))
+        redis.rewind(0)
+        redis.hold()
+        assert (await broadcaster.broadcast_event(EVENT)).sequence == 1
+        redis.release()
+        assert (await broadcaster.broadcast_event(EVENT)).sequence == 2
+        await eventually(lambda: broadcaster.sequence == 2)
+
+
+async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
+    """Section 12, stop: a publish that waits for room is refused, and nothing goes out any more."""
+    async with replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+        redis.hold()
+        publishes = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(7)]
+        await eventually(lambda: redis.place.sequence == 5)
+        await broadcaster.stop()
+        assert [type(error) for error in await asyncio.gather(*publishes[5:], return_exceptions=True)] == [
+            NotStarted
+        ] * 2
+        assert redis.place.sequence == 5
+
+
+async def test_retries_do_not_wait_for_room(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Section 2, errors: a retry goes out before its id is forgotten, however many wait for the replica to deliver."""
+    monkeypatch.setattr(window, "_PATIENCE", 60.0)
+    async with asyncio.timeout(5), replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+        redis.hold()
+        redis.fail(after=True)
+        first = asyncio.ensure_future(broadcaster.broadcast_event(EVENT))
+        await eventually(lambda: redis.place.sequence == 1)
+        others = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(7)]
+        assert (await first).sequence == 1
+        redis.release()
+        assert sorted(receipt.sequence for receipt in await asyncio.gather(*others)) == list(range(2, 9))
