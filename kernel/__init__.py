@@ -29,7 +29,7 @@ from kernel.errors import (
 )
 from kernel.log.envelope import Entry, TraceContext
 from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
-from kernel.log.transport import Position, Publication, Transport
+from kernel.log.transport import Publication, Transport
 from kernel.messages.control import Control, Error, Shutdown
 from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
 from kernel.messages.enums import (
@@ -90,6 +90,7 @@ from kernel.observer import (
     Retried,
     Run,
 )
+from kernel.position import Position
 from kernel.publishing.publisher import PublishOptions, Receipt, ReplayedReceipt
 from kernel.redis.transport import RedisTransport
 from kernel.resilience.circuit import CircuitState, CircuitStatus, Transition

@@ -17,11 +17,12 @@ from kernel.errors import TransportError
 from kernel.listening.listener import Listener
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log
-from kernel.log.transport import Position, Transport
+from kernel.log.transport import Transport
 from kernel.messages.control import ServiceNotice
 from kernel.messages.decoding import MAX_BATCH
 from kernel.messages.messages import utc_now
 from kernel.observer import Drained, Guarded, Observer
+from kernel.position import Position
 from kernel.publishing.flow_control import Window
 from kernel.publishing.publisher import Publisher
 from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus

@@ -17,7 +17,8 @@ from kernel.clients.client import Written
 from kernel.clients.patterns import Patterns
 from kernel.log.envelope import TraceContext
 from kernel.log.frames import Frame
-from kernel.log.transport import Position, Publication
+from kernel.log.transport import Publication
+from kernel.position import Position
 from kernel.resilience.circuit import Transition
 
 __all__ = [

@@ -26,7 +26,8 @@ from kernel import (
 )
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 from kernel.log.envelope import Entry, decode_announcement, decode_entry
-from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
+from kernel.log.transport import Batch, Outgoing, Page, Publication
+from kernel.position import NOWHERE, Fence, Position
 
 _T = TypeVar("_T")
 

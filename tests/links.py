@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 import pytest
 
 from kernel.errors import TransportUnavailable
-from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Position, Transport
+from kernel.log.transport import Batch, Outgoing, Transport
+from kernel.position import NOWHERE, Fence, Position
 
 FRESH = Fence(NOWHERE, "")
 NOTHING = Batch([], 0)

@@ -14,9 +14,9 @@ from kernel.clients.fanout import chunks
 from kernel.errors import SLOW_CLIENT, TransportError
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
-from kernel.log.transport import Position
 from kernel.messages.control import ResyncAck
 from kernel.observer import Observer, Replayed
+from kernel.position import Position
 
 __all__ = ["CatchUp"]
 

@@ -6,8 +6,8 @@ from typing import NamedTuple, Protocol
 from kernel.clients.patterns import EVERYTHING, Audience, Patterns
 from kernel.errors import CloseReason
 from kernel.log.frames import Encoding, Frame, Joined, ready_control, saved_bytes
-from kernel.log.transport import Position
 from kernel.messages.control import Control
+from kernel.position import Position
 
 __all__ = ["Client", "Delivery", "Resume", "Sink", "Written"]
 

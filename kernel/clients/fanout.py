@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from kernel.clients.client import Client, Written
 from kernel.clients.patterns import Audiences, Patterns
 from kernel.log.frames import Encoding, Frame, saved_bytes
-from kernel.log.transport import Position
+from kernel.position import Position
 
 __all__ = ["Walk", "chunks"]
 

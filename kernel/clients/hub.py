@@ -15,10 +15,10 @@ from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.errors import INTERNAL_ERROR
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log
-from kernel.log.transport import Position
 from kernel.messages.control import Connected, Control, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
 from kernel.observer import Acknowledged, Delivered, Observer, Run
+from kernel.position import Position
 
 __all__ = ["Hub"]
 

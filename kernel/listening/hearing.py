@@ -3,7 +3,7 @@
 Pure: `now` is in seconds, on any clock.
 """
 
-from kernel.log.transport import NOWHERE, Position
+from kernel.position import NOWHERE, Position
 
 __all__ = ["Hearing"]
 

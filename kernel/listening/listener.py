@@ -17,8 +17,9 @@ from kernel.errors import TransportError
 from kernel.listening.hearing import Hearing
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
-from kernel.log.transport import NOWHERE, Batch, Position, Transport
+from kernel.log.transport import Batch, Transport
 from kernel.observer import Lost, Observer, Refilled
+from kernel.position import NOWHERE, Position
 from kernel.resilience.link import Link
 from kernel.resilience.retry import backoff
 from kernel.resilience.tasks import end

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 import msgspec
 
 from kernel.log.envelope import Entry
-from kernel.log.transport import Position
 from kernel.messages.control import Control, EpochChanged, Gap
 from kernel.messages.names import names_of
+from kernel.position import Position
 
 __all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Frame", "Joined", "WireEncoding", "ready_control", "saved_bytes"]
 

@@ -12,7 +12,8 @@ from typing import NamedTuple
 from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame
 from kernel.log.ring import Ring
-from kernel.log.transport import Position, Transport
+from kernel.log.transport import Transport
+from kernel.position import Position
 from kernel.resilience.tasks import end
 
 __all__ = ["Gone", "Log", "Moved", "Offered"]

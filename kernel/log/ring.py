@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 
 from kernel.log.frames import Frame
-from kernel.log.transport import NOWHERE, Fence, Position
+from kernel.position import NOWHERE, Fence, Position
 
 __all__ = ["Ring"]
 

@@ -9,25 +9,9 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import NamedTuple, Protocol
 
 from kernel.log.envelope import Announcement, Entry
+from kernel.position import Fence, Position
 
-__all__ = ["NOWHERE", "Batch", "Fence", "Outgoing", "Page", "Position", "Publication", "Transport"]
-
-
-class Position(NamedTuple):
-    """A place in the numbering: the last event counted, 0 before the first; epoch "" before Redis was ever reached."""
-
-    epoch: str
-    sequence: int
-
-
-NOWHERE = Position("", 0)
-
-
-class Fence(NamedTuple):
-    """The last event that a replica delivered, with which the numbering is held against forks; id "" if unknown."""
-
-    position: Position
-    id: str
+__all__ = ["Batch", "Outgoing", "Page", "Publication", "Transport"]
 
 
 class Outgoing(NamedTuple):

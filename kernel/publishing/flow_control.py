@@ -8,7 +8,8 @@ Not here: the listening itself (listener.py), clients that are slower than their
 import asyncio
 from collections.abc import Callable
 
-from kernel.log.transport import NOWHERE, Position, Publication
+from kernel.log.transport import Publication
+from kernel.position import NOWHERE, Position
 
 __all__ = ["Window"]
 

@@ -17,7 +17,7 @@ from kernel.errors import (
     TransportError,
 )
 from kernel.log.envelope import TraceContext, encode_tail
-from kernel.log.transport import Fence, Outgoing, Publication, Transport
+from kernel.log.transport import Outgoing, Publication, Transport
 from kernel.messages.messages import (
     MESSAGE_TYPES,
     AlertData,
@@ -46,6 +46,7 @@ from kernel.messages.messages import (
 )
 from kernel.messages.validation import check_batch, check_message
 from kernel.observer import Failed, Observer, Published, Publishing, Retried
+from kernel.position import Fence
 from kernel.publishing.flow_control import Window
 from kernel.resilience.link import Link
 from kernel.resilience.retry import BroadcastRetryMetrics, broadcast_with_retry

@@ -9,7 +9,7 @@ from contextvars import Context
 from typing import Any, NamedTuple
 
 from kernel.errors import TransportError
-from kernel.log.transport import Fence
+from kernel.position import Fence
 
 __all__ = ["Queue", "Waiting", "fail"]
 

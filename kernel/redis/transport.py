@@ -29,8 +29,9 @@ from redis.exceptions import (
 
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 from kernel.log.envelope import Entry, decode_announcement, decode_entry
-from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Page, Position, Publication
+from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Guarded, Observer
+from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.publish_queue import Queue, Waiting, fail
 from kernel.resilience.tasks import end
 

@@ -8,8 +8,9 @@ from kernel.clients.client import Written
 from kernel.counters import OTHER, Counters, Histogram
 from kernel.log.envelope import Entry, TraceContext
 from kernel.log.frames import Frame
-from kernel.log.transport import Position, Publication
+from kernel.log.transport import Publication
 from kernel.observer import Delivered, Observer, Published, Publishing, Run
+from kernel.position import Position
 from kernel.resilience.circuit import CircuitState, Transition
 from tests.fakes import FakeRedis
 from tests.kernel.test_observer import DETAILS, HERE, PUBLISHING

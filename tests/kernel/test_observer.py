@@ -12,7 +12,7 @@ from kernel.clients.client import Written
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.envelope import Entry, TraceContext
 from kernel.log.frames import Frame
-from kernel.log.transport import Position, Publication
+from kernel.log.transport import Publication
 from kernel.observer import (
     Acknowledged,
     Delivered,
@@ -28,6 +28,7 @@ from kernel.observer import (
     Retried,
     Run,
 )
+from kernel.position import Position
 from kernel.resilience.circuit import CircuitState, Transition
 
 HERE = Position("e", 1)

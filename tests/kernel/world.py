@@ -11,8 +11,9 @@ from msgspec.structs import replace
 
 from kernel import BroadcasterConfig, Client, Encoding, EventBroadcaster, Observer, Patterns, Resume, WireEncoding
 from kernel.clients.patterns import EVERYTHING
-from kernel.log.transport import NOWHERE, Fence, Outgoing
+from kernel.log.transport import Outgoing
 from kernel.messages.names import names_of
+from kernel.position import NOWHERE, Fence
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
 from tests.waiting import eventually
 

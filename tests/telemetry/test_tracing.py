@@ -11,8 +11,9 @@ from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from kernel import BroadcastFailed, EventBroadcaster, PublishOptions, SceneChangeData
 from kernel.log.envelope import TraceContext
-from kernel.log.transport import NOWHERE, Fence, Outgoing
+from kernel.log.transport import Outgoing
 from kernel.observer import Publishing
+from kernel.position import NOWHERE, Fence
 from tests.fakes import FakeRedis
 from tests.kernel.world import HEARING, GatedTransport, join, replica, resync
 from tests.telemetry.conftest import Watch

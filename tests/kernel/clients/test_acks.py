@@ -9,7 +9,7 @@ from kernel.clients.client import Client
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.envelope import Entry
 from kernel.log.frames import Frame
-from kernel.log.transport import Position
+from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import HEARING, WIRE, join, replica
 from tests.waiting import eventually

@@ -8,8 +8,8 @@ import pytest
 from kernel import Client, Observer, Patterns, Resume
 from kernel.clients.client import Delivery
 from kernel.errors import SLOW_CLIENT
-from kernel.log.transport import Position
 from kernel.observer import Replayed
+from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import HEARING, assert_faithful, fill, gated, join, replica, resync
 from tests.waiting import eventually

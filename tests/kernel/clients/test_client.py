@@ -3,8 +3,8 @@
 from kernel.clients.client import Client, Delivery
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.frames import AsgiEncoding, Frame, WireEncoding
-from kernel.log.transport import NOWHERE, Position
 from kernel.messages.control import Pong
+from kernel.position import NOWHERE, Position
 from tests.fakes import FakeSink, entry
 
 WIRE = WireEncoding(None, deflate=False, level=6)

@@ -7,7 +7,7 @@ from kernel.clients.client import Client, Delivery
 from kernel.clients.fanout import Walk, chunks
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.log.frames import AsgiEncoding, Encoding, Frame, WireEncoding
-from kernel.log.transport import Position
+from kernel.position import Position
 from tests.fakes import FakeSink, entry
 
 WIRE = WireEncoding(None, deflate=False, level=6)

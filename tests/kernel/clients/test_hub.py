@@ -21,9 +21,9 @@ from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING
 from kernel.errors import INTERNAL_ERROR
 from kernel.log.log import Log
-from kernel.log.transport import Position
 from kernel.messages.names import names_of
 from kernel.observer import Delivered, Observer
+from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import (
     FAST,

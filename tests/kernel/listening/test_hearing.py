@@ -1,7 +1,7 @@
 """Hearing: a deaf subscription is told apart from a quiet one, a slow one and a new one."""
 
 from kernel.listening.hearing import Hearing
-from kernel.log.transport import Position
+from kernel.position import Position
 
 
 def at(sequence: int, epoch: str = "e") -> Position:

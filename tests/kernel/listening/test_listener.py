@@ -10,8 +10,8 @@ from msgspec.structs import replace
 
 from kernel import EventBroadcaster, Observer, Transition, TransportUnavailable, WriteRefused
 from kernel.clients import fanout
-from kernel.log.transport import Fence, Position
 from kernel.observer import Lost, Refilled
+from kernel.position import Fence, Position
 from kernel.resilience.circuit import CircuitState
 from tests.fakes import FakeRedis
 from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, tail, turns_until

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from websockets.frames import Opcode
 
 from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Frame, Joined, WireEncoding, ready_control
-from kernel.log.transport import Position
 from kernel.messages.control import Pong
+from kernel.position import Position
 from tests.fakes import entry, text_of, wire_frames
 
 PLAIN = WireEncoding(None, deflate=False, level=6)

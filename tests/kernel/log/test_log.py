@@ -11,7 +11,7 @@ from kernel.log import log as log_module
 from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
-from kernel.log.transport import NOWHERE, Position
+from kernel.position import NOWHERE, Position
 from tests.fakes import FakeRedis, entry
 from tests.kernel.world import GatedTransport, fill
 from tests.waiting import eventually

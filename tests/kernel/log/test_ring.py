@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from kernel.log.frames import Frame
 from kernel.log.ring import Ring
-from kernel.log.transport import NOWHERE, Fence, Position
+from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import entry
 
 

@@ -8,7 +8,8 @@ import pytest
 import redis.asyncio as redis
 
 from kernel.errors import WriteRefused
-from kernel.log.transport import NOWHERE, Batch, Fence, Outgoing, Position, Transport
+from kernel.log.transport import Batch, Outgoing, Transport
+from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.transport import RedisTransport
 from tests.conftest import emptied
 from tests.fakes import FakeRedis, FakeTransport

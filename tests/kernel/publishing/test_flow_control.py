@@ -5,7 +5,8 @@ import asyncio
 import pytest
 
 from kernel.errors import CircuitOpen
-from kernel.log.transport import NOWHERE, Position, Publication
+from kernel.log.transport import Publication
+from kernel.position import NOWHERE, Position
 from kernel.publishing import flow_control as module
 from kernel.publishing.flow_control import Window
 

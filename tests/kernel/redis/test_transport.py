@@ -15,8 +15,9 @@ import uvloop
 
 from handlers.server.embedded import EmbeddedValkey
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
-from kernel.log.transport import NOWHERE, Fence, Outgoing, Position
+from kernel.log.transport import Outgoing
 from kernel.observer import Observer
+from kernel.position import NOWHERE, Fence, Position
 from kernel.redis import transport as transport_module
 from kernel.redis.transport import RedisTransport
 from tests.links import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
