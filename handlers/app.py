@@ -1,7 +1,7 @@
 """The composition root: settings in, a Litestar application out, everything wired and nothing decided."""
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
@@ -26,7 +26,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
     """The service for these settings on that Redis; it starts and stops with the application's lifespan."""
     release = version("event-broadcaster")
     telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, version=release)
-    broadcaster = _broadcaster(settings, redis_url, telemetry.observer)
+    broadcaster = _broadcaster(settings, redis_url, telemetry.observers)
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -60,7 +60,7 @@ def provide_broadcaster(state: State) -> EventBroadcaster:
     return get_broadcaster(state)
 
 
-def _broadcaster(settings: Settings, redis_url: str, observer: Observer | None) -> EventBroadcaster:
+def _broadcaster(settings: Settings, redis_url: str, observers: Sequence[Observer]) -> EventBroadcaster:
     config = BroadcasterConfig(
         message_buffer_size=settings.message_buffer_size,
         max_retries=settings.broadcast_max_retries,
@@ -79,6 +79,6 @@ def _broadcaster(settings: Settings, redis_url: str, observer: Observer | None) 
         history_size=settings.history_size,
         deadline=settings.position_check_seconds,
         retry_lifetime=config.retry_lifetime,
-        observer=observer,
+        observers=observers,
     )
-    return EventBroadcaster(transport, config, observer)
+    return EventBroadcaster(transport, config, observers)

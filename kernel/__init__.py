@@ -1,25 +1,15 @@
 """The microkernel: numbers events once in Redis, and delivers those of every replica to its own clients.
 
-`EventBroadcaster` is the whole of it, `RedisTransport` its link to the other replicas; neither knows the web. This file
-lists the names that the rooms outside may use.
+Start at `EventBroadcaster`; `RedisTransport` is its link to the other replicas. Neither knows the web. These are the
+names for programs that use the kernel. A package that builds on its parts (sockets, decoding, metrics) imports the
+public names of the sub-package that owns them.
 """
 
 from kernel.broadcaster import BroadcasterConfig, EventBroadcaster, get_broadcaster
-from kernel.clients.client import Client, Resume, Sink
-from kernel.clients.commands import Refused, patterns_from, sequence_from
-from kernel.clients.patterns import EVERYTHING, Patterns
-from kernel.counters import Counters, Histogram
 from kernel.errors import (
-    GOING_AWAY,
-    IDLE_TIMEOUT,
-    INTERNAL_ERROR,
-    NORMAL,
-    TRY_AGAIN_LATER,
-    UNAUTHORIZED,
     BroadcasterError,
     BroadcastFailed,
     CircuitOpen,
-    CloseReason,
     FieldError,
     MessageInvalid,
     NotStarted,
@@ -27,23 +17,8 @@ from kernel.errors import (
     TransportUnavailable,
     WriteRefused,
 )
-from kernel.log.envelope import Entry, TraceContext
-from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
-from kernel.log.transport import Publication, Transport
-from kernel.messages.control import Control, Error, Shutdown
-from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
-from kernel.messages.enums import (
-    AlertStatus,
-    CameraEventType,
-    CameraStatus,
-    InfrastructureSeverity,
-    InfrastructureStatus,
-    RiskLevel,
-    ServiceStatus,
-    WorkerType,
-)
-from kernel.messages.messages import (
-    MESSAGE_TYPES,
+from kernel.log import Transport
+from kernel.messages import (
     AlertAcknowledgedMessage,
     AlertCreatedMessage,
     AlertData,
@@ -51,8 +26,11 @@ from kernel.messages.messages import (
     AlertDeletedMessage,
     AlertDismissedMessage,
     AlertResolvedMessage,
+    AlertStatus,
     AlertUpdatedMessage,
     BoundingBox,
+    CameraEventType,
+    CameraStatus,
     CameraStatusData,
     CameraStatusMessage,
     DetectionBatchData,
@@ -63,9 +41,13 @@ from kernel.messages.messages import (
     EventMessage,
     InfrastructureAlertData,
     InfrastructureAlertMessage,
+    InfrastructureSeverity,
+    InfrastructureStatus,
     Message,
+    RiskLevel,
     SceneChangeData,
     SceneChangeMessage,
+    ServiceStatus,
     ServiceStatusData,
     ServiceStatusMessage,
     Summary,
@@ -73,41 +55,14 @@ from kernel.messages.messages import (
     SummaryUpdateMessage,
     WorkerStatusData,
     WorkerStatusMessage,
-    utc_now,
-    wire_type_of,
+    WorkerType,
 )
-from kernel.observer import (
-    Acknowledged,
-    Delivered,
-    Drained,
-    Failed,
-    Lost,
-    Observer,
-    Published,
-    Publishing,
-    Refilled,
-    Replayed,
-    Retried,
-    Run,
-)
-from kernel.position import Position
-from kernel.publishing.publisher import PublishOptions, Receipt, ReplayedReceipt
-from kernel.redis.transport import RedisTransport
-from kernel.resilience.circuit import CircuitState, CircuitStatus, Transition
-from kernel.resilience.retry import BroadcastRetryMetrics, broadcast_with_retry
+from kernel.observer import Observer
+from kernel.publishing import PublishOptions, Receipt, ReplayedReceipt
+from kernel.redis import RedisTransport
+from kernel.resilience import BroadcastRetryMetrics, CircuitState, CircuitStatus, broadcast_with_retry
 
 __all__ = [
-    "EVERYTHING",
-    "GOING_AWAY",
-    "IDLE_TIMEOUT",
-    "INTERNAL_ERROR",
-    "MAX_BATCH",
-    "MESSAGE_TYPES",
-    "NORMAL",
-    "TRY_AGAIN_LATER",
-    "UNAUTHORIZED",
-    "WINDOW_BITS",
-    "Acknowledged",
     "AlertAcknowledgedMessage",
     "AlertCreatedMessage",
     "AlertData",
@@ -117,7 +72,6 @@ __all__ = [
     "AlertResolvedMessage",
     "AlertStatus",
     "AlertUpdatedMessage",
-    "AsgiEncoding",
     "BoundingBox",
     "BroadcastFailed",
     "BroadcastRetryMetrics",
@@ -130,77 +84,42 @@ __all__ = [
     "CircuitOpen",
     "CircuitState",
     "CircuitStatus",
-    "Client",
-    "CloseReason",
-    "Control",
-    "Counters",
-    "Delivered",
     "DetectionBatchData",
     "DetectionBatchMessage",
     "DetectionNewData",
     "DetectionNewMessage",
-    "Drained",
-    "Encoding",
-    "Entry",
-    "Error",
     "EventBroadcaster",
     "EventData",
     "EventMessage",
-    "Failed",
     "FieldError",
-    "Histogram",
     "InfrastructureAlertData",
     "InfrastructureAlertMessage",
     "InfrastructureSeverity",
     "InfrastructureStatus",
-    "Joined",
-    "Lost",
     "Message",
     "MessageInvalid",
     "NotStarted",
     "Observer",
-    "Patterns",
-    "Position",
-    "Publication",
     "PublishOptions",
-    "Published",
-    "Publishing",
     "Receipt",
     "RedisTransport",
-    "Refilled",
-    "Refused",
-    "Replayed",
     "ReplayedReceipt",
-    "Resume",
-    "Retried",
     "RiskLevel",
-    "Run",
     "SceneChangeData",
     "SceneChangeMessage",
     "ServiceStatus",
     "ServiceStatusData",
     "ServiceStatusMessage",
-    "Shutdown",
-    "Sink",
     "Summary",
     "SummaryUpdateData",
     "SummaryUpdateMessage",
-    "TraceContext",
-    "Transition",
     "Transport",
     "TransportError",
     "TransportUnavailable",
-    "WireEncoding",
     "WorkerStatusData",
     "WorkerStatusMessage",
     "WorkerType",
     "WriteRefused",
     "broadcast_with_retry",
-    "decode_batch",
-    "decode_message",
     "get_broadcaster",
-    "patterns_from",
-    "sequence_from",
-    "utc_now",
-    "wire_type_of",
 ]

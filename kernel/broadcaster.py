@@ -1,8 +1,9 @@
-"""The broadcaster: owns the rooms of the kernel and wires them; holds no algorithm of its own."""
+"""The broadcaster: wires the kernel's components together and holds no algorithm of its own."""
 
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -13,30 +14,59 @@ from kernel.clients.drain import drain
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.counters import Counters
-from kernel.errors import TransportError
+from kernel.errors import FieldError, MessageInvalid, TransportError
 from kernel.listening.listener import Listener
+from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log
 from kernel.log.transport import Transport
 from kernel.messages.control import ServiceNotice
 from kernel.messages.decoding import MAX_BATCH
-from kernel.messages.messages import utc_now
-from kernel.observer import Drained, Guarded, Observer
+from kernel.messages.messages import (
+    MESSAGE_TYPES,
+    AlertData,
+    AlertDeletedData,
+    CameraStatusData,
+    CameraStatusMessage,
+    DetectionBatchData,
+    DetectionBatchMessage,
+    DetectionNewData,
+    DetectionNewMessage,
+    EventData,
+    EventMessage,
+    InfrastructureAlertData,
+    InfrastructureAlertMessage,
+    Message,
+    SceneChangeData,
+    SceneChangeMessage,
+    ServiceStatusData,
+    ServiceStatusMessage,
+    Summary,
+    SummaryUpdateData,
+    SummaryUpdateMessage,
+    WorkerStatusData,
+    WorkerStatusMessage,
+    utc_now,
+)
+from kernel.observer import Drained, Observer, Observers
 from kernel.position import Position
-from kernel.publishing.flow_control import Window
-from kernel.publishing.publisher import Publisher
+from kernel.publishing.flow_control import FlowControl
+from kernel.publishing.publisher import Publisher, PublishOptions, Receipt
 from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus
 from kernel.resilience.link import Link
 from kernel.resilience.retry import BroadcastRetryMetrics, backoff
 
 __all__ = ["BroadcasterConfig", "EventBroadcaster", "get_broadcaster"]
 
+_ALERTS = [wire_type for wire_type in MESSAGE_TYPES if wire_type.startswith("alert_")]
+
 
 class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """The numbers of the kernel; seconds and bytes.
+    """The numbers of the kernel, in seconds, bytes and events.
 
-    `chunk_bytes` is how much is joined into one write. `most_ahead` is how far this replica's publishes may be ahead of
-    what it has delivered, in events; well below what the history keeps, or what it misses could not be fetched.
+    `chunk_bytes` is how much is joined into one write. `most_ahead` is how many events this replica's publishes may be
+    ahead of what it has delivered; it must be well below what the history keeps, or missed events could not be fetched.
+    `flow_patience_seconds` is how long publishes wait at that bound without any delivery before somebody looks why.
     """
 
     message_buffer_size: int = 100
@@ -49,6 +79,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     supervision_interval_seconds: float = 30.0
     chunk_bytes: int = 256 * 1024
     most_ahead: int = 3 * MAX_BATCH
+    flow_patience_seconds: float = 1.0
 
     @property
     def retry_lifetime(self) -> float:
@@ -60,31 +91,39 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
         return delays + (self.max_retries + 2) * self.position_check_seconds + 10.0
 
 
-class EventBroadcaster(Publisher):
+class EventBroadcaster:
     """Publishes events to every replica and delivers those of every replica to its own clients.
 
-    Use it as `async with EventBroadcaster(transport) as broadcaster`, or `start()` and `stop()`; both are safe to call
-    twice. Every method is for the event loop that it was started on.
+    Use it as `async with EventBroadcaster(transport) as broadcaster`, or call `start()` and `stop()`; both are safe to
+    call twice. Every method belongs to the event loop on which it was started.
+
+    The `broadcast_*` methods validate the struct they are given (see `PublishOptions.validated`) and return the
+    receipt. They raise MessageInvalid with every field at fault, CircuitOpen while the link to Redis is down,
+    BroadcastFailed when Redis confirmed nothing within the retries, and NotStarted.
     """
 
     def __init__(
-        self, transport: Transport, config: BroadcasterConfig | None = None, observer: Observer | None = None
+        self, transport: Transport, config: BroadcasterConfig | None = None, observers: Iterable[Observer] = ()
     ) -> None:
         config = config or BroadcasterConfig()
-        self.counters = observer = Counters(Observer() if observer is None else Guarded(observer))
-        link = Link(
+        delays = (config.base_delay, config.max_delay)
+        self.counters = Counters()
+        self._observer = observer = Observers([self.counters, *observers])
+        self._transport = transport
+        self._link = Link(
             CircuitBreaker(config.circuit_failure_threshold, config.circuit_recovery_seconds),
             observer=observer,
             clock=time.time,
             moved=self._circuit_moved,
         )
-        delays = (config.base_delay, config.max_delay)
         self._log = Log(transport, config.message_buffer_size)
-        super().__init__(
+        self.checks = CheckRequests()
+        self._flow = FlowControl(config.most_ahead, self._log.ring, self.checks, patience=config.flow_patience_seconds)
+        self._publisher = Publisher(
             transport,
-            link,
-            fence=lambda: self._log.ring.fence,
-            window=Window(config.most_ahead, here=lambda: self._log.place, stalled=lambda: self._listener.wake()),
+            self._link,
+            self._log.ring,
+            self._flow,
             observer=observer,
             max_retries=config.max_retries,
             delays=delays,
@@ -92,16 +131,17 @@ class EventBroadcaster(Publisher):
         self._listener = Listener(
             transport,
             self._log,
-            link,
+            self._link,
             deliver=self._deliver,
             observer=observer,
             check_seconds=config.position_check_seconds,
             supervision_seconds=config.supervision_interval_seconds,
             delays=delays,
+            checks=self.checks,
         )
         self.hub = Hub(
             self._log,
-            checked=self._listener.checked,
+            checks=self.checks,
             degraded=self.is_degraded,
             observer=observer,
             chunk=config.chunk_bytes,
@@ -133,7 +173,7 @@ class EventBroadcaster(Publisher):
         self._link.in_use = True
         self._listener.start()
         if not self.is_degraded():
-            # from here on no publish is without this replica; should it take long, the listener says why
+            # From here on this replica receives every publish. If it takes long, the listener logs why.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._subscribe_seconds):
                     await self._listener.subscribed.wait()
@@ -143,7 +183,7 @@ class EventBroadcaster(Publisher):
         async with self._changing:
             if self._link.in_use:
                 self._link.in_use = False
-                self._window.moved()
+                self._flow.wake()
                 await self._listener.stop()
                 for client in self.hub:
                     self.hub.disconnect(client)
@@ -155,7 +195,7 @@ class EventBroadcaster(Publisher):
         self.draining = True
         begin, clients = time.time(), list(self.hub)
         await drain(clients, seconds)
-        self.counters.drained(Drained(len(clients), begin, time.time()))
+        self._observer.drained(Drained(len(clients), begin, time.time()))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -165,6 +205,82 @@ class EventBroadcaster(Publisher):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    async def broadcast_event(self, data: EventData, *, options: PublishOptions | None = None) -> Receipt:
+        """Publish a security event."""
+        return await self._publisher.publish(EventMessage(data=data), options)
+
+    async def broadcast_service_status(
+        self, data: ServiceStatusData, *, timestamp: str | None = None, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a service's status; `timestamp` is ISO 8601, None for the present."""
+        message = ServiceStatusMessage(data=data, timestamp=utc_now() if timestamp is None else timestamp)
+        return await self._publisher.publish(message, options)
+
+    async def broadcast_scene_change(self, data: SceneChangeData, *, options: PublishOptions | None = None) -> Receipt:
+        """Publish a scene change."""
+        return await self._publisher.publish(SceneChangeMessage(data=data), options)
+
+    async def broadcast_camera_status(
+        self, data: CameraStatusData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a camera's status."""
+        return await self._publisher.publish(CameraStatusMessage(data=data), options)
+
+    async def broadcast_alert(
+        self, data: AlertData | AlertDeletedData, event_type: str, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a step in an alert's life; `event_type` is `alert_created` to `alert_deleted`, or without `alert_`.
+
+        Raises MessageInvalid also for another type, and for data that is not of that type.
+        """
+        wire_type = event_type if event_type in _ALERTS else f"alert_{event_type}"
+        if wire_type not in _ALERTS:
+            raise MessageInvalid([FieldError("type", f"must be one of {', '.join(_ALERTS)}")])
+        if isinstance(data, AlertDeletedData) != (wire_type == "alert_deleted"):
+            raise MessageInvalid([FieldError("data", f"is not the data of {wire_type}")])
+        message = MESSAGE_TYPES[wire_type](data=data)  # type: ignore[arg-type]  # checked in the lines above
+        return await self._publisher.publish(message, options)
+
+    async def broadcast_worker_status(
+        self, data: WorkerStatusData, *, timestamp: str | None = None, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a worker's status; `timestamp` is ISO 8601 or None."""
+        return await self._publisher.publish(WorkerStatusMessage(data=data, timestamp=timestamp), options)
+
+    async def broadcast_detection_new(
+        self, data: DetectionNewData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a detection."""
+        return await self._publisher.publish(DetectionNewMessage(data=data), options)
+
+    async def broadcast_detection_batch(
+        self, data: DetectionBatchData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish a closed batch of detections."""
+        return await self._publisher.publish(DetectionBatchMessage(data=data), options)
+
+    async def broadcast_infrastructure_alert(
+        self, data: InfrastructureAlertData, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish an alert about the infrastructure."""
+        return await self._publisher.publish(InfrastructureAlertMessage(data=data), options)
+
+    async def broadcast_summary_update(
+        self, hourly: Summary | None, daily: Summary | None, *, options: PublishOptions | None = None
+    ) -> Receipt:
+        """Publish new summaries; None for one that did not change."""
+        message = SummaryUpdateMessage(data=SummaryUpdateData(hourly=hourly, daily=daily))
+        return await self._publisher.publish(message, options)
+
+    async def broadcast_batch(
+        self, messages: Sequence[Message], *, options: PublishOptions | None = None
+    ) -> list[Receipt]:
+        """Publish 1 to 1,000 messages of any mix in their order, under consecutive numbers; all of them or none.
+
+        A message is its data in the struct of its type: `EventMessage(data=EventData(…))`.
+        """
+        return await self._publisher.publish_batch(messages, options)
 
     def connect(
         self, sink: Sink, encoding: Encoding, *, patterns: Patterns = EVERYTHING, resume: Resume | None = None
@@ -212,8 +328,8 @@ class EventBroadcaster(Publisher):
 
     @property
     def ahead(self) -> int:
-        """By how many events this replica's publishes are ahead of what it has delivered; they wait at `most_ahead`."""
-        return self._window.ahead
+        """Events published here but not yet delivered here; publishes wait at `most_ahead`."""
+        return self._flow.ahead
 
     @property
     def ready(self) -> bool:
@@ -234,17 +350,17 @@ class EventBroadcaster(Publisher):
 
     def get_broadcast_metrics(self) -> BroadcastRetryMetrics:
         """What became of the publishes of this replica."""
-        return self.metrics
+        return self._publisher.metrics
 
     async def _deliver(self, frames: list[Frame], start: Position | None) -> None:
         await self.hub.deliver(frames, start)
-        self._window.moved()
+        self._flow.wake()
 
     def _circuit_moved(self, state: CircuitState) -> None:
         notice = ServiceNotice.healthy if state is CircuitState.CLOSED else ServiceNotice.degraded
         self.hub.tell_all(notice(utc_now()))
-        self._listener.wake()
-        self._window.moved()
+        self.checks.request()
+        self._flow.wake()
 
 
 def get_broadcaster(state: Any) -> EventBroadcaster:  # noqa: ANN401  the application's state, whatever framework it is of

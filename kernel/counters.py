@@ -1,33 +1,25 @@
-"""What this replica has done so far: plain numbers, raised per event, batch or connection, and read when asked for.
+"""What this replica has done so far: plain numbers, raised per event, batch or connection, and read on request.
 
-`Counters` is an observer like any other, but no guest: it hears everything first and passes it on. What a number is
-called outside, and how it is shown, is telemetry's.
+The names of these numbers outside and their formats belong to telemetry.
 """
 
 from bisect import bisect_left
-from collections import Counter
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
-from contextvars import Context
 from typing import Final
 
-from kernel.clients.client import Written
-from kernel.log.envelope import TraceContext
 from kernel.messages.messages import MESSAGE_TYPES
 from kernel.observer import (
     Acknowledged,
     Delivered,
-    Drained,
     Failed,
     Lost,
     Observer,
     Published,
-    Publishing,
     Refilled,
     Replayed,
     Retried,
+    Written,
 )
-from kernel.resilience.circuit import Transition
 
 __all__ = ["OTHER", "Counters", "Histogram"]
 
@@ -62,13 +54,12 @@ class Histogram:
 
 
 class Counters(Observer):
-    """All numbers, each since the start; `then` hears what is counted.
+    """All numbers, each since the start.
 
-    `accepts` and `closed` are for the server room to raise: the kernel does not see a handshake or a close code.
+    `accepts` and `closed` are for the web side to raise: the kernel does not see a handshake or a close code.
     """
 
-    def __init__(self, then: Observer) -> None:
-        self._then = then
+    def __init__(self) -> None:
         self.accepts = 0
         self.closes = dict.fromkeys([*map(str, _CODES), OTHER], 0)
         self.published_events = dict.fromkeys([*MESSAGE_TYPES, OTHER], 0)
@@ -97,104 +88,70 @@ class Counters(Observer):
         """A WebSocket was closed with this code, by whichever side."""
         self.closes[name if (name := str(code)) in self.closes else OTHER] += 1
 
-    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
-        """Nothing to count yet."""
-        return self._then.publishing(publishing)
-
-    def sharing(self, contexts: Sequence[Context]) -> Context | None:
-        """Nothing to count."""
-        return self._then.sharing(contexts)
-
     def published(self, published: Published) -> None:
         """Count events and time; a repetition under a producer's key is no event."""
-        if not published.publication.replayed:
+        if not published.replayed:
             _add(self.published_events, published.types)
         self.publish_duration.observe(published.seconds)
-        self._then.published(published)
 
     def failed(self, failed: Failed) -> None:
         """Count events and time."""
         _add(self.failed_events, failed.types)
         self.publish_duration.observe(failed.seconds)
-        self._then.failed(failed)
 
     def retried(self, retried: Retried) -> None:
         """Count it."""
         self.retries += 1
-        self._then.retried(retried)
 
     def delivered(self, delivered: Delivered) -> None:
         """Count messages, and for each event how long it took from its publish."""
         self.batches += 1
         self.fanout_duration.observe(delivered.end - delivered.begin)
-        observe = self.delivery_lag.observe
-        for run in delivered.runs:
-            self._write(run.written)
-            # those of one publish share its time
-            for begin, times in Counter(f.entry.published_at for f in run.frames if f.entry is not None).items():
-                if begin is not None:
-                    observe(run.end - begin, times)
-        self._then.delivered(delivered)
+        self._write(delivered.written)
+        for seconds, events in delivered.lags:
+            self.delivery_lag.observe(seconds, events)
 
     def caught_up(self, written: Written) -> None:
         """Count messages."""
         self._write(written)
-        self._then.caught_up(written)
 
     def replayed(self, replayed: Replayed) -> None:
         """Count it by source and verdict."""
         self.replays[replayed.source, replayed.verdict] += 1
-        self._then.replayed(replayed)
 
     def acknowledged(self, acknowledged: Acknowledged) -> None:
         """Count it, and the time that it took."""
         self.acks += 1
         if acknowledged.seconds is not None:
             self.acknowledge_duration.observe(acknowledged.seconds)
-        self._then.acknowledged(acknowledged)
 
     def slowed(self) -> None:
         """Count it."""
         self.slow_clients += 1
-        self._then.slowed()
 
     def left(self, unacknowledged: int) -> None:
         """Count what nobody will acknowledge any more."""
         self.unacknowledged_at_close += unacknowledged
-        self._then.left(unacknowledged)
 
     def refilled(self, refilled: Refilled) -> None:
         """Count it."""
         self.refills += 1
-        self._then.refilled(refilled)
 
     def lost(self, lost: Lost) -> None:
         """Count the gap."""
         self.gaps += 1
-        self._then.lost(lost)
 
     def renumbered(self, epoch: str) -> None:
         """Count it."""
         self.epoch_changes += 1
-        self._then.renumbered(epoch)
 
     def foreign(self, count: int) -> None:
         """Count documents."""
         self.foreign_documents += count
-        self._then.foreign(count)
-
-    def circuit_moved(self, transition: Transition) -> None:
-        """The circuit counts for itself."""
-        self._then.circuit_moved(transition)
 
     def listener_restarted(self, reason: str) -> None:
         """Count it."""
         self.listener_restarts += 1
-        self._then.listener_restarted(reason)
-
-    def drained(self, drained: Drained) -> None:
-        """Nothing to count: it is over."""
-        self._then.drained(drained)
 
     def _write(self, written: Written) -> None:
         self.deliveries += written.messages

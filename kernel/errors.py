@@ -1,4 +1,4 @@
-"""What can go wrong in the kernel, and the reasons for which a connection is closed.
+"""What can go wrong in the kernel.
 
     BroadcasterError
     ├── MessageInvalid          a message that breaks its family's rules; never retried
@@ -12,22 +12,12 @@
 Foreign errors (redis-py's, the socket's) stop at the adapter that raised them: nothing above it sees one.
 """
 
-from typing import NamedTuple
-
 import msgspec
 
 __all__ = [
-    "GOING_AWAY",
-    "IDLE_TIMEOUT",
-    "INTERNAL_ERROR",
-    "NORMAL",
-    "SLOW_CLIENT",
-    "TRY_AGAIN_LATER",
-    "UNAUTHORIZED",
     "BroadcastFailed",
     "BroadcasterError",
     "CircuitOpen",
-    "CloseReason",
     "FieldError",
     "MessageInvalid",
     "NotStarted",
@@ -90,19 +80,3 @@ class TransportUnavailable(TransportError):
 
 class WriteRefused(TransportError):
     """Redis answered, but does not take writes."""
-
-
-class CloseReason(NamedTuple):
-    """Why a WebSocket is closed: a code of RFC 6455 section 7.4 (or of its private range) and a short text."""
-
-    code: int
-    text: str
-
-
-NORMAL = CloseReason(1000, "")
-IDLE_TIMEOUT = CloseReason(1000, "Idle timeout")
-UNAUTHORIZED = CloseReason(1008, "Credentials missing or wrong")
-INTERNAL_ERROR = CloseReason(1011, "Internal error")
-GOING_AWAY = CloseReason(1012, "Server restart")
-TRY_AGAIN_LATER = CloseReason(1013, "Connection limit reached, try again later")
-SLOW_CLIENT = CloseReason(4008, "Position has left the history: reconnect and resync")

@@ -1,57 +1,71 @@
-"""What the kernel tells whoever watches it: hooks that do nothing here, called per event, batch or connection.
+"""Observers: typed hooks that the kernel calls once per event, batch or connection.
 
-Never per client and event: what a batch was to thousands of clients comes as one sum. An observer is a guest. Details
-are frozen; one that raises is logged once and switched off (`Guarded`). Times are seconds since the epoch.
+No hook is called per client and event: what a batch meant for thousands of clients arrives as one sum. Details are
+plain values (numbers, strings, positions), so an observer depends on nothing else of the kernel. Times are seconds
+since the epoch. An observer is a guest: one that raises is logged once and switched off.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from contextvars import Context
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec
 
 import msgspec
 
-from kernel.clients.client import Written
-from kernel.clients.patterns import Patterns
-from kernel.log.envelope import TraceContext
-from kernel.log.frames import Frame
-from kernel.log.transport import Publication
 from kernel.position import Position
-from kernel.resilience.circuit import Transition
 
 __all__ = [
     "Acknowledged",
+    "CircuitMoved",
     "Delivered",
+    "DeliveredEvent",
     "Drained",
     "Failed",
-    "Guarded",
     "Lost",
     "Observer",
+    "Observers",
     "Published",
     "Publishing",
     "Refilled",
     "Replayed",
     "Retried",
-    "Run",
+    "TraceContext",
+    "Written",
 ]
 
 _logger = logging.getLogger(__name__)
 
+_P = ParamSpec("_P")
+
+
+class TraceContext(NamedTuple):
+    """The trace that an event belongs to: the values of the W3C headers of these names, None where absent."""
+
+    traceparent: str | None = None
+    tracestate: str | None = None
+    baggage: str | None = None
+
 
 class Publishing(msgspec.Struct, frozen=True):
-    """A publish begins; `types` are the wire types of its events, `trace` is the producer's."""
+    """A publish starts; `types` are the wire types of its events, `trace` is the producer's."""
 
     types: list[str]
     trace: TraceContext
 
 
 class Published(msgspec.Struct, frozen=True):
-    """A publish succeeded after `retries` retries and `seconds`."""
+    """A publish succeeded after `retries` retries and `seconds`.
+
+    Its events have the numbers from `first.sequence` on. `subscribers` is how many replicas Redis handed them to;
+    `replayed` is true if an idempotency key was known, so that nothing was published again.
+    """
 
     types: list[str]
-    publication: Publication
+    first: Position
+    subscribers: int
+    replayed: bool
     retries: int
     seconds: float
 
@@ -65,7 +79,7 @@ class Failed(msgspec.Struct, frozen=True):
 
 
 class Retried(msgspec.Struct, frozen=True):
-    """A retry is about to be made, the `attempt`th, after `delay` seconds; `error` is the name of the error's class."""
+    """Retry number `attempt` will be made in `delay` seconds; `error` is the class name of the error before it."""
 
     types: list[str]
     attempt: int
@@ -73,28 +87,41 @@ class Retried(msgspec.Struct, frozen=True):
     error: str
 
 
-class Run(NamedTuple):
-    """A part of a batch, joined into one write per client; `reached` counts those writes by patterns."""
+class Written(NamedTuple):
+    """What was written: messages, those of them that require an ack, and the bytes that compression saved."""
 
-    frames: list[Frame]
-    reached: dict[Patterns, int]
-    written: Written
-    end: float
+    messages: int
+    acks_wanted: int
+    saved: int
 
-    def recipients(self, frame: Frame) -> int:
-        """How many clients got this one of the frames."""
-        names = frame.names
-        return sum(n for patterns, n in self.reached.items() if names is None or patterns.matches(names))
+
+class DeliveredEvent(msgspec.Struct, frozen=True):
+    """An event that `Observer.follows`: `recipients` clients of this replica had it at `written_at`."""
+
+    position: Position
+    id: str
+    type: str
+    trace: TraceContext
+    published_at: float | None
+    written_at: float
+    recipients: int
 
 
 class Delivered(msgspec.Struct, frozen=True):
-    """Everything that had arrived was handed to the live clients."""
+    """A batch was handed to the live clients: everything that had arrived, after `first` up to `last`.
+
+    `events` is how many events it had, `lags` their seconds from publish to write (each with its number of events),
+    and `followed` those whose trace an observer follows.
+    """
 
     first: Position
     last: Position
     begin: float
     end: float
-    runs: list[Run]
+    events: int
+    written: Written
+    lags: Sequence[tuple[float, int]]
+    followed: Sequence[DeliveredEvent]
 
 
 class Replayed(msgspec.Struct, frozen=True):
@@ -134,8 +161,20 @@ class Lost(msgspec.Struct, frozen=True):
     last: int
 
 
+class CircuitMoved(msgspec.Struct, frozen=True):
+    """The circuit of the link to Redis went from one state to another: "closed", "open" or "half_open".
+
+    `failure_count` is the number of failures in a row that led to it.
+    """
+
+    before: str
+    after: str
+    reason: str
+    failure_count: int
+
+
 class Drained(msgspec.Struct, frozen=True):
-    """So many clients were sent away."""
+    """Every client was sent away; `connections` is how many there were."""
 
     connections: int
     begin: float
@@ -150,8 +189,12 @@ class Observer:
         return nullcontext(publishing.trace)
 
     def sharing(self, contexts: Sequence[Context]) -> Context | None:
-        """Several publishes (their contexts) are about to share one call; answers in which of them it shall run."""
+        """Choose the context in which a call runs that several publishes share; None: no preference."""
         return None
+
+    def follows(self, traceparent: str) -> bool:
+        """Return True to be told of the delivery of each single event with this trace context."""
+        return False
 
     def published(self, published: Published) -> None:
         """A publish succeeded."""
@@ -160,13 +203,13 @@ class Observer:
         """A publish failed."""
 
     def retried(self, retried: Retried) -> None:
-        """A publish is tried again."""
+        """A publish will be tried again."""
 
     def delivered(self, delivered: Delivered) -> None:
-        """A batch went to the live clients."""
+        """A batch was handed to the live clients."""
 
     def caught_up(self, written: Written) -> None:
-        """Messages went to a client that is not live."""
+        """Messages were written to a client that is not live."""
 
     def replayed(self, replayed: Replayed) -> None:
         """A resume was answered."""
@@ -178,83 +221,172 @@ class Observer:
         """A client's socket is full: it is no longer live."""
 
     def left(self, unacknowledged: int) -> None:
-        """A client went, and so many events that it should have acknowledged are not."""
+        """A client left, with this number of events that it should have acknowledged and had not."""
 
     def refilled(self, refilled: Refilled) -> None:
-        """This replica had missed events and has them now."""
+        """This replica had missed events and has fetched them."""
 
     def lost(self, lost: Lost) -> None:
         """Events are lost; clients were told by a gap."""
 
     def renumbered(self, epoch: str) -> None:
-        """The numbering began anew, under this name; clients were told by epoch_changed."""
+        """A new epoch began; clients were told by epoch_changed."""
 
     def foreign(self, count: int) -> None:
-        """Documents on the channel were none of ours."""
+        """Messages on the Redis channel were invalid or did not follow."""
 
-    def circuit_moved(self, transition: Transition) -> None:
+    def circuit_moved(self, moved: CircuitMoved) -> None:
         """The circuit of the link to Redis opened, half-opened or closed."""
 
     def listener_restarted(self, reason: str) -> None:
-        """The subscription is made anew."""
+        """The subscription will be made again."""
 
     def drained(self, drained: Drained) -> None:
-        """Every client has been sent away."""
+        """Every client was sent away."""
 
 
-class Guarded(Observer):
-    """Passes everything on to a guest until the guest raises."""
+class Observers(Observer):
+    """A list of observers that looks like one: each is told in its turn, and switched off when it raises."""
 
-    def __init__(self, guest: Observer) -> None:
-        self._guest: Observer | None = guest
+    def __init__(self, observers: Iterable[Observer] = ()) -> None:
+        self._active = tuple(observers)
 
-    def __getattribute__(self, name: str) -> Any:  # noqa: ANN401  one wrapper for every hook
-        if name.startswith("_"):
-            return object.__getattribute__(self, name)
-        if name == "publishing":
-            return lambda publishing: _GuardedPublish(self, publishing)
-        return lambda *details: self._tell(name, *details)
+    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
+        """Nest the context managers of all; each is given the trace context of the one before it."""
+        surrounding = [each for each in self._active if type(each).publishing is not Observer.publishing]
+        return _Surrounded(self, surrounding, publishing) if surrounding else nullcontext(publishing.trace)
 
-    def _tell(self, hook: str, *details: object) -> Any:  # noqa: ANN401
-        if self._guest is not None:
+    def sharing(self, contexts: Sequence[Context]) -> Context | None:
+        """Return the first choice that one of them makes."""
+        for observer in self._active:
             try:
-                return getattr(self._guest, hook)(*details)
+                chosen = observer.sharing(contexts)
             except Exception:
-                self._switch_off(hook)
+                self._switch_off(observer, Observer.sharing.__name__)
+            else:
+                if chosen is not None:
+                    return chosen
         return None
 
-    def _switch_off(self, hook: str) -> None:
-        _logger.exception("an observer failed in %s and is switched off", hook)
-        self._guest = None
+    def follows(self, traceparent: str) -> bool:
+        """Return True if one of them follows it."""
+        for observer in self._active:
+            try:
+                if observer.follows(traceparent):
+                    return True
+            except Exception:
+                self._switch_off(observer, Observer.follows.__name__)
+        return False
+
+    def published(self, published: Published) -> None:
+        """Tell all."""
+        self._tell(Observer.published, published)
+
+    def failed(self, failed: Failed) -> None:
+        """Tell all."""
+        self._tell(Observer.failed, failed)
+
+    def retried(self, retried: Retried) -> None:
+        """Tell all."""
+        self._tell(Observer.retried, retried)
+
+    def delivered(self, delivered: Delivered) -> None:
+        """Tell all."""
+        self._tell(Observer.delivered, delivered)
+
+    def caught_up(self, written: Written) -> None:
+        """Tell all."""
+        self._tell(Observer.caught_up, written)
+
+    def replayed(self, replayed: Replayed) -> None:
+        """Tell all."""
+        self._tell(Observer.replayed, replayed)
+
+    def acknowledged(self, acknowledged: Acknowledged) -> None:
+        """Tell all."""
+        self._tell(Observer.acknowledged, acknowledged)
+
+    def slowed(self) -> None:
+        """Tell all."""
+        self._tell(Observer.slowed)
+
+    def left(self, unacknowledged: int) -> None:
+        """Tell all."""
+        self._tell(Observer.left, unacknowledged)
+
+    def refilled(self, refilled: Refilled) -> None:
+        """Tell all."""
+        self._tell(Observer.refilled, refilled)
+
+    def lost(self, lost: Lost) -> None:
+        """Tell all."""
+        self._tell(Observer.lost, lost)
+
+    def renumbered(self, epoch: str) -> None:
+        """Tell all."""
+        self._tell(Observer.renumbered, epoch)
+
+    def foreign(self, count: int) -> None:
+        """Tell all."""
+        self._tell(Observer.foreign, count)
+
+    def circuit_moved(self, moved: CircuitMoved) -> None:
+        """Tell all."""
+        self._tell(Observer.circuit_moved, moved)
+
+    def listener_restarted(self, reason: str) -> None:
+        """Tell all."""
+        self._tell(Observer.listener_restarted, reason)
+
+    def drained(self, drained: Drained) -> None:
+        """Tell all."""
+        self._tell(Observer.drained, drained)
+
+    def _tell(self, hook: Callable[Concatenate[Observer, _P], None], *details: _P.args, **named: _P.kwargs) -> None:
+        for observer in self._active:
+            try:
+                getattr(observer, hook.__name__)(*details, **named)
+            except Exception:
+                self._switch_off(observer, hook.__name__)
+
+    def _switch_off(self, observer: Observer, hook: str) -> None:
+        _logger.exception("observer %s failed in %s and is switched off", type(observer).__name__, hook)
+        self._active = tuple(each for each in self._active if each is not observer)
 
 
-class _GuardedPublish:
-    """What a guest puts around a publish: it may fail, and can neither stop the publish nor hide its error."""
+class _Surrounded:
+    """The context managers that observers put around one publish.
 
-    __slots__ = ("_guard", "_inner", "_publishing")
+    One that fails is switched off; it can neither stop the publish nor hide its error.
+    """
 
-    def __init__(self, guard: Guarded, publishing: Publishing) -> None:
-        self._guard = guard
+    __slots__ = ("_entered", "_observers", "_publishing", "_surrounding")
+
+    def __init__(self, observers: Observers, surrounding: Sequence[Observer], publishing: Publishing) -> None:
+        self._observers = observers
+        self._surrounding = surrounding
         self._publishing = publishing
-        self._inner: AbstractContextManager[TraceContext] | None = None
+        self._entered: list[tuple[Observer, AbstractContextManager[TraceContext]]] = []
 
     def __enter__(self) -> TraceContext:
-        inner = self._guard._tell("publishing", self._publishing)
-        if inner is not None:
+        publishing = self._publishing
+        for observer in self._surrounding:
             try:
-                trace: TraceContext = inner.__enter__()
+                manager = observer.publishing(publishing)
+                trace = manager.__enter__()
             except Exception:
-                self._guard._switch_off("publishing")
+                self._observers._switch_off(observer, Observer.publishing.__name__)
             else:
-                self._inner = inner
-                return trace
-        return self._publishing.trace
+                self._entered.append((observer, manager))
+                if trace != publishing.trace:
+                    publishing = Publishing(publishing.types, trace)
+        return publishing.trace
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._inner is not None:
+        for observer, manager in reversed(self._entered):
             try:
-                self._inner.__exit__(kind, error, trace)
+                manager.__exit__(kind, error, trace)
             except Exception:
-                self._guard._switch_off("publishing")
+                self._observers._switch_off(observer, Observer.publishing.__name__)

@@ -18,7 +18,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
-from kernel import CircuitState, EventBroadcaster, Histogram
+from kernel import CircuitState, EventBroadcaster
+from kernel.counters import Histogram
 
 __all__ = ["METRICS", "Exposition", "Meter", "Metric", "watch_loop"]
 

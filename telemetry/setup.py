@@ -48,13 +48,13 @@ Middleware = Callable[[Any], Callable[[Any, Any, Any], Awaitable[None]]]
 class Telemetry:
     """Everything that one application tells operators.
 
-    `observer` is the kernel's guest and `middleware` goes around HTTP routes; both are absent while tracing is off.
+    `observers` are for the kernel and `middleware` goes around HTTP routes; both are empty while tracing is off.
     """
 
     def __init__(self, environ: Mapping[str, str], *, channel: str, version: str) -> None:
         self._resource = _resource(environ, version)
         self._version = version
-        self.observer: Observer | None = None
+        self.observers: list[Observer] = []
         self.middleware: list[Middleware] = []
         spans: list[SpanExporter] = _exporters(environ, "traces")
         self._metrics: list[MetricExporter] = _exporters(environ, "metrics")
@@ -81,7 +81,7 @@ class Telemetry:
         instrument_redis()
         for name in UNKNOWN_PROPAGATORS:
             _logger.warning("OTEL_PROPAGATORS: %r is not installed and left out", name)
-        self.observer = Tracing(provider, channel, self._version)
+        self.observers = [Tracing(provider, channel, self._version)]
         self.middleware = [http_spans(provider, ahead, self._version)]
 
     def start(self, broadcaster: EventBroadcaster) -> None:

@@ -27,18 +27,17 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
-from kernel import (
+from kernel import Observer
+from kernel.observer import (
+    CircuitMoved,
     Delivered,
+    DeliveredEvent,
     Drained,
-    Entry,
-    Observer,
-    Publication,
     Published,
     Publishing,
     Replayed,
     Retried,
     TraceContext,
-    Transition,
 )
 from telemetry import names
 from telemetry.contexts import SAMPLED, remote, surroundings
@@ -166,7 +165,7 @@ class Tracing(Observer):
         """Add what is known only now."""
         publish = CURRENT.get()
         if publish is not None:
-            publish.span.set_attributes(_outcome(published.publication, published.retries))
+            publish.span.set_attributes(_outcome(published))
 
     def retried(self, retried: Retried) -> None:
         """A span for the time until the next attempt."""
@@ -179,43 +178,41 @@ class Tracing(Observer):
             }
             publish.pause(self._tracer.start_span(self._retry, attributes=attributes), retried.delay)
 
+    def follows(self, traceparent: str) -> bool:
+        """Follow what is sampled."""
+        return SAMPLED.fullmatch(traceparent) is not None
+
     def delivered(self, delivered: Delivered) -> None:
         """Up to 16 sampled events get a span each, in their own traces; more of them get one, linked to them all."""
-        matches = SAMPLED.fullmatch
-        sampled = [
-            (run, frame, frame.entry)
-            for run in delivered.runs
-            for frame in run.frames
-            if frame.entry is not None and frame.entry.traceparent is not None and matches(frame.entry.traceparent)
-        ]
+        sampled = delivered.followed
         if not sampled:
             return
         if len(sampled) <= _MOST_SPANS:
-            for run, frame, entry in sampled:
+            for event in sampled:
                 attributes: _Attributes = {
                     **self._processing,
-                    "messaging.message.id": entry.id,
-                    names.EVENT_TYPE: entry.type,
-                    names.SEQUENCE: entry.sequence,
-                    names.EPOCH: frame.place.epoch,
-                    names.RECIPIENTS: run.recipients(frame),
+                    "messaging.message.id": event.id,
+                    names.EVENT_TYPE: event.type,
+                    names.SEQUENCE: event.position.sequence,
+                    names.EPOCH: event.position.epoch,
+                    names.RECIPIENTS: event.recipients,
                 }
-                self._consume([entry], attributes, delivered.begin, run.end)
+                self._consume([event], attributes, delivered.begin, event.written_at)
         else:
             attributes = {
                 **self._processing,
-                names.BATCH_COUNT: sum(frame.entry is not None for run in delivered.runs for frame in run.frames),
-                names.RECIPIENTS: sum(run.written.messages for run in delivered.runs),
+                names.BATCH_COUNT: delivered.events,
+                names.RECIPIENTS: delivered.written.messages,
             }
-            self._consume([entry for _, _, entry in sampled], attributes, delivered.begin, delivered.end)
+            self._consume(sampled, attributes, delivered.begin, delivered.end)
 
-    def _consume(self, entries: list[Entry], attributes: _Attributes, begin: float, end: float) -> None:
-        """One span for these entries, in the trace of the first."""
-        published_at = entries[0].published_at
+    def _consume(self, events: Sequence[DeliveredEvent], attributes: _Attributes, begin: float, end: float) -> None:
+        """Make one span for these events, in the trace of the first."""
+        published_at = events[0].published_at
         if published_at is not None:
             attributes[names.QUEUED] = max(0.0, begin - published_at)
         # the events of one publish have one context
-        origins = dict.fromkeys((entry.traceparent, entry.tracestate) for entry in entries)
+        origins = dict.fromkeys((event.trace.traceparent, event.trace.tracestate) for event in events)
         contexts = [remote(*origin) for origin in list(origins)[:MOST_LINKS]]
         links = [Link(context) for context in contexts]
         parent = set_span_in_context(NonRecordingSpan(contexts[0]), _ROOT)
@@ -234,14 +231,14 @@ class Tracing(Observer):
         }
         self._span(self._replay, replayed.begin, replayed.end, attributes)
 
-    def circuit_moved(self, transition: Transition) -> None:
+    def circuit_moved(self, moved: CircuitMoved) -> None:
         """A span for the moment, linked to the attempt that tripped it, if that was a publish's."""
         publish = CURRENT.get()
         links = []
         if publish is not None:
             links.append(Link(publish.attempt or publish.span.get_span_context()))
-        name = names.CIRCUIT.format(transition.before, transition.after)
-        attributes: _Attributes = {names.REASON: transition.reason, names.FAILURES: transition.failure_count}
+        name = names.CIRCUIT.format(moved.before, moved.after)
+        attributes: _Attributes = {names.REASON: moved.reason, names.FAILURES: moved.failure_count}
         self._tracer.start_span(name, _ROOT, attributes=attributes, links=links).end()
 
     def listener_restarted(self, reason: str) -> None:
@@ -268,14 +265,14 @@ class Tracing(Observer):
         span.end(max(start, round(end * 1e9)))
 
 
-def _outcome(publication: Publication, retries: int) -> _Attributes:
+def _outcome(published: Published) -> _Attributes:
     outcome: _Attributes = {
-        names.SEQUENCE: publication.first,
-        names.EPOCH: publication.epoch,
-        names.SUBSCRIBERS: publication.subscribers,
+        names.SEQUENCE: published.first.sequence,
+        names.EPOCH: published.first.epoch,
+        names.SUBSCRIBERS: published.subscribers,
     }
-    if retries:
-        outcome[names.RETRIES] = retries
-    if publication.replayed:
+    if published.retries:
+        outcome[names.RETRIES] = published.retries
+    if published.replayed:
         outcome[names.REPEATED] = True
     return outcome

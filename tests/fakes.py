@@ -13,20 +13,30 @@ from websockets.frames import Frame, Opcode
 from websockets.streams import StreamReader
 
 from kernel import (
-    WINDOW_BITS,
     BroadcastRetryMetrics,
+    CameraStatusMessage,
     CircuitState,
     CircuitStatus,
-    CloseReason,
-    Joined,
+    DetectionBatchMessage,
+    DetectionNewMessage,
+    EventMessage,
+    InfrastructureAlertMessage,
     Message,
     PublishOptions,
     Receipt,
     ReplayedReceipt,
+    SceneChangeMessage,
+    ServiceStatusMessage,
+    SummaryUpdateData,
+    SummaryUpdateMessage,
+    WorkerStatusMessage,
 )
+from kernel.clients import CloseReason
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.log import WINDOW_BITS, Joined
 from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
+from kernel.messages import MESSAGE_TYPES
 from kernel.position import NOWHERE, Fence, Position
 
 _T = TypeVar("_T")
@@ -54,8 +64,53 @@ class FakeBroadcaster:
         self.metrics = BroadcastRetryMetrics()
         self._seen: dict[str, list[Receipt]] = {}
 
-    async def publish(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
+    async def broadcast_event(self, data: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(EventMessage(data=data), options)
+
+    async def broadcast_service_status(self, data: Any, *, timestamp: str, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(ServiceStatusMessage(data=data, timestamp=timestamp), options)
+
+    async def broadcast_scene_change(self, data: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(SceneChangeMessage(data=data), options)
+
+    async def broadcast_camera_status(self, data: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(CameraStatusMessage(data=data), options)
+
+    async def broadcast_alert(self, data: Any, event_type: str, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(MESSAGE_TYPES[event_type](data=data), options)
+
+    async def broadcast_worker_status(self, data: Any, *, timestamp: str | None, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(WorkerStatusMessage(data=data, timestamp=timestamp), options)
+
+    async def broadcast_detection_new(self, data: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(DetectionNewMessage(data=data), options)
+
+    async def broadcast_detection_batch(self, data: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(DetectionBatchMessage(data=data), options)
+
+    async def broadcast_infrastructure_alert(self, data: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        return await self._publish(InfrastructureAlertMessage(data=data), options)
+
+    async def broadcast_summary_update(self, hourly: Any, daily: Any, *, options: PublishOptions) -> Receipt:
+        """Publish it."""
+        message = SummaryUpdateMessage(data=SummaryUpdateData(hourly=hourly, daily=daily))
+        return await self._publish(message, options)
+
+    async def _publish(self, message: Message, options: PublishOptions) -> Receipt:
+        return (await self.broadcast_batch([message], options=options))[0]
+
+    async def broadcast_batch(self, messages: Sequence[Message], *, options: PublishOptions) -> list[Receipt]:
         """Number them."""
+        assert options.validated, "what the decoder made must not be validated again"
         self.calls.append(list(messages))
         self.options.append(options)
         if self.error is not None:

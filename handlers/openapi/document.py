@@ -14,7 +14,8 @@ from msgspec import Meta
 from handlers.openapi.examples import EXAMPLES
 from handlers.problems import PROBLEM_JSON, Problem
 from handlers.routes.health import Health, Readiness
-from kernel import MAX_BATCH, MESSAGE_TYPES, Message, Receipt
+from kernel import Message, Receipt
+from kernel.messages import MAX_BATCH, MESSAGE_TYPES
 
 __all__ = ["INTRODUCTION", "complete"]
 

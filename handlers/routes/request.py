@@ -31,7 +31,7 @@ _BAGGAGE_BYTES: Final = 8192  # W3C Baggage, 3.3.2: likewise
 
 _SHOWN_BYTES: Final = 100  # of a content type that is told back
 
-_NO_OPTIONS: Final = PublishOptions()
+_NO_OPTIONS: Final = PublishOptions(validated=True)
 
 
 async def read_publish(request: Request[Any, Any, Any]) -> tuple[bytes, PublishOptions]:
@@ -117,12 +117,13 @@ def _options(path: str, headers: dict[bytes, bytes]) -> PublishOptions:
     idempotency_key = None if key is None else f"{path} {key.decode()}"
     traceparent = None if parent is None else _traceparent(parent)
     if traceparent is None:
-        return PublishOptions(idempotency_key=idempotency_key)
+        return PublishOptions(idempotency_key=idempotency_key, validated=True)
     return PublishOptions(
         idempotency_key=idempotency_key,
         traceparent=traceparent,
         tracestate=_text(headers.get(b"tracestate"), _TRACESTATE_BYTES),
         baggage=_text(headers.get(b"baggage"), _BAGGAGE_BYTES),
+        validated=True,
     )
 
 

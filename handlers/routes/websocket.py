@@ -18,26 +18,24 @@ from handlers.auth import origin_allowed, websocket_credentials_ok
 from handlers.problems import log_unexpected
 from handlers.server.sinks import EXTENSION, AsgiSink, ReadySink
 from handlers.settings import Settings
-from kernel import (
+from kernel import EventBroadcaster
+from kernel.clients import (
     EVERYTHING,
     GOING_AWAY,
     IDLE_TIMEOUT,
     INTERNAL_ERROR,
     TRY_AGAIN_LATER,
     UNAUTHORIZED,
-    AsgiEncoding,
     Client,
     CloseReason,
-    Encoding,
-    Error,
-    EventBroadcaster,
     Patterns,
     Refused,
     Resume,
-    WireEncoding,
     patterns_from,
     sequence_from,
 )
+from kernel.log import AsgiEncoding, Encoding, WireEncoding
+from kernel.messages import Error
 
 __all__ = ["websocket_route"]
 

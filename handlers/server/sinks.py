@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from kernel import CloseReason, Joined, Sink
+from kernel.clients import CloseReason, Sink
+from kernel.log import Joined
 
 __all__ = ["EXTENSION", "AsgiSink", "ReadySink"]
 

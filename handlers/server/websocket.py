@@ -27,7 +27,8 @@ from websockets.typing import ExtensionParameter
 
 from handlers.server.primitives import Gate, Inbox
 from handlers.server.sinks import EXTENSION
-from kernel import WINDOW_BITS, CloseReason, Joined
+from kernel.clients import CloseReason
+from kernel.log import WINDOW_BITS, Joined
 
 __all__ = ["WireProtocol"]
 

@@ -1,1 +1,32 @@
 """This replica's clients: fan-out, catch-up, replay, subscriptions and acks."""
+
+from kernel.clients.client import Client, Resume, Sink
+from kernel.clients.close_reasons import (
+    GOING_AWAY,
+    IDLE_TIMEOUT,
+    INTERNAL_ERROR,
+    NORMAL,
+    TRY_AGAIN_LATER,
+    UNAUTHORIZED,
+    CloseReason,
+)
+from kernel.clients.commands import Refused, patterns_from, sequence_from
+from kernel.clients.patterns import EVERYTHING, Patterns
+
+__all__ = [
+    "EVERYTHING",
+    "GOING_AWAY",
+    "IDLE_TIMEOUT",
+    "INTERNAL_ERROR",
+    "NORMAL",
+    "TRY_AGAIN_LATER",
+    "UNAUTHORIZED",
+    "Client",
+    "CloseReason",
+    "Patterns",
+    "Refused",
+    "Resume",
+    "Sink",
+    "patterns_from",
+    "sequence_from",
+]

@@ -7,11 +7,13 @@ socket is full, and puts the client back among the live ones at the moment when 
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 
 from kernel.clients.client import Client, Resume
+from kernel.clients.close_reasons import SLOW_CLIENT
 from kernel.clients.fanout import chunks
-from kernel.errors import SLOW_CLIENT, TransportError
+from kernel.errors import TransportError
+from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
 from kernel.messages.control import ResyncAck
@@ -24,7 +26,7 @@ __all__ = ["CatchUp"]
 class CatchUp:
     """Serves clients that are not live.
 
-    `checked` returns after a position check that began after the call has succeeded, however long that takes;
+    `checks` takes requests for a position check;
     `go_live` puts a client among the live ones; `chunk` is how many bytes are written at once.
     """
 
@@ -32,14 +34,14 @@ class CatchUp:
         self,
         log: Log,
         *,
-        checked: Callable[[], Awaitable[None]],
+        checks: CheckRequests,
         go_live: Callable[[Client], None],
         observer: Observer,
         chunk: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
-        self._checked = checked
+        self._checks = checks
         self._go_live = go_live
         self._observer = observer
         self._chunk = chunk
@@ -60,7 +62,7 @@ class CatchUp:
                     client.sink.close(SLOW_CLIENT)
                     return
                 except (Moved, TransportError):
-                    await self._checked()
+                    await self._checks.completed()
                     continue
                 if frames:
                     await self._write(client, frames)
@@ -84,7 +86,7 @@ class CatchUp:
         log, begin = self._log, self._clock()
         source = "memory"
         if self._must_ask(resume):
-            await self._checked()
+            await self._checks.completed()
         target = log.place
         told = client.place.epoch
         if told != target.epoch:
@@ -106,7 +108,7 @@ class CatchUp:
                 client.place = Position(target.epoch, gone.oldest - 1)
                 continue
             except (Moved, TransportError):
-                await self._checked()
+                await self._checks.completed()
                 continue
             if frames[0].place.epoch != target.epoch:
                 # the numbering began anew meanwhile, and what was left of the old one went with it

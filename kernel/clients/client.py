@@ -3,13 +3,14 @@
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from kernel.clients.close_reasons import CloseReason
 from kernel.clients.patterns import EVERYTHING, Audience, Patterns
-from kernel.errors import CloseReason
 from kernel.log.frames import Encoding, Frame, Joined, ready_control, saved_bytes
 from kernel.messages.control import Control
+from kernel.observer import Written
 from kernel.position import Position
 
-__all__ = ["Client", "Delivery", "Resume", "Sink", "Written"]
+__all__ = ["Client", "Delivery", "Resume", "Sink"]
 
 
 class Delivery(Enum):
@@ -26,14 +27,6 @@ class Resume(NamedTuple):
     channel: str
     last_sequence: int
     epoch: str | None
-
-
-class Written(NamedTuple):
-    """What was written: messages, those of them that require an ack, and the bytes that compression saved."""
-
-    messages: int
-    acks_wanted: int
-    saved: int
 
 
 class Sink(Protocol):

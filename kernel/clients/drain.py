@@ -3,7 +3,7 @@
 import asyncio
 
 from kernel.clients.client import Client
-from kernel.errors import GOING_AWAY
+from kernel.clients.close_reasons import GOING_AWAY
 from kernel.messages.control import Shutdown
 
 __all__ = ["drain"]

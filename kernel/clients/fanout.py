@@ -8,9 +8,10 @@ by its place alone: a live client that the walk has not reached holds the very o
 
 from collections.abc import Iterable, Iterator
 
-from kernel.clients.client import Client, Written
+from kernel.clients.client import Client
 from kernel.clients.patterns import Audiences, Patterns
 from kernel.log.frames import Encoding, Frame, saved_bytes
+from kernel.observer import Written
 from kernel.position import Position
 
 __all__ = ["Walk", "chunks"]
@@ -27,7 +28,7 @@ class Walk:
     `reached` counts the clients that it wrote to, by their patterns.
     """
 
-    __slots__ = ("_acks", "_audiences", "_messages", "_saved", "end", "frames", "reached", "start")
+    __slots__ = ("_acks", "_audiences", "_messages", "_recipients", "_saved", "end", "frames", "reached", "start")
 
     def __init__(self, frames: list[Frame], start: Position, audiences: Audiences[Client, Encoding]) -> None:
         self.frames = frames
@@ -35,6 +36,7 @@ class Walk:
         self.end = frames[-1].place
         self.reached: dict[Patterns, int] = {}
         self._audiences = audiences
+        self._recipients: dict[tuple[str, ...] | None, int] = {}
         self._messages = self._acks = self._saved = 0
 
     @property
@@ -76,6 +78,15 @@ class Walk:
             written = client.take(self.frames)
             if written.messages:
                 self._note(client.patterns, 1, *written)
+
+    def recipients(self, frame: Frame) -> int:
+        """Return how many clients it wrote this one of its frames to."""
+        names = frame.names
+        known = self._recipients.get(names)
+        if known is None:
+            matching = (n for patterns, n in self.reached.items() if names is None or patterns.matches(names))
+            known = self._recipients[names] = sum(matching)
+        return known
 
     def _note(self, patterns: Patterns, clients: int, messages: int, acks: int, saved: int) -> None:
         self.reached[patterns] = self.reached.get(patterns, 0) + clients

@@ -4,20 +4,22 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 
 from kernel.clients.acks import Ledger, asks
+from kernel.clients.batch_report import BatchReport
 from kernel.clients.catchup import CatchUp
 from kernel.clients.client import Client, Delivery, Resume, Sink
+from kernel.clients.close_reasons import INTERNAL_ERROR
 from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk, chunks
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
-from kernel.errors import INTERNAL_ERROR
+from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log
 from kernel.messages.control import Connected, Control, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
-from kernel.observer import Acknowledged, Delivered, Observer, Run
+from kernel.observer import Acknowledged, Observer
 from kernel.position import Position
 
 __all__ = ["Hub"]
@@ -39,7 +41,7 @@ class Hub:
         self,
         log: Log,
         *,
-        checked: Callable[[], Awaitable[None]],
+        checks: CheckRequests,
         degraded: Callable[[], bool],
         observer: Observer,
         chunk: int,
@@ -50,9 +52,7 @@ class Hub:
         self._degraded = degraded
         self._observer = observer
         self._chunk = chunk
-        self._catch_up = CatchUp(
-            log, checked=checked, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock
-        )
+        self._catch_up = CatchUp(log, checks=checks, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock)
         self._ledger = Ledger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
         self._clients: dict[Client, asyncio.Task[None] | None] = {}
@@ -135,7 +135,7 @@ class Hub:
     async def deliver(self, frames: list[Frame], start: Position | None) -> None:
         """Append frames to the log and hand them to the live clients, or show them to those who stand at `start`."""
         first, begin = self._log.place if start is None else start, self._clock()
-        runs = []
+        report = BatchReport(self._observer, first, begin)
         for run in chunks(frames, self._chunk):
             before = self._log.place if start is None else start
             if start is None:
@@ -151,10 +151,10 @@ class Hub:
                 for _ in steps:
                     pass
                 self._walk = None
-            runs.append(Run(run, walk.reached, walk.written, self._clock()))
+            report.add(walk, self._clock())
             await asyncio.sleep(0)
         if start is None:
-            self._observer.delivered(Delivered(first, self._log.place, begin, runs[-1].end, runs))
+            self._observer.delivered(report.delivered(self._log.place, self._clock()))
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
         """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""

@@ -15,6 +15,7 @@ from typing import Any
 
 from kernel.errors import TransportError
 from kernel.listening.hearing import Hearing
+from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
 from kernel.log.transport import Batch, Transport
@@ -56,7 +57,9 @@ class Listener:
         check_seconds: float,
         supervision_seconds: float,
         delays: tuple[float, float],
+        checks: CheckRequests,
     ) -> None:
+        self._checks = checks
         self._transport = transport
         self._log = log
         self._link = link
@@ -66,8 +69,6 @@ class Listener:
         self._supervision_seconds = supervision_seconds
         self._delays = delays
         self._delivering = asyncio.Lock()
-        self._wanted = asyncio.Event()
-        self._waiters: list[asyncio.Future[None]] = []
         self._tasks: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self.subscribed = asyncio.Event()
@@ -94,7 +95,7 @@ class Listener:
 
     def start(self) -> None:
         """Listen from now on, whether or not Redis can be reached."""
-        self._wanted.set()
+        self._checks.request()
         self._supervisor = asyncio.create_task(self._supervise(), name="event-broadcaster supervision")
 
     async def stop(self) -> None:
@@ -103,17 +104,6 @@ class Listener:
         await end(self._tasks.values())
         self._tasks.clear()
         self._supervisor = None
-
-    def wake(self) -> None:
-        """Look again now at what is to be done."""
-        self._wanted.set()
-
-    async def checked(self) -> None:
-        """Return when a position check that began after this call has succeeded, and what was missing is there."""
-        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        self._wanted.set()
-        await waiter
 
     async def _supervise(self) -> None:
         while True:
@@ -128,7 +118,7 @@ class Listener:
             await asyncio.wait(
                 self._tasks.values(), timeout=self._supervision_seconds, return_when=asyncio.FIRST_COMPLETED
             )
-            self._wanted.set()
+            self._checks.request()
 
     async def _subscribe(self) -> None:
         attempt = 0
@@ -142,7 +132,7 @@ class Listener:
                         await self._link.present()
                         if not self.subscribed.is_set():
                             self.subscribed.set()
-                            self._wanted.set()
+                            self._checks.request()
                         if batch.announcements or batch.foreign:
                             attempt = 0
                             await self._take(batch)
@@ -176,7 +166,7 @@ class Listener:
             self._observer.foreign(batch.foreign)
         if offered.misfits:
             self._misfits += offered.misfits
-            self._wanted.set()
+            self._checks.request()
         strange = batch.foreign + len(offered.misfits)
         if strange:
             now = asyncio.get_running_loop().time()
@@ -189,18 +179,13 @@ class Listener:
         while True:
             if self._link.closed.is_set():
                 pause = self._hearing.grace if self._hearing.doubtful else self._check_seconds
-                try:
-                    async with asyncio.timeout(pause):
-                        await self._wanted.wait()
-                except TimeoutError:
-                    pass
+                await self._checks.wait(pause)
             else:
                 await asyncio.sleep(self._link.retry_after)
             trial = not self._link.closed.is_set()
             if trial and not self._link.trial():
                 continue
-            self._wanted.clear()
-            waiters, self._waiters = self._waiters, []
+            urgent = self._checks.start()
             try:
                 position = await self._ask(probe=trial)
                 if trial:
@@ -208,10 +193,9 @@ class Listener:
                     trial = False
                 else:
                     self._link.read()
-                await self._catch_up(position, urgent=bool(waiters))
+                await self._catch_up(position, urgent=urgent)
             except BaseException as error:
-                self._waiters += (waiter for waiter in waiters if not waiter.done())
-                self._wanted.set()
+                self._checks.fail()
                 if isinstance(error, TransportError):
                     (self._link.trial_failed if trial else self._link.failed)(error)
                 elif not isinstance(error, Moved):
@@ -219,9 +203,7 @@ class Listener:
                     raise
             else:
                 attempt = 0
-                for waiter in waiters:
-                    if not waiter.done():
-                        waiter.set_result(None)
+                self._checks.succeed()
                 continue
             if not trial:
                 await self._link.pause(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter

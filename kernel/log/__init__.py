@@ -1,1 +1,14 @@
-"""Events in order, in memory and behind it in Redis."""
+"""Events in order, in memory and in the history in Redis."""
+
+from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
+from kernel.log.transport import Publication, Transport
+
+__all__ = [
+    "WINDOW_BITS",
+    "AsgiEncoding",
+    "Encoding",
+    "Joined",
+    "Publication",
+    "Transport",
+    "WireEncoding",
+]

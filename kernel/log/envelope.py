@@ -9,21 +9,14 @@ The history keeps each entry without its number, which is the stream entry's id.
 `data` is never looked into after the publish: it stays the bytes that the producer's replica wrote.
 """
 
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import msgspec
 
 from kernel.messages.messages import Message, event_type_of, requires_ack, wire_type_of
+from kernel.observer import TraceContext
 
-__all__ = ["Announcement", "Entry", "TraceContext", "decode_announcement", "decode_entry", "encode_tail"]
-
-
-class TraceContext(NamedTuple):
-    """Which trace an event belongs to: the W3C headers of these names."""
-
-    traceparent: str | None = None
-    tracestate: str | None = None
-    baggage: str | None = None
+__all__ = ["Announcement", "Entry", "decode_announcement", "decode_entry", "encode_tail"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -1,89 +1,92 @@
 """Flow control: a replica publishes no faster than it delivers.
 
-Producers that publish all they can would starve the listening of their own replica until it is farther behind than
-Redis keeps, and its clients lose events. Numbers are shared, so what other replicas publish takes room here too.
-Not here: the listening itself (listener.py), clients that are slower than their replica (catchup.py).
+Producers that publish without a pause would starve the listening side of their own replica until it is farther behind
+than Redis keeps, and its clients would lose events. Publishes therefore wait while too many events are published but
+not yet delivered here. Numbers are shared by all replicas, so what other replicas publish takes room as well.
 """
 
 import asyncio
 from collections.abc import Callable
 
+from kernel.log.check_requests import CheckRequests
+from kernel.log.ring import Ring
 from kernel.log.transport import Publication
 from kernel.position import NOWHERE, Position
 
-__all__ = ["Window"]
+__all__ = ["FlowControl"]
 
-# For how long nothing may move, in seconds, before somebody looks why, and for how many times that before publishes go
-# on without: Redis may have lost what this replica waits for, or cannot be read.
-_PATIENCE = 1.0
+# Periods of `patience` without any delivery after which publishes go on regardless: Redis may have lost the awaited
+# events, or cannot be read.
 _STALLS = 2
 
 
-class Window:
-    """Lets publishes through while at most `most` events are on their way out or not delivered here yet.
+class FlowControl:
+    """Lets publishes through while at most `most` events are in flight or not delivered here yet.
 
-    A publish that is larger goes alone. `here()` is where this replica stands; `stalled()` is called when nothing has
-    moved for a second although somebody waits.
+    A larger publish goes alone. `ring` tells what this replica has delivered; `wake()` must be called when it has
+    delivered something or when the link to Redis has changed. After `patience` seconds without any delivery, while a
+    publish waits, a position check is requested.
     """
 
-    def __init__(self, most: int, *, here: Callable[[], Position], stalled: Callable[[], None]) -> None:
+    def __init__(self, most: int, ring: Ring, checks: CheckRequests, *, patience: float) -> None:
+        self._patience = patience
         self._most = most
-        self._here = here
-        self._stalled = stalled
-        self._last = self._then = NOWHERE
-        self._leaving = 0
+        self._ring = ring
+        self._checks = checks
+        self._last_published = self._delivered_then = NOWHERE
+        self._in_flight = 0
         self._turn = asyncio.Lock()
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
 
     @property
     def ahead(self) -> int:
-        """How many events this replica has yet to deliver, as far as its own publishes can tell."""
-        here, last = self._here(), self._last
+        """Events that are published or in flight and not yet delivered here, as far as publishes here can tell."""
+        here, last = self._ring.place, self._last_published
         if last.epoch == here.epoch:
             behind = max(0, last.sequence - here.sequence)
         else:
-            # Redis has begun a new epoch, of which the listener has yet to hear, or the listener knows a newer one
-            behind = last.sequence if here.epoch == self._then.epoch else 0
-        return self._leaving + behind
+            # Redis has begun an epoch that has not been heard of here yet, or this replica knows a newer one.
+            behind = last.sequence if here.epoch == self._delivered_then.epoch else 0
+        return self._in_flight + behind
 
-    async def enter(self, events: int, may: Callable[[], None]) -> None:
-        """Wait for room, first come first served; who has entered owes a `leave`.
+    async def enter(self, events: int, require: Callable[[], None]) -> None:
+        """Wait for room, first come first served; each call must be followed by a `leave`.
 
-        `may` is asked after all waiting, and raises if there is nothing to be hoped for.
+        `require` is called after every wait and raises where waiting further is pointless.
         """
         if self._turn.locked() or not self._fits(events):
             async with self._turn:
-                may()
+                require()
                 stalls = 0
                 while not self._fits(events):
-                    self._moved.clear()
+                    self._changed.clear()
                     try:
-                        async with asyncio.timeout(_PATIENCE):
-                            await self._moved.wait()
+                        async with asyncio.timeout(self._patience):
+                            await self._changed.wait()
                         stalls = 0
                     except TimeoutError:
-                        self._stalled()
+                        self._checks.request()
                         stalls += 1
                         if stalls == _STALLS:
-                            self._last = NOWHERE
-                    may()
+                            self._last_published = NOWHERE
+                    require()
         self.enter_again(events)
 
     def enter_again(self, events: int) -> None:
-        """Take room at once: a retry must not wait for longer than its id is remembered."""
-        self._leaving += events
+        """Take room at once: a retry must not wait longer than its id is remembered."""
+        self._in_flight += events
 
     def leave(self, events: int, publication: Publication | None) -> None:
-        """Note what became of a publish; None if it failed."""
-        self._leaving -= events
+        """Note the outcome of a publish; None if it failed."""
+        self._in_flight -= events
         if publication is not None and not publication.replayed:
-            self._last = Position(publication.epoch, publication.first + publication.size - 1)
-            self._then = self._here()
-        self.moved()
+            self._last_published = Position(publication.epoch, publication.first + publication.size - 1)
+            self._delivered_then = self._ring.place
+        self.wake()
 
-    def moved(self) -> None:
-        """Let those who wait look again: something was delivered, or the link is another."""
-        self._moved.set()
+    def wake(self) -> None:
+        """Let waiting publishes look again."""
+        self._changed.set()
 
     def _fits(self, events: int) -> bool:
         ahead = self.ahead

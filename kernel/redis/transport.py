@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from contextvars import copy_context
 from importlib.resources import files
 from itertools import chain
@@ -30,7 +30,7 @@ from redis.exceptions import (
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
-from kernel.observer import Guarded, Observer
+from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.publish_queue import Queue, Waiting, fail
 from kernel.resilience.tasks import end
@@ -57,7 +57,7 @@ class RedisTransport:
 
     `url` is `redis://`, `rediss://` or `unix://`; `channel` names the pub/sub channel and, in braces, the keys;
     `history_size` is how many events are kept at least. `deadline` bounds every command, in seconds; `retry_lifetime`
-    is for how long, in seconds, a publish may be retried under its id. `observer` hears of calls that are shared.
+    is for how long, in seconds, a publish may be retried under its id. `observers` choose the context of shared calls.
     """
 
     def __init__(
@@ -68,10 +68,10 @@ class RedisTransport:
         history_size: int = 10_000,
         deadline: float = 5.0,
         retry_lifetime: float = 60.0,
-        observer: Observer | None = None,
+        observers: Iterable[Observer] = (),
     ) -> None:
         self.kept = 0
-        self._observer = Observer() if observer is None else Guarded(observer)
+        self._observers = Observers(observers)
         self._channel = channel
         self._history_size = history_size
         self._deadline = deadline
@@ -191,7 +191,7 @@ class RedisTransport:
         try:
             while self._waiting:
                 group = self._waiting.next_group()
-                context = self._observer.sharing([one.context for one in group])
+                context = self._observers.sharing([one.context for one in group])
                 sending = self._script(
                     self._publisher,
                     [one.record for one in group],

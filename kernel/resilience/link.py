@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 
 from kernel.errors import CircuitOpen, NotStarted, TransportError, WriteRefused
-from kernel.observer import Observer
+from kernel.observer import CircuitMoved, Observer
 from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus, Transition
 
 __all__ = ["Link"]
@@ -117,7 +117,8 @@ class Link:
     def _note(self, transition: Transition | None) -> None:
         if transition is None:
             return
-        self._observer.circuit_moved(transition)
+        before, after = transition.before.value, transition.after.value
+        self._observer.circuit_moved(CircuitMoved(before, after, transition.reason, transition.failure_count))
         if transition.after is CircuitState.CLOSED:
             _logger.warning("circuit closed: Redis is back, leaving degraded mode")
             self.closed.set()

@@ -4,7 +4,9 @@ from typing import Any
 
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.di import Provide
 
+from handlers.app import provide_broadcaster
 from handlers.openapi.page import openapi_config
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
@@ -39,6 +41,7 @@ def http_side(broadcaster: FakeBroadcaster, **settings: Any) -> Litestar:
         route_handlers=[broadcast_router(chosen), *health_routes],
         exception_handlers=exception_handlers,
         openapi_config=openapi_config(chosen, version="1.2.3"),
+        dependencies={"broadcaster": Provide(provide_broadcaster, sync_to_thread=False)},
         state=State({"broadcaster": broadcaster}),
         logging_config=None,
     )

@@ -14,11 +14,11 @@ from kernel import (
     NotStarted,
     Observer,
     RedisTransport,
-    Resume,
     SceneChangeData,
     TransportUnavailable,
     get_broadcaster,
 )
+from kernel.clients import Resume
 from kernel.resilience.retry import backoff
 from tests.fakes import FakeRedis
 from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, fill, gated, join, replica
@@ -271,7 +271,7 @@ async def test_an_observer_that_fails(redis: FakeRedis, caplog: pytest.LogCaptur
         for number in (31, 32):
             fill(redis, 1)
             await sink.until(lambda number=number: sink.numbers[-1:] == [number])
-    assert len([record for record in caplog.records if "an observer failed" in record.message]) == 1
+    assert len([record for record in caplog.records if "observer Broken failed" in record.message]) == 1
 
 
 # -- several replicas

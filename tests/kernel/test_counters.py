@@ -1,65 +1,25 @@
-"""The numbers of one replica: each moves when its cause happens, and what is counted is passed on."""
-
-import inspect
+"""The numbers of one replica: each moves when its cause happens."""
 
 import pytest
 
-from kernel.clients.client import Written
 from kernel.counters import OTHER, Counters, Histogram
-from kernel.log.envelope import Entry, TraceContext
-from kernel.log.frames import Frame
-from kernel.log.transport import Publication
-from kernel.observer import Delivered, Observer, Published, Publishing, Run
+from kernel.observer import Delivered, Published, Written
 from kernel.position import Position
-from kernel.resilience.circuit import CircuitState, Transition
 from tests.fakes import FakeRedis
-from tests.kernel.test_observer import DETAILS, HERE, PUBLISHING
+from tests.kernel.test_observer import DETAILS, HERE
 from tests.kernel.world import HEARING, fill, replica
 from tests.waiting import eventually
 
 
-class Echo(Observer):
-    """Remembers the names of the hooks that it was told."""
-
-    def __init__(self) -> None:
-        self.heard: list[str] = []
-
-    def __getattribute__(self, name: str) -> object:
-        if name not in DETAILS and name not in ("publishing", "slowed"):
-            return object.__getattribute__(self, name)
-        self.heard.append(name)
-        return object.__getattribute__(self, name)
-
-
 @pytest.fixture
 def counters() -> Counters:
-    """Numbers that nobody else hears of."""
-    return Counters(Observer())
+    """Return numbers that all are 0."""
+    return Counters()
 
 
 def published(*types: str, replayed: bool = False) -> Published:
     """A publish of these types that took a quarter of a second."""
-    return Published(list(types), Publication("e", 1, len(types), 2, replayed), 0, 0.25)
-
-
-def event(sequence: int, published_at: float | None) -> Frame:
-    """An event with that stamp."""
-    entry = Entry(sequence=sequence, id="x", type="event", data=b"{}", published_at=published_at)  # type: ignore[arg-type]
-    return Frame.of("e", entry)
-
-
-def test_everything_is_passed_on() -> None:
-    """Whoever comes after the counters hears every hook, each once."""
-    echo = Echo()
-    counters = Counters(echo)
-    for hook, detail in DETAILS.items():
-        getattr(counters, hook)(detail)
-    counters.slowed()
-    with counters.publishing(PUBLISHING) as trace:
-        assert trace == PUBLISHING.trace
-    assert echo.heard == [*DETAILS, "slowed", "publishing"]
-    hooks = {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} - {"__init__"}
-    assert set(echo.heard) == hooks
+    return Published(list(types), HERE, 2, replayed, 0, 0.25)
 
 
 def test_publishes(counters: Counters) -> None:
@@ -78,9 +38,8 @@ def test_publishes(counters: Counters) -> None:
 
 def test_deliveries(counters: Counters) -> None:
     """Section 10, metrics: batches, messages over all clients, bytes saved, acks wanted; lag for each stamped event."""
-    frames = [event(1, 99.0), event(2, 101.5), event(3, None), Frame.gap("e", 4, 5)]
-    runs = [Run(frames, {}, Written(40, 10, 7), 100.0), Run([event(6, 99.9)], {}, Written(1, 0, 0), 100.4)]
-    counters.delivered(Delivered(HERE, Position("e", 6), 99.9, 100.5, runs))
+    lags = [(1.0, 1), (-1.5, 1), (0.5, 1)]
+    counters.delivered(Delivered(HERE, Position("e", 6), 99.9, 100.5, 4, Written(41, 10, 7), lags, []))
     counters.caught_up(Written(2, 1, 3))
     assert (counters.batches, counters.deliveries, counters.acks_wanted, counters.saved_bytes) == (1, 43, 11, 10)
     assert sum(counters.delivery_lag.counts) == 3
@@ -91,19 +50,16 @@ def test_deliveries(counters: Counters) -> None:
 
 def test_the_rest(counters: Counters) -> None:
     """Section 10, metrics: replays by source and verdict, gaps, refills, slow clients, acks, foreign documents."""
-    for hook in ("replayed", "refilled", "lost", "renumbered", "listener_restarted", "acknowledged", "drained"):
+    for hook in ("replayed", "refilled", "lost", "renumbered", "listener_restarted", "acknowledged"):
         getattr(counters, hook)(DETAILS[hook])
     counters.foreign(3)
     counters.left(2)
     counters.slowed()
-    counters.circuit_moved(Transition(CircuitState.CLOSED, CircuitState.OPEN, "down", 5))
     assert {k: n for k, n in counters.replays.items() if n} == {("memory", "recovered"): 1}
     assert (counters.refills, counters.gaps, counters.listener_restarts, counters.acks) == (1, 1, 1, 1)
     assert counters.epoch_changes == 1
     assert (counters.foreign_documents, counters.unacknowledged_at_close, counters.slow_clients) == (3, 2, 1)
     assert sum(counters.acknowledge_duration.counts) == 0
-    with counters.publishing(Publishing([], TraceContext())):
-        pass
 
 
 @pytest.mark.parametrize(("code", "label"), [(1000, "1000"), (4008, "4008"), (3999, OTHER), (0, OTHER)])

@@ -1,12 +1,6 @@
-"""The exception tree and the close reasons."""
+"""The exception tree."""
 
 from kernel.errors import (
-    GOING_AWAY,
-    IDLE_TIMEOUT,
-    INTERNAL_ERROR,
-    SLOW_CLIENT,
-    TRY_AGAIN_LATER,
-    UNAUTHORIZED,
     BroadcasterError,
     BroadcastFailed,
     CircuitOpen,
@@ -40,11 +34,3 @@ def test_retry_after() -> None:
     """Both refusals of a publish say in how many seconds to come back."""
     assert CircuitOpen(12.5).retry_after == 12.5
     assert BroadcastFailed("Redis cannot be reached", 1.0).retry_after == 1.0
-
-
-def test_close_codes() -> None:
-    """Section 4, close codes: each reason has the code of the table, and fits into a close frame."""
-    reasons = [IDLE_TIMEOUT, UNAUTHORIZED, INTERNAL_ERROR, GOING_AWAY, TRY_AGAIN_LATER, SLOW_CLIENT]
-    assert [reason.code for reason in reasons] == [1000, 1008, 1011, 1012, 1013, 4008]
-    assert IDLE_TIMEOUT.text == "Idle timeout"
-    assert all(len(reason.text.encode()) <= 123 for reason in reasons)

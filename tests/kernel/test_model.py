@@ -18,7 +18,8 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from kernel import BroadcasterConfig, Client, EventBroadcaster, Patterns, PublishOptions, ReplayedReceipt, Resume
+from kernel import BroadcasterConfig, EventBroadcaster, PublishOptions, ReplayedReceipt
+from kernel.clients import Client, Patterns, Resume
 from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
 from kernel.messages.decoding import decode_message
@@ -267,7 +268,7 @@ class Model(RuleBasedStateMachine):
     async def _publish(self, hub: EventBroadcaster, batch: list[tuple[str, dict[str, Any]]], key: str) -> None:
         messages = [decode_message(kind, json.dumps(data).encode()) for kind, data in batch]
         try:
-            receipts = await hub.publish(messages, PublishOptions(idempotency_key=key or None))
+            receipts = await hub.broadcast_batch(messages, options=PublishOptions(idempotency_key=key or None))
         except BroadcasterError:
             return
         if isinstance(receipts[0], ReplayedReceipt):

@@ -1,45 +1,41 @@
-"""Observers are guests: they hear everything, and one that fails is shown out."""
+"""Observers hear every hook, and one that raises is switched off."""
 
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from contextvars import copy_context
+from contextvars import Context, copy_context
 
 import pytest
 
-from kernel.clients.client import Written
-from kernel.clients.patterns import EVERYTHING, Patterns
-from kernel.log.envelope import Entry, TraceContext
-from kernel.log.frames import Frame
-from kernel.log.transport import Publication
 from kernel.observer import (
     Acknowledged,
+    CircuitMoved,
     Delivered,
     Drained,
     Failed,
-    Guarded,
     Lost,
     Observer,
+    Observers,
     Published,
     Publishing,
     Refilled,
     Replayed,
     Retried,
-    Run,
+    TraceContext,
+    Written,
 )
 from kernel.position import Position
-from kernel.resilience.circuit import CircuitState, Transition
 
 HERE = Position("e", 1)
 THEIRS = TraceContext("00-1-2-01", "a=b", "c=d")
 PUBLISHING = Publishing(["event"], THEIRS)
 DETAILS = {
     "sharing": [copy_context()],
-    "published": Published(["event"], Publication("e", 1, 1, 2, False), 0, 0.1),
+    "published": Published(["event"], HERE, 2, False, 0, 0.1),
     "failed": Failed(["event"], "TransportUnavailable", 0.1),
     "retried": Retried(["event"], 1, 1.0, "TransportUnavailable"),
-    "delivered": Delivered(HERE, HERE, 1.0, 2.0, []),
+    "delivered": Delivered(HERE, HERE, 1.0, 2.0, 1, Written(3, 0, 0), [(0.5, 1)], []),
     "caught_up": Written(1, 0, 0),
     "replayed": Replayed(HERE, HERE, 0, "recovered", "memory", 1.0, 2.0),
     "acknowledged": Acknowledged(None),
@@ -48,7 +44,7 @@ DETAILS = {
     "lost": Lost("e", 1, 2),
     "renumbered": "f",
     "foreign": 1,
-    "circuit_moved": Transition(CircuitState.CLOSED, CircuitState.OPEN, "down", 5),
+    "circuit_moved": CircuitMoved("closed", "open", "down", 5),
     "listener_restarted": "connection lost",
     "drained": Drained(0, 1.0, 2.0),
 }
@@ -104,20 +100,21 @@ class Host(Observer):
 
 def test_every_hook_is_known() -> None:
     """The table above names each hook, so that the tests below leave none out."""
-    others = {"__init__", "publishing", "slowed"}
+    others = {"__init__", "publishing", "slowed", "follows"}
     assert {name for name, _ in inspect.getmembers(Observer, inspect.isfunction)} - others == DETAILS.keys()
 
 
 @pytest.mark.parametrize("hook", DETAILS)
 def test_hooks_do_nothing(hook: str) -> None:
     """An observer that overrides nothing is told everything and does nothing."""
-    for observer in (Observer(), Guarded(Observer())):
+    for observer in (Observer(), Observers(), Observers([Observer(), Observer()])):
         assert getattr(observer, hook)(DETAILS[hook]) is None
+        assert not observer.follows("00-1-2-01")
 
 
 def test_a_publish_keeps_its_trace() -> None:
     """Without a guest that does otherwise, events carry the trace context of their producer."""
-    for observer in (Observer(), Guarded(Observer())):
+    for observer in (Observer(), Observers(), Observers([Observer()])):
         observer.slowed()
         with observer.publishing(PUBLISHING) as trace:
             assert trace == THEIRS
@@ -126,7 +123,7 @@ def test_a_publish_keeps_its_trace() -> None:
 def test_a_guest_is_told() -> None:
     """A guarded guest hears what it overrides."""
     guest = Notebook()
-    guard = Guarded(guest)
+    guard = Observers([guest])
     guard.delivered(DETAILS["delivered"])  # type: ignore[arg-type]
     guard.foreign(7)
     assert guest.heard == [DETAILS["delivered"], 7]
@@ -135,7 +132,7 @@ def test_a_guest_is_told() -> None:
 def test_a_guest_that_fails_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
     """One that raises is logged once, with the hook's name, and hears no more; the kernel does not notice."""
     guest = Notebook()
-    guard = Guarded(guest)
+    guard = Observers([guest])
     guest.fails = True
     for _ in range(2):
         guard.delivered(DETAILS["delivered"])  # type: ignore[arg-type]
@@ -149,7 +146,7 @@ def test_a_guest_that_fails_is_switched_off(caplog: pytest.LogCaptureFixture) ->
 def test_a_guest_surrounds_a_publish() -> None:
     """What a guest yields is the trace of the events; it sees the publish's error and cannot hide it."""
     guest = Host()
-    guard = Guarded(guest)
+    guard = Observers([guest])
     with guard.publishing(PUBLISHING) as trace:
         assert trace == TraceContext("00-8-9-01")
     error = KeyError()
@@ -161,7 +158,7 @@ def test_a_guest_surrounds_a_publish() -> None:
 @pytest.mark.parametrize("fails", ["call", "enter", "exit"])
 def test_a_guest_that_fails_around_a_publish(fails: str, caplog: pytest.LogCaptureFixture) -> None:
     """Wherever it fails, the publish goes on, with its producer's trace if need be, and the guest is switched off."""
-    guard = Guarded(Host(fails))
+    guard = Observers([Host(fails)])
     with guard.publishing(PUBLISHING) as trace:
         assert trace == (TraceContext("00-8-9-01") if fails == "exit" else THEIRS)
     with guard.publishing(PUBLISHING) as trace:
@@ -172,14 +169,97 @@ def test_a_guest_that_fails_around_a_publish(fails: str, caplog: pytest.LogCaptu
 
 def test_a_guest_that_fails_does_not_hide_an_error(caplog: pytest.LogCaptureFixture) -> None:
     """A publish that fails raises its own error, not the guest's."""
-    with pytest.raises(KeyError), Guarded(Host("exit")).publishing(PUBLISHING):
+    with pytest.raises(KeyError), Observers([Host("exit")]).publishing(PUBLISHING):
         raise KeyError
     assert "switched off" in caplog.text
 
 
-def test_recipients() -> None:
-    """Section 10, traces: how many clients an event reached is counted by patterns, for any event of a run."""
-    entry = Entry(sequence=1, id="1", type="scene_change", data=b"{}")  # type: ignore[arg-type]
-    run = Run([], {EVERYTHING: 3, Patterns.of(["alert.*"]): 5, Patterns.of(["scene*"]): 1}, Written(0, 0, 0), 1.0)
-    assert run.recipients(Frame.of("e", entry)) == 4
-    assert run.recipients(Frame.gap("e", 1, 2)) == 9
+def test_every_hook_reaches_every_observer() -> None:
+    """Each observer of a list hears each hook, once, in the order of the list."""
+    heard: list[tuple[str, str]] = []
+
+    class Echo(Observer):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+    def hook_named(hook: str) -> Callable[..., None]:
+        def noted(self: Echo, *details: object) -> None:
+            heard.append((self.name, hook))
+
+        return noted
+
+    for hook in [*DETAILS, "slowed"]:
+        setattr(Echo, hook, hook_named(hook))
+    observers = Observers([Echo("first"), Echo("second")])
+    for hook, detail in DETAILS.items():
+        getattr(observers, hook)(detail)
+    observers.slowed()
+    assert heard == [(name, hook) for hook in [*DETAILS, "slowed"] for name in ("first", "second")]
+
+
+def test_observers_nest_around_a_publish() -> None:
+    """Each observer is given the trace context of the one before it, and the last one's travels with the events."""
+    seen: list[TraceContext] = []
+
+    class Inner(Observer):
+        @contextmanager
+        def publishing(self, publishing: Publishing) -> Iterator[TraceContext]:
+            seen.append(publishing.trace)
+            yield TraceContext("00-5-6-01")
+
+    with Observers([Host(), Inner(), Inner()]).publishing(PUBLISHING) as trace:
+        assert trace == TraceContext("00-5-6-01")
+    assert seen == [TraceContext("00-8-9-01"), TraceContext("00-5-6-01")]
+
+
+def test_the_first_choice_counts() -> None:
+    """The context of a shared call is the first one that an observer chooses."""
+    contexts = [copy_context(), copy_context()]
+
+    class Chooser(Observer):
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def sharing(self, contexts: Sequence[Context]) -> Context | None:
+            return contexts[self.index]
+
+    assert Observers([Observer(), Chooser(1), Chooser(0)]).sharing(contexts) is contexts[1]
+
+
+@pytest.mark.parametrize("hook", ["sharing", "follows"])
+def test_a_question_that_fails(hook: str, caplog: pytest.LogCaptureFixture) -> None:
+    """An observer that raises when it is asked is switched off, and the next one is asked."""
+
+    class Asked(Observer):
+        def __init__(self, *, fails: bool) -> None:
+            self.fails = fails
+
+        def sharing(self, contexts: Sequence[Context]) -> Context | None:
+            if self.fails:
+                raise ZeroDivisionError
+            return contexts[0]
+
+        def follows(self, traceparent: str) -> bool:
+            if self.fails:
+                raise ZeroDivisionError
+            return True
+
+    context = copy_context()
+    observers = Observers([Asked(fails=True), Asked(fails=False)])
+    for _ in range(2):
+        if hook == "sharing":
+            assert observers.sharing([context]) is context
+        else:
+            assert observers.follows("00-1-2-01")
+    assert caplog.text.count("switched off") == 1
+
+
+def test_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
+    """When one observer is switched off, the others are still told."""
+    failing, other = Notebook(), Notebook()
+    failing.fails = True
+    observers = Observers([failing, other])
+    for _ in range(2):
+        observers.delivered(DETAILS["delivered"])  # type: ignore[arg-type]
+    assert other.heard == [DETAILS["delivered"]] * 2
+    assert caplog.text.count("switched off") == 1

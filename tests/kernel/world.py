@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from msgspec.structs import replace
 
-from kernel import BroadcasterConfig, Client, Encoding, EventBroadcaster, Observer, Patterns, Resume, WireEncoding
+from kernel import BroadcasterConfig, EventBroadcaster, Observer
+from kernel.clients import Client, Patterns, Resume
 from kernel.clients.patterns import EVERYTHING
+from kernel.log import Encoding, WireEncoding
 from kernel.log.transport import Outgoing
 from kernel.messages.names import names_of
 from kernel.position import NOWHERE, Fence
@@ -128,7 +130,8 @@ async def replica(
 ) -> AsyncIterator[EventBroadcaster]:
     """Run a replica; when it stops, no task of it may be left."""
     before = asyncio.all_tasks()
-    broadcaster = EventBroadcaster(transport or GatedTransport(redis), config, observer)
+    observers = [] if observer is None else [observer]
+    broadcaster = EventBroadcaster(transport or GatedTransport(redis), config, observers)
     await broadcaster.start(without_redis=without_redis)
     pulse = asyncio.create_task(_pulse(broadcaster))
     try:

@@ -3,7 +3,7 @@
 import sys
 
 from handlers.__main__ import main
-from kernel import Client
+from kernel.clients import Client
 from kernel.clients.hub import Hub
 
 _receive = Hub.receive

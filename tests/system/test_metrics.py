@@ -14,7 +14,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from handlers.server.embedded import EmbeddedValkey
-from kernel import MESSAGE_TYPES
+from kernel.messages import MESSAGE_TYPES
 from telemetry import METRICS
 from tests.system.client import connected
 from tests.system.conftest import Start

@@ -18,8 +18,7 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, get_current_span
 
-from kernel.log.envelope import TraceContext
-from kernel.observer import Publishing
+from kernel.observer import Publishing, TraceContext
 from telemetry.http import http_spans
 from telemetry.sampling import Ahead
 from telemetry.tracing import Tracing

@@ -9,7 +9,8 @@ from opentelemetry.proto.metrics.v1.metrics_pb2 import AggregationTemporality, M
 from opentelemetry.sdk.resources import Resource
 from prometheus_client.parser import text_string_to_metric_families
 
-from kernel import EventBroadcaster, Histogram, SceneChangeData
+from kernel import EventBroadcaster, SceneChangeData
+from kernel.counters import Histogram
 from telemetry import METRICS, Exposition
 from telemetry.metrics import Meter, watch_loop
 from tests.fakes import FakeRedis, FakeTransport

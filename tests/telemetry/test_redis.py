@@ -23,9 +23,9 @@ SAMPLED = PublishOptions(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b
 @asynccontextmanager
 async def broadcasting(url: str, watch: Watch, deadline: float = 5.0) -> AsyncIterator[EventBroadcaster]:
     """A replica on a real Redis."""
-    transport = RedisTransport(url, channel=CHANNEL, observer=watch.tracing, deadline=deadline)
+    transport = RedisTransport(url, channel=CHANNEL, observers=[watch.tracing], deadline=deadline)
     config = BroadcasterConfig(max_retries=0, position_check_seconds=0.1)
-    async with EventBroadcaster(transport, config, watch.tracing) as broadcaster:
+    async with EventBroadcaster(transport, config, [watch.tracing]) as broadcaster:
         yield broadcaster
 
 
@@ -103,7 +103,7 @@ async def test_commands_outside_of_publishes(redis_url: str, watch: Watch) -> No
     async with broadcasting(redis_url, watch) as broadcaster:
         await broadcaster.broadcast_scene_change(DATA)
         await eventually(lambda: broadcaster.history_depth == 1)
-        reader = RedisTransport(redis_url, channel=CHANNEL, observer=watch.tracing)
+        reader = RedisTransport(redis_url, channel=CHANNEL, observers=[watch.tracing])
         with get_tracer(__name__, tracer_provider=watch.provider).start_as_current_span("somebody's"):
             await reader.read(1, 1)
         await reader.close()

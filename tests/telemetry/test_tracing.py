@@ -10,9 +10,8 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from kernel import BroadcastFailed, EventBroadcaster, PublishOptions, SceneChangeData
-from kernel.log.envelope import TraceContext
 from kernel.log.transport import Outgoing
-from kernel.observer import Publishing
+from kernel.observer import Publishing, TraceContext
 from kernel.position import NOWHERE, Fence
 from tests.fakes import FakeRedis
 from tests.kernel.world import HEARING, GatedTransport, join, replica, resync

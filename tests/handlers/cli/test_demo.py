@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from handlers.cli.demo import route_of, run
-from kernel import MESSAGE_TYPES, decode_message
+from kernel.messages import MESSAGE_TYPES, decode_message
 
 ROUTES = {
     "event": "/broadcast/event",

@@ -7,7 +7,7 @@ from itertools import count, islice
 import pytest
 
 from handlers.cli.demo_story import Post, stream
-from kernel import MESSAGE_TYPES, decode_message
+from kernel.messages import MESSAGE_TYPES, decode_message
 
 
 def told(seed: int, messages: int, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[Post]:

@@ -13,7 +13,7 @@ from websockets.http11 import Request, Response
 
 from handlers.cli import tail
 from handlers.cli.tail import Place, follow, line_of
-from kernel import MESSAGE_TYPES
+from kernel.messages import MESSAGE_TYPES
 
 CLOCK = "12:00:00.000"
 

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from handlers.openapi.examples import EXAMPLES
-from kernel import MESSAGE_TYPES, decode_batch, decode_message
+from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
 
 
 def test_one_each() -> None:

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from handlers.openapi.examples import EXAMPLES
-from kernel import MESSAGE_TYPES, decode_batch, decode_message
+from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
 from tests.handlers.http_side import ROUTES
 
 STATUSES = {"202", "400", "401", "404", "405", "413", "415", "503"}

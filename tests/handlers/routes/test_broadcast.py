@@ -7,7 +7,7 @@ import msgspec
 import pytest
 
 from handlers.openapi.examples import EXAMPLES
-from kernel import MAX_BATCH, MESSAGE_TYPES
+from kernel.messages import MAX_BATCH, MESSAGE_TYPES
 from tests.handlers.http_side import ROUTES
 
 EVENT = EXAMPLES["event"]["data"]

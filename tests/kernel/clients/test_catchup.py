@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from kernel import Client, Observer, Patterns, Resume
+from kernel import Observer
+from kernel.clients import Client, Patterns, Resume
 from kernel.clients.client import Delivery
-from kernel.errors import SLOW_CLIENT
+from kernel.clients.close_reasons import SLOW_CLIENT
 from kernel.observer import Replayed
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from kernel.errors import GOING_AWAY
+from kernel.clients.close_reasons import GOING_AWAY
 from tests.fakes import FakeRedis
 from tests.kernel.world import fill, join, replica
 from tests.waiting import eventually

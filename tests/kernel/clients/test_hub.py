@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kernel import AsgiEncoding, Client, Patterns, Resume, WireEncoding
-from kernel.clients import fanout
+from kernel.clients import Client, Patterns, Resume, fanout
 from kernel.clients.client import Delivery
+from kernel.clients.close_reasons import INTERNAL_ERROR
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING
-from kernel.errors import INTERNAL_ERROR
+from kernel.log import AsgiEncoding, WireEncoding
+from kernel.log.check_requests import CheckRequests
 from kernel.log.log import Log
 from kernel.messages.names import names_of
 from kernel.observer import Delivered, Observer
@@ -346,7 +347,7 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
         def delivered(self, delivered: Delivered) -> None:
             heard.append(delivered)
 
-    hub = Hub(hub_log, checked=asyncio.Event().wait, degraded=lambda: False, observer=Ears(), chunk=100)
+    hub = Hub(hub_log, checks=CheckRequests(), degraded=lambda: False, observer=Ears(), chunk=100)
     hub_log.ring.start(Position(E1, 240))
     frames = (await hub_log.stored(Position(E1, 240), 250))[:4]
     sinks = [FakeSink() for _ in range(5)]
@@ -382,7 +383,7 @@ async def test_large_batches_are_cut(redis: FakeRedis) -> None:
 async def test_the_loop_turns_between_the_pieces(redis: FakeRedis) -> None:
     """Section 9: a refill of megabytes does not hold up the loop, even if nobody is there."""
     log = Log(GatedTransport(redis), 20)
-    hub = Hub(log, checked=asyncio.Event().wait, degraded=lambda: False, observer=Observer(), chunk=100)
+    hub = Hub(log, checks=CheckRequests(), degraded=lambda: False, observer=Observer(), chunk=100)
     log.ring.start(Position(E1, 240))
     delivery = asyncio.create_task(hub.deliver(await log.stored(Position(E1, 240), 250), None))
     places = set()

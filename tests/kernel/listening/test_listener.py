@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kernel import EventBroadcaster, Observer, Transition, TransportUnavailable, WriteRefused
+from kernel import EventBroadcaster, Observer, TransportUnavailable, WriteRefused
 from kernel.clients import fanout
-from kernel.observer import Lost, Refilled
+from kernel.observer import CircuitMoved, Lost, Refilled
 from kernel.position import Fence, Position
 from kernel.resilience.circuit import CircuitState
 from tests.fakes import FakeRedis
@@ -47,9 +47,9 @@ class Ears(Observer):
         """Remember it."""
         self.restarts.append(reason)
 
-    def circuit_moved(self, transition: Transition) -> None:
+    def circuit_moved(self, moved: CircuitMoved) -> None:
         """Remember it."""
-        self.moves.append(transition.after)
+        self.moves.append(CircuitState(moved.after))
 
 
 @pytest.fixture
@@ -305,7 +305,7 @@ async def test_on_its_way(redis: FakeRedis) -> None:
         reads, checks = redis.calls.count("read"), redis.calls.count("position")
         redis.hold()
         fill(redis, 3)
-        broadcaster._listener.wake()
+        broadcaster.checks.request()
         await eventually(lambda: redis.calls.count("position") > checks)
         await asyncio.sleep(0)
         assert broadcaster.sequence == 250
@@ -337,7 +337,7 @@ async def test_deaf_while_somebody_asks_all_the_time(redis: FakeRedis, ears: Ear
         fill(redis, 3)
         async with asyncio.timeout(5):
             while not ears.restarts:
-                await broadcaster._listener.checked()
+                await broadcaster.checks.completed()
                 await asyncio.sleep(0)
         assert broadcaster.sequence == 253
         assert "heard nothing" in ears.restarts[0]
@@ -370,7 +370,7 @@ async def test_many_checks_are_not_deafness(redis: FakeRedis, ears: Ears) -> Non
         redis.hold()
         fill(redis, 3)
         for _ in range(5):
-            await broadcaster._listener.checked()
+            await broadcaster.checks.completed()
         redis.release()
         fill(redis, 1)
         await eventually(lambda: broadcaster.sequence == 254)
@@ -629,7 +629,7 @@ async def test_a_trial_in_time(redis: FakeRedis, ears: Ears) -> None:
         await eventually(lambda: not broadcaster.is_degraded())
         # and neither does the pause after a failed check hold it up
         redis.fail()
-        broadcaster._listener.wake()
+        broadcaster.checks.request()
         await eventually(lambda: broadcaster.get_circuit_state().failure_count == 1)
         for _ in range(4):
             broadcaster._link.failed(TransportUnavailable("no connection"))
@@ -709,7 +709,7 @@ async def test_a_failed_check_is_made_again_soon(redis: FakeRedis) -> None:
     async with replica(redis, HEARING) as broadcaster:
         redis.fail(2)
         async with asyncio.timeout(5):
-            await broadcaster._listener.checked()
+            await broadcaster.checks.completed()
         assert redis.calls[-3:] == ["position"] * 3
 
 
@@ -719,13 +719,13 @@ async def test_whoever_gave_up_is_forgotten(redis: FakeRedis) -> None:
         redis.down = True
         await eventually(broadcaster.is_degraded)
         for _ in range(50):
-            waiting = asyncio.create_task(broadcaster._listener.checked())
+            waiting = asyncio.create_task(broadcaster.checks.completed())
             await asyncio.sleep(0)
             waiting.cancel()
         trials = redis.calls.count("probe")
         await eventually(lambda: redis.calls.count("probe") >= trials + 3)
-        assert len(broadcaster._listener._waiters) == 0
-        patient, gone = (asyncio.create_task(broadcaster._listener.checked()) for _ in range(2))
+        assert not broadcaster.checks.start()
+        patient, gone = (asyncio.create_task(broadcaster.checks.completed()) for _ in range(2))
         await asyncio.sleep(0)
         gone.cancel()
         redis.down = False
@@ -761,7 +761,7 @@ async def test_a_check_that_was_cancelled(redis: FakeRedis) -> None:
     async with replica(redis, HEARING) as broadcaster:
         transport = gated(broadcaster)
         transport.before["position"].clear()
-        waiting = asyncio.create_task(broadcaster._listener.checked())
+        waiting = asyncio.create_task(broadcaster.checks.completed())
         await eventually(lambda: transport.held["position"])
         tasks(broadcaster)["_keep_checking"].cancel()
         transport.before["position"].set()
@@ -790,7 +790,7 @@ async def test_a_cancellation_that_is_swallowed(redis: FakeRedis) -> None:
     transport = Stubborn(redis)
     async with replica(redis, HEARING, transport=transport) as broadcaster:
         transport.before["position"].clear()
-        waiting = asyncio.create_task(broadcaster._listener.checked())
+        waiting = asyncio.create_task(broadcaster.checks.completed())
         await eventually(lambda: transport.held["position"])
         async with asyncio.timeout(10):
             await broadcaster.stop()

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernel.log.envelope import Announcement, Entry, TraceContext, decode_announcement, decode_entry, encode_tail
+from kernel.log.envelope import Announcement, Entry, decode_announcement, decode_entry, encode_tail
 from kernel.messages.messages import (
     CameraStatusMessage,
     EventMessage,
@@ -17,6 +17,7 @@ from kernel.messages.messages import (
     ServiceStatusMessage,
     WorkerStatusMessage,
 )
+from kernel.observer import TraceContext
 
 EVENT: dict[str, Any] = {
     "id": 1,

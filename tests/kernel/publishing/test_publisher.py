@@ -9,7 +9,6 @@ import pytest
 from msgspec.structs import replace
 
 from kernel import (
-    MAX_BATCH,
     AlertData,
     AlertDeletedData,
     BroadcasterConfig,
@@ -34,9 +33,9 @@ from kernel import (
     WorkerStatusData,
     WriteRefused,
 )
+from kernel.messages import MAX_BATCH
 from kernel.messages.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
 from kernel.observer import Published, Retried
-from kernel.publishing import flow_control as window
 from tests.fakes import FakeRedis
 from tests.kernel.world import FAST, HEARING, GatedTransport, fill, join, replica
 from tests.waiting import eventually
@@ -306,7 +305,7 @@ async def test_the_same_key_again(redis: FakeRedis, ears: Ears) -> None:
         assert type(first) is Receipt
         assert again == ReplayedReceipt(1, E1, 1)
         assert redis.place.sequence == 4
-        assert [published.publication.replayed for published in ears.publishes] == [False, True]
+        assert [published.replayed for published in ears.publishes] == [False, True]
 
 
 async def test_the_same_key_for_a_batch(redis: FakeRedis) -> None:
@@ -368,7 +367,7 @@ async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None
     """Section 8, publish retry: a message that cannot be encoded is the caller's fault and says nothing of the link."""
     async with replica(redis, observer=ears) as broadcaster:
         with pytest.raises(TypeError):
-            await broadcaster.publish([EventMessage(data=replace(EVENT, summary=object()))])
+            await broadcaster.broadcast_event(replace(EVENT, summary=object()), options=PublishOptions(validated=True))
         assert ears.retries == []
         assert broadcaster.get_circuit_state().total_failures == 0
 
@@ -488,10 +487,10 @@ async def test_deaf_subscription_holds_nobody_up(redis: FakeRedis) -> None:
         assert broadcaster.counters.gaps == 0
 
 
-async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis) -> None:
     """Flow control: nobody waits long for what Redis has lost before it was delivered, in the same epoch."""
-    monkeypatch.setattr(window, "_PATIENCE", 0.01)
-    async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
+    config = replace(FAST, most_ahead=5, position_check_seconds=60, flow_patience_seconds=0.01)
+    async with replica(redis, config) as broadcaster:
         await eventually(broadcaster.is_listener_healthy)
         redis.hold()
         await asyncio.gather(*(broadcaster.broadcast_event(EVENT) for _ in range(5)))
@@ -516,10 +515,10 @@ async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
         assert redis.place.sequence == 5
 
 
-async def test_retries_do_not_wait_for_room(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retries_do_not_wait_for_room(redis: FakeRedis) -> None:
     """Section 2, errors: a retry goes out before its id is forgotten, however many wait for the replica to deliver."""
-    monkeypatch.setattr(window, "_PATIENCE", 60.0)
-    async with asyncio.timeout(5), replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+    config = replace(HEARING, most_ahead=5, flow_patience_seconds=60.0)
+    async with asyncio.timeout(5), replica(redis, config) as broadcaster:
         redis.hold()
         redis.fail(after=True)
         first = asyncio.ensure_future(broadcaster.broadcast_event(EVENT))

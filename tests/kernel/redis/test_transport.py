@@ -723,7 +723,7 @@ async def test_a_call_runs_in_the_context_that_is_chosen(each_redis_url: str, wa
         NAME.set(name)
         await transport.publish(outgoing(name), FRESH)
 
-    async with connected(each_redis_url, observer=host) as transport:
+    async with connected(each_redis_url, observers=[host]) as transport:
         await publish(transport, "script is loaded")
         inner = transport._publisher.execute_command
 
@@ -739,7 +739,7 @@ async def test_a_call_runs_in_the_context_that_is_chosen(each_redis_url: str, wa
 
 async def test_a_call_in_a_chosen_context_is_given_up(each_redis_url: str) -> None:
     """Section 12, close: a publish under way ends with an error, whatever context it runs in."""
-    async with connected(each_redis_url, observer=Host("nobody")) as transport:
+    async with connected(each_redis_url, observers=[Host("nobody")]) as transport:
         waiting = asyncio.create_task(transport.publish(outgoing("a"), FRESH))
         await asyncio.sleep(0)
         await transport.close()

@@ -1,0 +1,30 @@
+"""The reasons for which a client's connection is closed."""
+
+from typing import NamedTuple
+
+__all__ = [
+    "GOING_AWAY",
+    "IDLE_TIMEOUT",
+    "INTERNAL_ERROR",
+    "NORMAL",
+    "SLOW_CLIENT",
+    "TRY_AGAIN_LATER",
+    "UNAUTHORIZED",
+    "CloseReason",
+]
+
+
+class CloseReason(NamedTuple):
+    """Why a WebSocket is closed: a code of RFC 6455 section 7.4 (or of its private range) and a short text."""
+
+    code: int
+    text: str
+
+
+NORMAL = CloseReason(1000, "")
+IDLE_TIMEOUT = CloseReason(1000, "Idle timeout")
+UNAUTHORIZED = CloseReason(1008, "Credentials missing or wrong")
+INTERNAL_ERROR = CloseReason(1011, "Internal error")
+GOING_AWAY = CloseReason(1012, "Server restart")
+TRY_AGAIN_LATER = CloseReason(1013, "Connection limit reached, try again later")
+SLOW_CLIENT = CloseReason(4008, "Position has left the history: reconnect and resync")

@@ -1,0 +1,55 @@
+"""Requests for a position check: made by whoever doubts where the numbering stands, served by the position check."""
+
+import asyncio
+import contextlib
+
+__all__ = ["CheckRequests"]
+
+
+class CheckRequests:
+    """Passes requests to the position check, and its success back to those who wait for it.
+
+    Requests that come while a check is under way are for the next one: the answer of the current one may be older.
+    """
+
+    def __init__(self) -> None:
+        self._requested = asyncio.Event()
+        self._waiting: list[asyncio.Future[None]] = []
+        self._served: list[asyncio.Future[None]] = []
+
+    def request(self) -> None:
+        """Ask for a check as soon as possible."""
+        self._requested.set()
+
+    async def completed(self) -> None:
+        """Return when a check that started after this call has succeeded, however long that takes."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        self.request()
+        await waiter
+
+    # the side of the position check
+
+    async def wait(self, seconds: float) -> None:
+        """Return at a request, or after `seconds`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._requested.wait()
+
+    def start(self) -> bool:
+        """Note that a check starts; return True if somebody waits for its success."""
+        self._requested.clear()
+        self._served = [waiter for waiter in (*self._served, *self._waiting) if not waiter.done()]
+        self._waiting.clear()
+        return bool(self._served)
+
+    def succeed(self) -> None:
+        """Note that the check has succeeded."""
+        for waiter in self._served:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._served.clear()
+
+    def fail(self) -> None:
+        """Note that the check has failed: those who waited for it wait for the next one, which is due at once."""
+        self.request()
