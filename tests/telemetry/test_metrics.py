@@ -19,7 +19,7 @@ from tests.system.replica import ROOT
 from tests.waiting import eventually
 
 PREFIX = "event_broadcaster_"
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "telemetry" / "README.md").read_text()
 DATA = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="unknown", similarity_score=0.5)
 
 
