@@ -2,7 +2,7 @@
 
 No hook is called per client and event: what a batch meant for thousands of clients arrives as one sum. Details are
 plain values (numbers, strings, positions), so an observer depends on nothing else of the kernel. Times are seconds
-since the epoch. An observer is a guest: one that raises is logged once and switched off.
+since the epoch. An observer that raises is logged once and switched off; it cannot disturb the kernel.
 """
 
 import logging
@@ -279,67 +279,67 @@ class Observers(Observer):
         return False
 
     def published(self, published: Published) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.published, published)
 
     def failed(self, failed: Failed) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.failed, failed)
 
     def retried(self, retried: Retried) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.retried, retried)
 
     def delivered(self, delivered: Delivered) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.delivered, delivered)
 
     def caught_up(self, written: Written) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.caught_up, written)
 
     def replayed(self, replayed: Replayed) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.replayed, replayed)
 
     def acknowledged(self, acknowledged: Acknowledged) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.acknowledged, acknowledged)
 
     def slowed(self) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.slowed)
 
     def left(self, unacknowledged: int) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.left, unacknowledged)
 
     def refilled(self, refilled: Refilled) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.refilled, refilled)
 
     def lost(self, lost: Lost) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.lost, lost)
 
     def renumbered(self, epoch: str) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.renumbered, epoch)
 
     def foreign(self, count: int) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.foreign, count)
 
     def circuit_moved(self, moved: CircuitMoved) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.circuit_moved, moved)
 
     def listener_restarted(self, reason: str) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.listener_restarted, reason)
 
     def drained(self, drained: Drained) -> None:
-        """Tell all."""
+        """Pass it to all."""
         self._tell(Observer.drained, drained)
 
     def _tell(self, hook: Callable[Concatenate[Observer, _P], None], *details: _P.args, **named: _P.kwargs) -> None:
