@@ -15,7 +15,7 @@ from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.counters import Counters
 from kernel.errors import FieldError, MessageInvalid, TransportError
-from kernel.listening.listener import Listener
+from kernel.listening.position_check import Listener
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log

@@ -10,7 +10,7 @@ __all__ = ["configure_logging"]
 
 
 class _Text(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO kernel.listening.listener: text`, and the trace id behind it if there is one."""
+    """`2026-01-31T12:00:00.000Z INFO kernel.resilience.link: text`, and the trace id behind it if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"

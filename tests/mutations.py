@@ -53,24 +53,24 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "what does not come is never fetched",
-        "kernel/listening/hearing.py",
+        "kernel/listening/deafness.py",
         "        return now - self._since < self.grace\n",
         "        return True\n",
-        ("tests/kernel/listening/test_listener.py",),
+        ("tests/kernel/listening/test_position_check.py",),
     ),
     Mutation(
         "no refill of a hole",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "                frames = await self._log.stored(self._log.place, last)\n",
         "                frames = [Frame(position, b'{}')]\n",
-        (MODEL, "tests/kernel/listening/test_listener.py"),
+        (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
         "no gap is announced: in a refill",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "                frames = [Frame.gap(epoch, self._log.place.sequence + 1, gone.oldest - 1)]\n",
         "                frames = [Frame(Position(epoch, gone.oldest - 1), b'{}')]\n",
-        (MODEL, "tests/kernel/listening/test_listener.py"),
+        (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
         "no gap is announced: between events",
@@ -79,7 +79,7 @@ MUTATIONS: Final = (
         "                pass\n",
         (
             "tests/kernel/log/test_log.py",
-            "tests/kernel/listening/test_listener.py",
+            "tests/kernel/listening/test_position_check.py",
             "tests/kernel/clients/test_catchup.py",
         ),
     ),
@@ -107,40 +107,40 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "events during the trial, before clients are told that Redis is back",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "                        await self._link.present()\n",
         "",
-        ("tests/kernel/listening/test_listener.py", "tests/system/test_degraded.py -k test_in_and_out"),
+        ("tests/kernel/listening/test_position_check.py", "tests/system/test_degraded.py -k test_in_and_out"),
     ),
     Mutation(
         "a second listener: what is not healthy is started again",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "                if task is None or task.done():\n",
         "                if task is None or task.done() or not self.healthy:\n",
-        (MODEL, "tests/kernel/listening/test_listener.py", "tests/system/test_link_faults.py -k nothing"),
+        (MODEL, "tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k nothing"),
     ),
     Mutation(
         "a second listener: the subscription that is left stays open",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "                async with aclosing(self._transport.listen(self._idle)) as batches:\n",
         "                batches = self._transport.listen(self._idle)\n"
         "                self.__dict__.setdefault('left', []).append(batches)\n"
         "                if batches:\n",
-        ("tests/kernel/listening/test_listener.py", "tests/system/test_link_faults.py -k deaf"),
+        ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
         "a deaf subscription is refilled, and kept",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "                        if self._deaf:\n",
         "                        if False:\n",
-        ("tests/kernel/listening/test_listener.py", "tests/system/test_link_faults.py -k deaf"),
+        ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
         "a listener is told but once to end",
         "kernel/resilience/tasks.py",
         "        _, pending = await asyncio.wait(pending, timeout=_AGAIN_SECONDS)\n",
         "        await asyncio.wait(pending)\n        return\n",
-        ("tests/kernel/listening/test_listener.py",),
+        ("tests/kernel/listening/test_position_check.py",),
     ),
     Mutation(
         "a walk that is cancelled is not finished",
@@ -161,7 +161,7 @@ MUTATIONS: Final = (
         "kernel/log/ring.py",
         "        return Fence(self.place, self._id)\n",
         "        return Fence(NOWHERE, '')\n",
-        (MODEL, "tests/kernel/listening/test_listener.py"),
+        (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
         "the fence has no id",
@@ -169,21 +169,21 @@ MUTATIONS: Final = (
         '            self._id = "" if frame.entry is None else frame.entry.id\n',
         '            self._id = ""\n',
         (
-            "tests/kernel/listening/test_listener.py",
+            "tests/kernel/listening/test_position_check.py",
             "tests/kernel/log/test_ring.py",
             "tests/system/test_epochs.py -k fresh",
         ),
     ),
     Mutation(
         "a position that was overtaken passes for a step back",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "        return await self._transport.position(self._log.ring.fence, probe=probe)\n",
         "        found = await self._transport.position(self._log.ring.fence, probe=probe)\n"
         "        if found < self._log.place and found.epoch == self._log.place.epoch:\n"
         "            fence = self._log.ring.fence._replace(position=found._replace(sequence=1 << 49))\n"
         "            found = await self._transport.position(fence)\n"
         "        return found\n",
-        ("tests/kernel/listening/test_listener.py", "tests/system/test_link_faults.py -k overtaken"),
+        ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k overtaken"),
     ),
     Mutation(
         "who joins during a walk gets it twice",
@@ -208,10 +208,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "an epoch begins without a word",
-        "kernel/listening/listener.py",
+        "kernel/listening/position_check.py",
         "            await self._deliver([Frame.new_epoch(epoch)], None)\n",
         "            await self._deliver([Frame(Position(epoch, 0), b'{}')], None)\n",
-        (MODEL, "tests/kernel/listening/test_listener.py"),
+        (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
         "heartbeats tell the replica's place",
@@ -225,7 +225,7 @@ MUTATIONS: Final = (
         "kernel/resilience/link.py",
         "        if not self._refused:\n            self._breaker.succeeded(self._clock())\n",
         "        self._breaker.succeeded(self._clock())\n",
-        ("tests/kernel/resilience/test_link.py", "tests/kernel/listening/test_listener.py"),
+        ("tests/kernel/resilience/test_link.py", "tests/kernel/listening/test_position_check.py"),
     ),
 )
 

@@ -167,7 +167,7 @@ async def test_lost_history(stage: Stage) -> None:
     await stage.judge()
     for witness, gaps in zip(witnesses, ([(6, 15)], [(6, 15)], [], []), strict=True):
         assert [(f["from"], f["to"]) for f in frames_of(witness) if f.get("type") == "gap"] == gaps
-    stage.tolerate += "| ERROR kernel.listening.listener: events 6 to 15 are lost"
+    stage.tolerate += "| ERROR kernel.listening.position_check: events 6 to 15 are lost"
 
 
 # -- verdicts for those who come back ---------------------------------------------------------------------------------

@@ -269,7 +269,7 @@ def scene(start_for_module: Start) -> Iterator[Scene]:
         # what the tests have done to it
         replica.stop(
             tolerate=r" CRITICAL kernel\.resilience\.link: "
-            r"| ERROR kernel\.listening\.listener: events \d+ to \d+ are lost"
+            r"| ERROR kernel\.listening\.position_check: events \d+ to \d+ are lost"
         )
     server.stop()
 

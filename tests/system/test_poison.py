@@ -153,7 +153,7 @@ async def test_keys(stage: Stage) -> None:
     for witness in stage.witnesses:
         assert [frame["epoch"] for frame in frames_of(witness) if frame.get("type") == "epoch_changed"] == epochs[1:]
         assert len([frame for frame in frames_of(witness) if frame.get("type") == "gap"]) == 1
-    stage.tolerate += "| ERROR kernel.listening.listener: events [0-9]+ to 1000000000000 are lost"
+    stage.tolerate += "| ERROR kernel.listening.position_check: events [0-9]+ to 1000000000000 are lost"
 
 
 async def test_garbage_in_the_history(stage: Stage) -> None:
@@ -182,7 +182,7 @@ async def test_garbage_in_the_history(stage: Stage) -> None:
     await stage.judge()
     for witness, gaps in zip(witnesses, ([(7, 7), (9, 10)], [(7, 7), (9, 10)], [], []), strict=True):
         assert [(f["from"], f["to"]) for f in frames_of(witness) if f.get("type") == "gap"] == gaps
-    stage.tolerate += r"| ERROR kernel.listening.listener: events (7 to 7|9 to 10) are lost"
+    stage.tolerate += r"| ERROR kernel.listening.position_check: events (7 to 7|9 to 10) are lost"
 
 
 async def test_record(stage: Stage) -> None:

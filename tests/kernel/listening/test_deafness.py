@@ -1,6 +1,6 @@
 """Hearing: a deaf subscription is told apart from a quiet one, a slow one and a new one."""
 
-from kernel.listening.hearing import Hearing
+from kernel.listening.deafness import Hearing
 from kernel.position import Position
 
 

@@ -14,7 +14,7 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 from kernel.errors import TransportError
-from kernel.listening.hearing import Hearing
+from kernel.listening.deafness import Hearing
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
