@@ -20,7 +20,6 @@ from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log
 from kernel.log.transport import Transport
-from kernel.messages.control import ServiceNotice
 from kernel.messages.decoding import MAX_BATCH
 from kernel.messages.messages import (
     MESSAGE_TYPES,
@@ -110,15 +109,16 @@ class EventBroadcaster:
         self.counters = Counters()
         self._observer = observer = Observers([self.counters, *observers])
         self._transport = transport
+        self._log = Log(transport, config.message_buffer_size)
+        self.checks = CheckRequests()
+        self._flow = FlowControl(config.most_ahead, self._log.ring, self.checks, patience=config.flow_patience_seconds)
+        self.hub = Hub(self._log, checks=self.checks, observer=observer, chunk=config.chunk_bytes)
         self._link = Link(
             CircuitBreaker(config.circuit_failure_threshold, config.circuit_recovery_seconds),
             observer=observer,
             clock=time.time,
-            moved=self._circuit_moved,
+            watchers=(self.hub, self.checks, self._flow),
         )
-        self._log = Log(transport, config.message_buffer_size)
-        self.checks = CheckRequests()
-        self._flow = FlowControl(config.most_ahead, self._log.ring, self.checks, patience=config.flow_patience_seconds)
         self._publisher = Publisher(
             transport,
             self._link,
@@ -138,13 +138,6 @@ class EventBroadcaster:
             supervision_seconds=config.supervision_interval_seconds,
             delays=delays,
             checks=self.checks,
-        )
-        self.hub = Hub(
-            self._log,
-            checks=self.checks,
-            degraded=self.is_degraded,
-            observer=observer,
-            chunk=config.chunk_bytes,
         )
         self._subscribe_seconds = config.position_check_seconds
         self._changing = asyncio.Lock()
@@ -354,12 +347,6 @@ class EventBroadcaster:
 
     async def _deliver(self, frames: list[Frame], start: Position | None) -> None:
         await self.hub.deliver(frames, start)
-        self._flow.wake()
-
-    def _circuit_moved(self, state: CircuitState) -> None:
-        notice = ServiceNotice.healthy if state is CircuitState.CLOSED else ServiceNotice.degraded
-        self.hub.tell_all(notice(utc_now()))
-        self.checks.request()
         self._flow.wake()
 
 

@@ -17,10 +17,11 @@ from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding, Frame
 from kernel.log.log import Log
-from kernel.messages.control import Connected, Control, Error, Ping, ServiceNotice
+from kernel.messages.control import Connected, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
 from kernel.observer import Acknowledged, Observer
 from kernel.position import Position
+from kernel.resilience.circuit import CircuitState
 
 __all__ = ["Hub"]
 
@@ -42,14 +43,13 @@ class Hub:
         log: Log,
         *,
         checks: CheckRequests,
-        degraded: Callable[[], bool],
         observer: Observer,
         chunk: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
         self._clock = clock
-        self._degraded = degraded
+        self._degraded = False
         self._observer = observer
         self._chunk = chunk
         self._catch_up = CatchUp(log, checks=checks, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock)
@@ -72,7 +72,7 @@ class Hub:
         client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
         self._clients[client] = None
         client.tell(Connected(client.id, here.epoch, here.sequence))
-        if self._degraded():
+        if self._degraded:
             client.tell(ServiceNotice.degraded(utc_now()))
         if resume is None:
             self._go_live(client)
@@ -204,7 +204,9 @@ class Hub:
             _logger.error("catch-up of %s failed", client.id, exc_info=error)
             client.sink.close(INTERNAL_ERROR)
 
-    def tell_all(self, control: Control) -> None:
-        """Send a control message to everybody; whose socket is full gets it as soon as it has drained."""
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""
+        self._degraded = state is not CircuitState.CLOSED
+        notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
         for client in self:
-            client.notify(control)
+            client.notify(notice)

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 
+from kernel.resilience.circuit import CircuitState
+
 __all__ = ["CheckRequests"]
 
 
@@ -20,6 +22,10 @@ class CheckRequests:
     def request(self) -> None:
         """Ask for a check as soon as possible."""
         self._requested.set()
+
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Let the position check look at once, whether it has to turn to the trial call or to go on."""
+        self.request()
 
     async def completed(self) -> None:
         """Return when a check that started after this call has succeeded, however long that takes."""

@@ -12,6 +12,7 @@ from kernel.log.check_requests import CheckRequests
 from kernel.log.ring import Ring
 from kernel.log.transport import Publication
 from kernel.position import NOWHERE, Position
+from kernel.resilience.circuit import CircuitState
 
 __all__ = ["FlowControl"]
 
@@ -24,7 +25,7 @@ class FlowControl:
     """Lets publishes through while at most `most` events are in flight or not delivered here yet.
 
     A larger publish goes alone. `ring` tells what this replica has delivered; `wake()` must be called when it has
-    delivered something or when the link to Redis has changed. After `patience` seconds without any delivery, while a
+    delivered something, and when the broadcaster stops. After `patience` seconds without any delivery, while a
     publish waits, a position check is requested.
     """
 
@@ -87,6 +88,10 @@ class FlowControl:
     def wake(self) -> None:
         """Let waiting publishes look again."""
         self._changed.set()
+
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Let waiting publishes look again: they fail if the circuit has opened."""
+        self.wake()
 
     def _fits(self, events: int) -> bool:
         ahead = self.ahead

@@ -3,21 +3,29 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from kernel.errors import CircuitOpen, NotStarted, TransportError, WriteRefused
 from kernel.observer import CircuitMoved, Observer
 from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus, Transition
 
-__all__ = ["Link"]
+__all__ = ["CircuitWatcher", "Link"]
 
 _logger = logging.getLogger(__name__)
 
 
-class Link:
-    """The circuit with a clock (`clock()` in seconds since the epoch) and ears.
+class CircuitWatcher(Protocol):
+    """A part of the broadcaster that acts when the circuit opens or closes."""
 
-    `closed` is set while the circuit is closed. `moved` is called after each transition into open and into closed.
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Act on a closed circuit that has opened, or an open or half-open one that has closed."""
+
+
+class Link:
+    """Adds a clock (`clock()` in seconds since the epoch) and change notifications to the circuit breaker.
+
+    `closed` is set while the circuit is closed. `watchers` are notified in their order, once it has opened or closed.
     `in_use` is true between start and stop.
     """
 
@@ -27,12 +35,12 @@ class Link:
         *,
         observer: Observer,
         clock: Callable[[], float],
-        moved: Callable[[CircuitState], None],
+        watchers: Iterable[CircuitWatcher],
     ) -> None:
         self._breaker = breaker
         self._observer = observer
         self._clock = clock
-        self._moved = moved
+        self._watchers = tuple(watchers)
         self._refused = False
         self._counted: TransportError | None = None
         self.in_use = False
@@ -123,13 +131,17 @@ class Link:
             _logger.warning("circuit closed: Redis is back, leaving degraded mode")
             self.closed.set()
             self._opened.clear()
-            self._moved(transition.after)
+            self._notify(transition.after)
         elif transition.before is CircuitState.CLOSED:
             _logger.critical(
                 "circuit open, degraded mode: %s (failure %d in a row)", transition.reason, transition.failure_count
             )
             self.closed.clear()
             self._opened.set()
-            self._moved(transition.after)
+            self._notify(transition.after)
         else:
             _logger.info("circuit %s: %s", transition.after, transition.reason)
+
+    def _notify(self, state: CircuitState) -> None:
+        for watcher in self._watchers:
+            watcher.circuit_changed(state)

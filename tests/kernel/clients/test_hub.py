@@ -25,6 +25,7 @@ from kernel.log.log import Log
 from kernel.messages.names import names_of
 from kernel.observer import Delivered, Observer
 from kernel.position import Position
+from kernel.resilience.circuit import CircuitState
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import (
     FAST,
@@ -347,7 +348,7 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
         def delivered(self, delivered: Delivered) -> None:
             heard.append(delivered)
 
-    hub = Hub(hub_log, checks=CheckRequests(), degraded=lambda: False, observer=Ears(), chunk=100)
+    hub = Hub(hub_log, checks=CheckRequests(), observer=Ears(), chunk=100)
     hub_log.ring.start(Position(E1, 240))
     frames = (await hub_log.stored(Position(E1, 240), 250))[:4]
     sinks = [FakeSink() for _ in range(5)]
@@ -383,7 +384,7 @@ async def test_large_batches_are_cut(redis: FakeRedis) -> None:
 async def test_the_loop_turns_between_the_pieces(redis: FakeRedis) -> None:
     """Section 9: a refill of megabytes does not hold up the loop, even if nobody is there."""
     log = Log(GatedTransport(redis), 20)
-    hub = Hub(log, checks=CheckRequests(), degraded=lambda: False, observer=Observer(), chunk=100)
+    hub = Hub(log, checks=CheckRequests(), observer=Observer(), chunk=100)
     log.ring.start(Position(E1, 240))
     delivery = asyncio.create_task(hub.deliver(await log.stored(Position(E1, 240), 250), None))
     places = set()
@@ -462,7 +463,7 @@ async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
         sink.room = None
         # drained, but its task has not run yet when the next notice comes
         sink.drain()
-        broadcaster._circuit_moved(type(broadcaster.get_circuit_state().state).CLOSED)
+        broadcaster.hub.circuit_changed(CircuitState.CLOSED)
         await eventually(lambda: client.delivery is Delivery.LIVE)
         assert sink.outline == ["connected", "healthy"]
 

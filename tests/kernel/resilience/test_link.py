@@ -41,8 +41,12 @@ class World:
         self.now = 1000.0
         self.ears = Ears()
         self.moves: list[CircuitState] = []
-        self.link = Link(CircuitBreaker(3, 30.0), observer=self.ears, clock=lambda: self.now, moved=self.moves.append)
+        self.link = Link(CircuitBreaker(3, 30.0), observer=self.ears, clock=lambda: self.now, watchers=[self])
         self.link.in_use = True
+
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Remember it."""
+        self.moves.append(state)
 
     def open(self) -> Link:
         """Open the circuit."""
