@@ -15,9 +15,10 @@ from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.counters import Counters
 from kernel.errors import FieldError, MessageInvalid, TransportError
+from kernel.listening.delivery import Delivery
 from kernel.listening.position_check import Listener
 from kernel.log.check_requests import CheckRequests
-from kernel.log.frames import Encoding, Frame
+from kernel.log.frames import Encoding
 from kernel.log.log import Log
 from kernel.log.transport import Transport
 from kernel.messages.decoding import MAX_BATCH
@@ -48,7 +49,6 @@ from kernel.messages.messages import (
     utc_now,
 )
 from kernel.observer import Drained, Observer, Observers
-from kernel.position import Position
 from kernel.publishing.flow_control import FlowControl
 from kernel.publishing.publisher import Publisher, PublishOptions, Receipt
 from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus
@@ -128,11 +128,12 @@ class EventBroadcaster:
             max_retries=config.max_retries,
             delays=delays,
         )
+        self._delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes)
         self._listener = Listener(
             transport,
             self._log,
             self._link,
-            deliver=self._deliver,
+            delivery=self._delivery,
             observer=observer,
             check_seconds=config.position_check_seconds,
             supervision_seconds=config.supervision_interval_seconds,
@@ -344,10 +345,6 @@ class EventBroadcaster:
     def get_broadcast_metrics(self) -> BroadcastRetryMetrics:
         """What became of the publishes of this replica."""
         return self._publisher.metrics
-
-    async def _deliver(self, frames: list[Frame], start: Position | None) -> None:
-        await self.hub.deliver(frames, start)
-        self._flow.wake()
 
 
 def get_broadcaster(state: Any) -> EventBroadcaster:  # noqa: ANN401  the application's state, whatever framework it is of

@@ -145,7 +145,7 @@ MUTATIONS: Final = (
     Mutation(
         "a walk that is cancelled is not finished",
         "kernel/clients/hub.py",
-        "                for _ in steps:\n                    pass\n",
+        "            for _ in steps:\n                pass\n",
         "",
         ("tests/kernel/clients/test_hub.py",),
     ),
@@ -209,8 +209,8 @@ MUTATIONS: Final = (
     Mutation(
         "an epoch begins without a word",
         "kernel/listening/position_check.py",
-        "            await self._deliver([Frame.new_epoch(epoch)], None)\n",
-        "            await self._deliver([Frame(Position(epoch, 0), b'{}')], None)\n",
+        "            await self._delivery.deliver([Frame.new_epoch(epoch)])\n",
+        "            await self._delivery.deliver([Frame(Position(epoch, 0), b'{}')])\n",
         (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 from kernel.clients.client import Client, Resume
 from kernel.clients.close_reasons import SLOW_CLIENT
-from kernel.clients.fanout import chunks
 from kernel.errors import TransportError
 from kernel.log.check_requests import CheckRequests
-from kernel.log.frames import Frame
+from kernel.log.frames import Frame, chunks
 from kernel.log.log import Gone, Log, Moved
 from kernel.messages.control import ResyncAck
 from kernel.observer import Observer, Replayed

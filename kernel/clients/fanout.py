@@ -6,7 +6,7 @@ by its place alone: a live client that the walk has not reached holds the very o
 (or that joined later) holds `end`, and one that left the live ones holds a copy or something else.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from kernel.clients.client import Client
 from kernel.clients.patterns import Audiences, Patterns
@@ -14,7 +14,7 @@ from kernel.log.frames import Encoding, Frame, saved_bytes
 from kernel.observer import Written
 from kernel.position import Position
 
-__all__ = ["Walk", "chunks"]
+__all__ = ["Walk"]
 
 # A socket write costs the kernel about 5 µs and 1 µs for each further 5 kB: both bounds are a millisecond or less, and
 # several times that on a machine that others use too.
@@ -93,17 +93,3 @@ class Walk:
         self._messages += messages * clients
         self._acks += acks * clients
         self._saved += saved * clients
-
-
-def chunks(frames: list[Frame], size: int) -> Iterable[list[Frame]]:
-    """Cut frames into runs of about `size` bytes, each of one frame at least."""
-    run: list[Frame] = []
-    total = 0
-    for frame in frames:
-        if run and total + frame.size > size:
-            yield run
-            run, total = [], 0
-        run.append(frame)
-        total += frame.size
-    if run:
-        yield run

@@ -7,12 +7,11 @@ import time
 from collections.abc import Callable, Iterator
 
 from kernel.clients.acks import Ledger, asks
-from kernel.clients.batch_report import BatchReport
 from kernel.clients.catchup import CatchUp
 from kernel.clients.client import Client, Delivery, Resume, Sink
 from kernel.clients.close_reasons import INTERNAL_ERROR
 from kernel.clients.commands import interpret
-from kernel.clients.fanout import Walk, chunks
+from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding, Frame
@@ -51,7 +50,6 @@ class Hub:
         self._clock = clock
         self._degraded = False
         self._observer = observer
-        self._chunk = chunk
         self._catch_up = CatchUp(log, checks=checks, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock)
         self._ledger = Ledger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
@@ -132,29 +130,23 @@ class Hub:
         self._leave_live(client, Delivery.BEHIND)
         self._serve(client)
 
-    async def deliver(self, frames: list[Frame], start: Position | None) -> None:
-        """Append frames to the log and hand them to the live clients, or show them to those who stand at `start`."""
-        first, begin = self._log.place if start is None else start, self._clock()
-        report = BatchReport(self._observer, first, begin)
-        for run in chunks(frames, self._chunk):
-            before = self._log.place if start is None else start
-            if start is None:
-                self._log.append(run)
-                self._ledger.enter(run, begin)
-            walk = self._walk = Walk(run, before, self._audiences)
-            steps = iter(walk)
-            try:
-                for _ in steps:
-                    await asyncio.sleep(0)
-            finally:
-                # cancelled half-way: whoever was not reached yet would stand there for ever
-                for _ in steps:
-                    pass
-                self._walk = None
-            report.add(walk, self._clock())
-            await asyncio.sleep(0)
-        if start is None:
-            self._observer.delivered(report.delivered(self._log.place, self._clock()))
+    async def deliver(self, frames: list[Frame], after: Position, begin: float) -> Walk:
+        """Write frames that follow `after` to each live client that is at that very position.
+
+        `begin` is when the delivery of the whole batch started, in seconds since the epoch; acks are timed from it.
+        """
+        self._ledger.enter(frames, begin)
+        walk = self._walk = Walk(frames, after, self._audiences)
+        steps = iter(walk)
+        try:
+            for _ in steps:
+                await asyncio.sleep(0)
+        finally:
+            # If cancelled, finish the walk; otherwise the remaining clients would be stuck.
+            for _ in steps:
+                pass
+            self._walk = None
+        return walk
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
         """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""

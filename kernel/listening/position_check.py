@@ -9,18 +9,19 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import aclosing, suppress
 from typing import Any
 
 from kernel.errors import TransportError
 from kernel.listening.deafness import Hearing
+from kernel.listening.delivery import Delivery
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
 from kernel.log.transport import Batch, Transport
 from kernel.observer import Lost, Observer, Refilled
-from kernel.position import NOWHERE, Position
+from kernel.position import Position
 from kernel.resilience.link import Link
 from kernel.resilience.retry import backoff
 from kernel.resilience.tasks import end
@@ -42,8 +43,7 @@ class _Deaf(Exception):
 class Listener:
     """Keeps the log where Redis is.
 
-    `deliver(frames, start)` appends frames to the log (or, given a `start`, only shows them to those who stand there)
-    and returns when the live clients have them. Intervals are in seconds; `delays` are the back-off's base and maximum.
+    Intervals are in seconds; `delays` are the back-off's base and maximum.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Listener:
         log: Log,
         link: Link,
         *,
-        deliver: Callable[[list[Frame], Position | None], Awaitable[None]],
+        delivery: Delivery,
         observer: Observer,
         check_seconds: float,
         supervision_seconds: float,
@@ -63,12 +63,11 @@ class Listener:
         self._transport = transport
         self._log = log
         self._link = link
-        self._deliver = deliver
+        self._delivery = delivery
         self._observer = observer
         self._check_seconds = check_seconds
         self._supervision_seconds = supervision_seconds
         self._delays = delays
-        self._delivering = asyncio.Lock()
         self._tasks: dict[Callable[[], Coroutine[Any, Any, None]], asyncio.Task[None]] = {}
         self._supervisor: asyncio.Task[None] | None = None
         self.subscribed = asyncio.Event()
@@ -157,17 +156,15 @@ class Listener:
             attempt += 1
 
     async def _take(self, batch: Batch) -> None:
-        async with self._delivering:
-            offered = self._log.offer(batch.announcements)
-            if offered.frames:
-                await self._deliver(offered.frames, None)
+        async with self._delivery.lock:
+            misfits = await self._delivery.offer(batch.announcements)
             self._hearing.hear(self._log.place)
         if batch.foreign:
             self._observer.foreign(batch.foreign)
-        if offered.misfits:
-            self._misfits += offered.misfits
+        if misfits:
+            self._misfits += misfits
             self._checks.request()
-        strange = batch.foreign + len(offered.misfits)
+        strange = batch.foreign + len(misfits)
         if strange:
             now = asyncio.get_running_loop().time()
             if now - self._warned_at >= _FOREIGN_LOG_SECONDS:
@@ -218,7 +215,7 @@ class Listener:
 
     async def _catch_up(self, position: Position, *, urgent: bool = True) -> None:
         """See to what is missing up to Redis's position, and judge what did not fit."""
-        async with self._delivering:
+        async with self._delivery.lock:
             begun = asyncio.get_running_loop().time()
             coming = self._listening and self._hearing.brings(position, begun)
             if not self._log.place.epoch:
@@ -248,10 +245,7 @@ class Listener:
             except Gone as gone:
                 start = place = Position(epoch, gone.oldest - 1)
                 frames.clear()
-        self._log.ring.start(start)
-        self._log.append(frames)
-        # those who came before Redis was reached learn the epoch and go on from here
-        await self._deliver([Frame.first_epoch(self._log.place)], NOWHERE)
+        await self._delivery.start(start, frames)
 
     async def _refill(self, position: Position) -> None:
         """Deliver what the log lacks up to `position`."""
@@ -260,7 +254,7 @@ class Listener:
         if epoch != before.epoch:
             _logger.warning("the numbering began anew: epoch %s after %s", epoch, before.epoch)
             self._observer.renumbered(epoch)
-            await self._deliver([Frame.new_epoch(epoch)], None)
+            await self._delivery.deliver([Frame.new_epoch(epoch)])
         while self._log.place.sequence < last:
             try:
                 frames = await self._log.stored(self._log.place, last)
@@ -273,7 +267,7 @@ class Listener:
                     _logger.error("events %d to %d are lost: no longer in the history", lost.first, lost.last)
                     self._observer.lost(lost)
                 expected = frame.place.sequence + 1
-            await self._deliver(frames, None)
+            await self._delivery.deliver(frames)
         here = self._log.place
         if here != before:
             self._observer.refilled(Refilled(before, here))

@@ -17,7 +17,17 @@ from kernel.messages.control import Control, EpochChanged, Gap
 from kernel.messages.names import names_of
 from kernel.position import Position
 
-__all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Frame", "Joined", "WireEncoding", "ready_control", "saved_bytes"]
+__all__ = [
+    "WINDOW_BITS",
+    "AsgiEncoding",
+    "Encoding",
+    "Frame",
+    "Joined",
+    "WireEncoding",
+    "chunks",
+    "ready_control",
+    "saved_bytes",
+]
 
 # The LZ77 window of the shared permessage-deflate variant: what the `websockets` library asks for, and browsers take.
 WINDOW_BITS = 12
@@ -196,6 +206,20 @@ def saved_bytes(frames: Iterable[Frame], messages: Iterable[bytes | str], encodi
         return 0
     pairs = zip(frames, messages, strict=True)
     return sum(max(0, frame.size - len(made)) for frame, made in pairs if isinstance(made, bytes))
+
+
+def chunks(frames: list[Frame], size: int) -> Iterable[list[Frame]]:
+    """Cut frames into runs of about `size` bytes, each of one frame at least."""
+    run: list[Frame] = []
+    total = 0
+    for frame in frames:
+        if run and total + frame.size > size:
+            yield run
+            run, total = [], 0
+        run.append(frame)
+        total += frame.size
+    if run:
+        yield run
 
 
 def _zlibbed(json: bytes, level: int) -> bytes:

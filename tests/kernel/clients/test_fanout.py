@@ -4,7 +4,7 @@ import pytest
 
 from kernel.clients import fanout
 from kernel.clients.client import Client, Delivery
-from kernel.clients.fanout import Walk, chunks
+from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.log.frames import AsgiEncoding, Encoding, Frame, WireEncoding
 from kernel.position import Position
@@ -176,15 +176,3 @@ def test_reaching_out_of_turn(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     assert len(list(going)) == 0
     assert [(sink.numbers, sink.writes) for _, sink in world.clients] == [([1, 2], 1)] * 3
     assert walk.written.messages == 6
-
-
-def test_chunks() -> None:
-    """Section 9: a joined write is cut at a size, between frames, and a frame larger than that goes alone."""
-    small, large = frames(1, 4), frames(5, 5, data='"%s"' % ("x" * 1000))
-    size = small[0].size
-    assert list(chunks([], 100)) == []
-    assert list(chunks(small, size * 2)) == [small[:2], small[2:]]
-    assert list(chunks(small, size * 3 - 1)) == [small[:2], small[2:]]
-    assert list(chunks(small, 10**6)) == [small]
-    assert list(chunks(small, 1)) == [[frame] for frame in small]
-    assert list(chunks([*small[:1], *large, *small[1:]], 500)) == [small[:1], large, small[1:]]

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Opcode
 
-from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Frame, Joined, WireEncoding, ready_control
+from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Frame, Joined, WireEncoding, chunks, ready_control
 from kernel.messages.control import Pong
 from kernel.position import Position
 from tests.fakes import entry, text_of, wire_frames
@@ -252,3 +252,16 @@ def test_asgi_messages() -> None:
 def test_control_messages(encoding: Encoding, ready: Joined) -> None:
     """Section 4: a control message is framed like any other."""
     assert ready_control(Pong(), encoding) == ready
+
+
+def test_chunks() -> None:
+    """Frames are cut into runs of about a size, in their order; a frame larger than that is a run of its own."""
+    small = [Frame.of("e", entry(number, "{}")) for number in range(1, 5)]
+    large = [Frame.of("e", entry(5, '"%s"' % ("x" * 1000)))]
+    size = small[0].size
+    assert list(chunks([], 100)) == []
+    assert list(chunks(small, size * 2)) == [small[:2], small[2:]]
+    assert list(chunks(small, size * 3 - 1)) == [small[:2], small[2:]]
+    assert list(chunks(small, 10**6)) == [small]
+    assert list(chunks(small, 1)) == [[frame] for frame in small]
+    assert list(chunks([*small[:1], *large, *small[1:]], 500)) == [small[:1], large, small[1:]]

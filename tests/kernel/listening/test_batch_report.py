@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
-from kernel.clients.batch_report import BatchReport
 from kernel.clients.client import Client
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.listening.batch_report import BatchReport
 from kernel.log.frames import Encoding, Frame
 from kernel.observer import Observer, TraceContext, Written
 from kernel.position import Position
@@ -43,10 +43,11 @@ def walked(frames: list[Frame], clients: Iterable[Patterns]) -> Walk:
 
 
 def test_sums() -> None:
-    """A report adds up events, messages and lags over its walks; only stamped events have a lag."""
+    """A report adds up events, messages and lags over its runs; only stamped events have a lag."""
     report = BatchReport(Observer(), Position("e", 0), 99.9)
-    report.add(walked([event(1, 99.0), event(2, 99.0), event(3, None), Frame.gap("e", 4, 5)], [EVERYTHING] * 2), 100.0)
-    report.add(walked([event(6, 99.5)], [EVERYTHING]), 101.0)
+    first, second = [event(1, 99.0), event(2, 99.0), event(3, None), Frame.gap("e", 4, 5)], [event(6, 99.5)]
+    report.add(first, walked(first, [EVERYTHING] * 2), 100.0)
+    report.add(second, walked(second, [EVERYTHING]), 101.0)
     delivered = report.delivered(Position("e", 6), 101.5)
     assert (delivered.first, delivered.last) == (Position("e", 0), Position("e", 6))
     assert (delivered.begin, delivered.end) == (99.9, 101.5)
@@ -65,7 +66,7 @@ def test_followed_events() -> None:
         event(3, 0.5, "event", TRACED),
         event(4, 0.5, "scene_change", TRACED),
     ]
-    report.add(walked(frames, [EVERYTHING, Patterns.of(["alert.*"]), Patterns.of(["scene*"])]), 2.0)
+    report.add(frames, walked(frames, [EVERYTHING, Patterns.of(["alert.*"]), Patterns.of(["scene*"])]), 2.0)
     followed = report.delivered(Position("e", 4), 2.0).followed
     assert [(each.position.sequence, each.id, each.type, each.recipients) for each in followed] == [
         (1, "id-1", "scene_change", 2),
