@@ -15,8 +15,11 @@ from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.counters import Counters
 from kernel.errors import FieldError, MessageInvalid, TransportError
+from kernel.listening.deafness import DeafnessDetector
 from kernel.listening.delivery import Delivery
-from kernel.listening.position_check import Listener
+from kernel.listening.position_check import PositionCheck
+from kernel.listening.subscription import Subscription
+from kernel.listening.supervisor import Supervisor
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Encoding
 from kernel.log.log import Log
@@ -81,6 +84,11 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     flow_patience_seconds: float = 1.0
 
     @property
+    def idle_seconds(self) -> float:
+        """How long the subscription may receive nothing that a position check found, before it is given up as deaf."""
+        return min(1.0, self.position_check_seconds)
+
+    @property
     def retry_lifetime(self) -> float:
         """For how many seconds a publish may be tried again under its id: every delay, every deadline, and a margin."""
         # from the 1,024th on they no longer grow, and there may be any number of them
@@ -128,17 +136,38 @@ class EventBroadcaster:
             max_retries=config.max_retries,
             delays=delays,
         )
-        self._delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes)
-        self._listener = Listener(
+        delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes)
+        deafness = DeafnessDetector(config.idle_seconds)
+        self._position_check = PositionCheck(
             transport,
             self._log,
             self._link,
-            delivery=self._delivery,
+            delivery,
+            deafness,
+            checks=self.checks,
             observer=observer,
             check_seconds=config.position_check_seconds,
-            supervision_seconds=config.supervision_interval_seconds,
             delays=delays,
+        )
+        self._subscription = Subscription(
+            transport,
+            self._log,
+            self._link,
+            delivery,
+            self._position_check,
+            deafness,
             checks=self.checks,
+            observer=observer,
+            idle=config.idle_seconds,
+            delays=delays,
+        )
+        self._supervisor = Supervisor(
+            self._subscription,
+            self._position_check,
+            checks=self.checks,
+            observer=observer,
+            interval=config.supervision_interval_seconds,
+            restart_delay=config.base_delay,
         )
         self._subscribe_seconds = config.position_check_seconds
         self._changing = asyncio.Lock()
@@ -156,7 +185,7 @@ class EventBroadcaster:
 
     async def _start(self, without_redis: bool) -> None:
         try:
-            await self._listener.reach()
+            await self._position_check.reach()
         except TransportError as error:
             if not without_redis:
                 await self._transport.close()
@@ -165,12 +194,12 @@ class EventBroadcaster:
         else:
             self._link.connected()
         self._link.in_use = True
-        self._listener.start()
+        self._supervisor.start()
         if not self.is_degraded():
-            # From here on this replica receives every publish. If it takes long, the listener logs why.
+            # From here on this replica receives every publish. If it takes long, the subscription logs why.
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._subscribe_seconds):
-                    await self._listener.subscribed.wait()
+                    await self._subscription.subscribed.wait()
 
     async def stop(self) -> None:
         """Let go of every client and of Redis."""
@@ -178,7 +207,7 @@ class EventBroadcaster:
             if self._link.in_use:
                 self._link.in_use = False
                 self._flow.wake()
-                await self._listener.stop()
+                await self._supervisor.stop()
                 for client in self.hub:
                     self.hub.disconnect(client)
                 await self._log.close()
@@ -336,7 +365,7 @@ class EventBroadcaster:
 
     def is_listener_healthy(self) -> bool:
         """Whether events of other replicas arrive here, as far as the last position check can tell."""
-        return self._link.in_use and self._listener.healthy
+        return self._link.in_use and self._supervisor.healthy
 
     def is_degraded(self) -> bool:
         """Whether Redis is away: the circuit is not closed."""

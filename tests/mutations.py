@@ -107,32 +107,32 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "events during the trial, before clients are told that Redis is back",
-        "kernel/listening/position_check.py",
-        "                        await self._link.present()\n",
+        "kernel/listening/subscription.py",
+        "                await self._link.present()\n",
         "",
         ("tests/kernel/listening/test_position_check.py", "tests/system/test_degraded.py -k test_in_and_out"),
     ),
     Mutation(
         "a second listener: what is not healthy is started again",
-        "kernel/listening/position_check.py",
+        "kernel/listening/supervisor.py",
         "                if task is None or task.done():\n",
         "                if task is None or task.done() or not self.healthy:\n",
         (MODEL, "tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k nothing"),
     ),
     Mutation(
         "a second listener: the subscription that is left stays open",
-        "kernel/listening/position_check.py",
-        "                async with aclosing(self._transport.listen(self._idle)) as batches:\n",
-        "                batches = self._transport.listen(self._idle)\n"
-        "                self.__dict__.setdefault('left', []).append(batches)\n"
-        "                if batches:\n",
+        "kernel/listening/subscription.py",
+        "        async with aclosing(self._transport.listen(self._idle)) as batches:\n",
+        "        batches = self._transport.listen(self._idle)\n"
+        "        self.__dict__.setdefault('left', []).append(batches)\n"
+        "        if batches:\n",
         ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
         "a deaf subscription is refilled, and kept",
-        "kernel/listening/position_check.py",
-        "                        if self._deaf:\n",
-        "                        if False:\n",
+        "kernel/listening/subscription.py",
+        "                if self._deafness.deaf:\n",
+        "                if False:\n",
         ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(

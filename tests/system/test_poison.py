@@ -87,7 +87,7 @@ async def test_channel(stage: Stage) -> None:
     await unharmed(stage)
     stage.check_unbroken()
     for replica in stage.replicas:
-        assert len(re.findall("WARNING.*documents on the channel", replica.log)) == 1
+        assert len(re.findall("WARNING.*out-of-sequence messages on the Redis channel", replica.log)) == 1
         assert replica.metric("foreign_documents_total") >= len(poison(epoch))
     assert "poison" not in json.dumps([frames_of(witness) for witness in witnesses])
 

@@ -279,7 +279,7 @@ async def test_deaf(redis: FakeRedis, ears: Ears) -> None:
         fill(redis, 1)
         await eventually(lambda: ears.restarts)
         redis.deaf = False
-        assert ears.restarts[0] == "the subscription heard nothing while events passed"
+        assert ears.restarts[0] == "the subscription received nothing while events were published"
         fill(redis, 1)
         await sink.until(lambda: sink.numbers == [251, 252, 253])
         await eventually(broadcaster.is_listener_healthy)
@@ -301,7 +301,7 @@ async def test_slow_but_not_deaf(redis: FakeRedis, ears: Ears) -> None:
 async def test_on_its_way(redis: FakeRedis) -> None:
     """Section 7, delivery: a check leaves to the subscription what was published only just now."""
     async with replica(redis, HEARING) as broadcaster:
-        broadcaster._listener._hearing.grace = 60.0
+        broadcaster._position_check._deafness.grace = 60.0
         reads, checks = redis.calls.count("read"), redis.calls.count("position")
         redis.hold()
         fill(redis, 3)
@@ -340,7 +340,7 @@ async def test_deaf_while_somebody_asks_all_the_time(redis: FakeRedis, ears: Ear
                 await broadcaster.checks.completed()
                 await asyncio.sleep(0)
         assert broadcaster.sequence == 253
-        assert "heard nothing" in ears.restarts[0]
+        assert "received nothing" in ears.restarts[0]
 
 
 async def test_an_outage_is_not_deaf(redis: FakeRedis, ears: Ears) -> None:
@@ -449,7 +449,7 @@ async def test_they_are_logged_once_a_minute(redis: FakeRedis, ears: Ears, caplo
             redis.announce(b"hello")
             redis.announce(document(999))
             await eventually(lambda count=count: ears.foreigners == 2 * count)
-    assert len([record for record in caplog.records if "documents on the channel" in record.message]) == 1
+    assert len([record for record in caplog.records if "messages on the Redis channel" in record.message]) == 1
 
 
 async def test_a_real_hole_is_not_foreign(redis: FakeRedis, ears: Ears) -> None:
@@ -738,10 +738,10 @@ async def test_whoever_gave_up_is_forgotten(redis: FakeRedis) -> None:
 
 def tasks(broadcaster: EventBroadcaster) -> dict[str, asyncio.Task[None]]:
     """Return the listener's tasks by name."""
-    return {room.__name__: task for room, task in broadcaster._listener._tasks.items()}
+    return broadcaster._supervisor._tasks
 
 
-@pytest.mark.parametrize("name", ["_subscribe", "_keep_checking"])
+@pytest.mark.parametrize("name", ["subscription", "position check"])
 async def test_a_task_that_was_cancelled(redis: FakeRedis, ears: Ears, name: str) -> None:
     """Section 8, supervision: a listener task that ends, for whatever reason, is started again, and nothing is lost."""
     async with replica(redis, observer=ears) as broadcaster:
@@ -763,7 +763,7 @@ async def test_a_check_that_was_cancelled(redis: FakeRedis) -> None:
         transport.before["position"].clear()
         waiting = asyncio.create_task(broadcaster.checks.completed())
         await eventually(lambda: transport.held["position"])
-        tasks(broadcaster)["_keep_checking"].cancel()
+        tasks(broadcaster)["position check"].cancel()
         transport.before["position"].set()
         async with asyncio.timeout(5):
             await waiting
@@ -807,7 +807,7 @@ async def test_a_trial_that_was_cancelled(redis: FakeRedis, ears: Ears) -> None:
         transport = gated(broadcaster)
         transport.before["probe"].clear()
         await eventually(lambda: transport.held["probe"])
-        tasks(broadcaster)["_keep_checking"].cancel()
+        tasks(broadcaster)["position check"].cancel()
         transport.before["probe"].set()
         redis.down = False
         await eventually(lambda: not broadcaster.is_degraded())
@@ -821,7 +821,7 @@ async def test_a_delivery_that_was_cancelled(redis: FakeRedis, monkeypatch: pyte
         fill(redis, 50)
         await turns_until(lambda: sinks[5].numbers)
         assert not sinks[-1].numbers
-        tasks(broadcaster)["_subscribe"].cancel()
+        tasks(broadcaster)["subscription"].cancel()
         for sink in sinks:
             await sink.until(lambda sink=sink: sink.numbers == list(range(251, 301)))
 
@@ -902,11 +902,11 @@ async def test_subscription_failures_back_off(redis: FakeRedis, caplog: pytest.L
         for number in (251, 252):
             for _ in range(3):
                 redis.hang_up()
-                await eventually(lambda: not broadcaster._listener.subscribed.is_set())
-                await eventually(broadcaster._listener.subscribed.is_set)
+                await eventually(lambda: not broadcaster._subscription.subscribed.is_set())
+                await eventually(broadcaster._subscription.subscribed.is_set)
             fill(redis, 1)
             await sink.until(lambda number=number: sink.numbers[-1:] == [number])
-    delays = [record.args[0] for record in caplog.records if record.message.startswith("listener restarts")]
+    delays = [record.args[0] for record in caplog.records if record.message.startswith("subscribing again")]
     for delay, base in zip(delays, [0.04, 0.08, 0.1] * 2, strict=True):
         assert base * 1.1 <= delay <= base * 1.3
 
@@ -931,7 +931,7 @@ async def test_a_deaf_subscription_is_made_anew(redis: FakeRedis, ears: Ears) ->
         for number in (251, 252):
             fill(redis, 1)
             await sink.until(lambda number=number: sink.numbers[-1:] == [number])
-        await eventually(lambda: "the subscription heard nothing while events passed" in ears.restarts)
+        await eventually(lambda: "the subscription received nothing while events were published" in ears.restarts)
         redis.deaf = False
         await eventually(broadcaster.is_listener_healthy)
         fill(redis, 1)
