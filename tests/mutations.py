@@ -56,7 +56,7 @@ MUTATIONS: Final = (
         "kernel/listening/deafness.py",
         "        return now - self._since < self.grace\n",
         "        return True\n",
-        ("tests/kernel/listening/test_position_check.py",),
+        ("tests/kernel/listening/test_deafness.py", "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
         "no refill of a hole",
@@ -110,14 +110,14 @@ MUTATIONS: Final = (
         "kernel/listening/subscription.py",
         "                await self._link.present()\n",
         "",
-        ("tests/kernel/listening/test_position_check.py", "tests/system/test_degraded.py -k test_in_and_out"),
+        ("tests/kernel/listening/test_subscription.py", "tests/system/test_degraded.py -k test_in_and_out"),
     ),
     Mutation(
         "a second listener: what is not healthy is started again",
         "kernel/listening/supervisor.py",
         "                if task is None or task.done():\n",
         "                if task is None or task.done() or not self.healthy:\n",
-        (MODEL, "tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k nothing"),
+        (MODEL, "tests/kernel/listening/test_supervisor.py", "tests/system/test_link_faults.py -k nothing"),
     ),
     Mutation(
         "a second listener: the subscription that is left stays open",
@@ -126,21 +126,45 @@ MUTATIONS: Final = (
         "        batches = self._transport.listen(self._idle)\n"
         "        self.__dict__.setdefault('left', []).append(batches)\n"
         "        if batches:\n",
-        ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k deaf"),
+        ("tests/kernel/listening/test_subscription.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
         "a deaf subscription is refilled, and kept",
         "kernel/listening/subscription.py",
         "                if self._deafness.deaf:\n",
         "                if False:\n",
-        ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k deaf"),
+        ("tests/kernel/listening/test_subscription.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
-        "a listener is told but once to end",
+        "a task is told but once to end",
         "kernel/resilience/tasks.py",
         "        _, pending = await asyncio.wait(pending, timeout=_AGAIN_SECONDS)\n",
         "        await asyncio.wait(pending)\n        return\n",
-        ("tests/kernel/listening/test_position_check.py",),
+        ("tests/kernel/listening/test_supervisor.py",),
+    ),
+    Mutation(
+        "a run is handed to the clients before it is in the log",
+        "kernel/listening/delivery.py",
+        "            self._log.append(run)\n"
+        "            result = await self._fan_out.deliver(run, before, report.begin)\n",
+        "            result = await self._fan_out.deliver(run, before, report.begin)\n"
+        "            self._log.append(run)\n",
+        ("tests/kernel/listening/test_delivery.py", "tests/kernel/clients/test_hub.py"),
+    ),
+    Mutation(
+        "a check from before the subscription counts",
+        "kernel/listening/deafness.py",
+        "        self._check_counts = self._subscribed\n",
+        "        self._check_counts = True\n",
+        ("tests/kernel/listening/test_deafness.py",),
+    ),
+    Mutation(
+        "publishes that wait are not woken by a delivery",
+        "kernel/listening/delivery.py",
+        "        self._observer.delivered(report.delivered(self._log.place, self._clock()))\n"
+        "        self._flow_control.wake()\n",
+        "        self._observer.delivered(report.delivered(self._log.place, self._clock()))\n",
+        ("tests/kernel/listening/test_delivery.py",),
     ),
     Mutation(
         "a walk that is cancelled is not finished",

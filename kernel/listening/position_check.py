@@ -132,14 +132,12 @@ class PositionCheck:
             trial = not self._link.closed.is_set()
             if trial and not self._link.trial():
                 continue
-            match await self._check(trial=trial):
-                case _Outcome.SUCCEEDED:
-                    attempt = 0
-                case _Outcome.FAILED:
-                    await self._link.pause(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter
-                    attempt += 1
-                case _Outcome.TRIAL_FAILED:
-                    pass
+            outcome = await self._check(trial=trial)
+            if outcome is _Outcome.SUCCEEDED:
+                attempt = 0
+            elif outcome is _Outcome.FAILED:
+                await self._link.pause(backoff(attempt, *self._delays, random.random()))  # noqa: S311  jitter
+                attempt += 1
 
     async def _check(self, *, trial: bool) -> _Outcome:
         """Make one check and report to the link; `trial` if it is the trial call of the circuit."""
