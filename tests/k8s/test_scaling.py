@@ -7,8 +7,8 @@ import time
 import pytest
 
 from tests.system.conftest import Start
-from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
 from tests.system.history import History, complaints
+from tests.system.recording_client import FILTERS, Persistent, Wanderer, settled
 from tests.system.replica import Replica
 
 CLIENTS = 500

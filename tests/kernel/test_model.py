@@ -26,7 +26,7 @@ from kernel.messages.decoding import decode_message
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import WIRE, GatedTransport
 from tests.system.history import Connection, History, Place, Reader, Witnessed, complaints
-from tests.system.parties import marked
+from tests.system.producers import marked
 
 _T = TypeVar("_T")
 

@@ -10,8 +10,8 @@ import pytest
 import redis
 
 from handlers.server.embedded import EmbeddedValkey
+from tests.system.fault_environment import Stage
 from tests.system.replica import Replica, wait_until
-from tests.system.stage import Stage
 
 # Everything that goes by intervals goes fast, so that no test waits for it.
 FAST = {

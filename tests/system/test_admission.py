@@ -11,7 +11,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
 from tests.system.conftest import Start
-from tests.system.raw import BINARY, CONTINUATION, PING, PONG, TEXT, raw_socket
+from tests.system.raw_websocket import BINARY, CONTINUATION, PING, PONG, TEXT, raw_socket
 from tests.system.replica import Replica
 from tests.waiting import eventually
 

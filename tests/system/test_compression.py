@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.system.client import Client, connected
-from tests.system.parties import marked
-from tests.system.raw import BINARY, TEXT, RawFrame, RawSocket, raw_socket
+from tests.system.producers import marked
+from tests.system.raw_websocket import BINARY, TEXT, RawFrame, RawSocket, raw_socket
 from tests.system.replica import Replica
 
 CHROME = "permessage-deflate; client_max_window_bits"

@@ -11,7 +11,7 @@ import pytest
 from handlers.openapi.examples import EXAMPLES
 from tests.system.client import Client, connected
 from tests.system.conftest import Start
-from tests.system.parties import KINDS, marked, route_of
+from tests.system.producers import KINDS, marked, route_of
 from tests.system.replica import Replica
 
 SUPPORTED = ["ping", "pong", "subscribe", "unsubscribe", "resync", "ack"]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.network import Way
+from tests.proxy import Way
 from tests.system.client import PATIENCE, Client, connected
 from tests.system.conftest import Start
+from tests.system.fault_environment import Stage, becomes, client_of, frames_of, health, marks
 from tests.system.history import History, complaints
-from tests.system.parties import Producer, Witness
+from tests.system.producers import Producer, Witness
 from tests.system.replica import Replica
-from tests.system.stage import Stage, becomes, client_of, frames_of, health, marks
 from tests.waiting import eventually
 
 BOTH = ["degraded open", "healthy closed"]

@@ -14,7 +14,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
 from tests.system.conftest import Start
-from tests.system.raw import CLOSE, TEXT, RawSocket, raw_socket
+from tests.system.raw_websocket import CLOSE, TEXT, RawSocket, raw_socket
 from tests.system.replica import Replica
 from tests.waiting import eventually
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.system.client import PATIENCE, connected
 from tests.system.conftest import Start
+from tests.system.fault_environment import Stage, becomes, client_of, frames_of, health
+from tests.system.redis_server import RedisServer
 from tests.system.replica import Replica
-from tests.system.servers import RedisServer
-from tests.system.stage import Stage, becomes, client_of, frames_of, health
 from tests.waiting import eventually
 
 

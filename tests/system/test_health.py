@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from tests.system.history import Connection, History, Reader, Witnessed, complaints
-from tests.system.parties import marked
+from tests.system.producers import marked
 
 Frames = list[dict[str, Any]]
 

@@ -7,9 +7,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import redis
 
-from tests.network import Way
+from tests.proxy import Way
 from tests.system.client import PATIENCE
-from tests.system.stage import Stage, becomes
+from tests.system.fault_environment import Stage, becomes
 from tests.waiting import eventually
 
 # -- the faults; each ends when the link could work again -------------------------------------------------------------

@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from tests.collector import Collector
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica

@@ -18,10 +18,10 @@ from kernel.messages import MESSAGE_TYPES
 from telemetry import METRICS
 from tests.system.client import connected
 from tests.system.conftest import Start
-from tests.system.parties import marked
-from tests.system.raw import CLOSE, raw_socket
+from tests.system.producers import marked
+from tests.system.raw_websocket import CLOSE, raw_socket
 from tests.system.replica import Replica
-from tests.system.slow import slow_client
+from tests.system.slow_client import slow_client
 from tests.waiting import eventually
 
 CHANNEL: Final = "measured"

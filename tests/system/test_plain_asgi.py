@@ -8,8 +8,8 @@ from websockets.exceptions import InvalidStatus
 from tests.system.client import Client, connected
 from tests.system.conftest import Start
 from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
-from tests.system.raw import TEXT, raw_socket
+from tests.system.producers import KINDS, Producer, Witness
+from tests.system.raw_websocket import TEXT, raw_socket
 from tests.system.replica import Replica
 
 

@@ -5,10 +5,10 @@ import json
 import re
 from typing import Any
 
-from tests.network import Way
+from tests.proxy import Way
 from tests.system.client import connected
-from tests.system.raw import BINARY, TEXT, raw_socket
-from tests.system.stage import Stage, becomes, client_of, frames_of, health, marks
+from tests.system.fault_environment import Stage, becomes, client_of, frames_of, health, marks
+from tests.system.raw_websocket import BINARY, TEXT, raw_socket
 
 # What is missing is not found because a check is due: what comes, comes at once.
 SELDOM = {"position_check_seconds": 10, "supervision_interval_seconds": 600}

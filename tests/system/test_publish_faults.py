@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.network import Way
+from tests.proxy import Way
 from tests.system.client import PATIENCE
+from tests.system.fault_environment import Stage, becomes, frames_of, health, marks
 from tests.system.replica import Replica
-from tests.system.stage import Stage, becomes, frames_of, health, marks
 from tests.waiting import eventually
 
 # Commands have time enough on a slow machine, and the circuit stays out of it: what is counted is what the test does.

@@ -12,7 +12,7 @@ from handlers.openapi.examples import EXAMPLES
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
+from tests.system.producers import KINDS, Producer, Witness
 from tests.system.replica import ROOT, Replica
 from tests.waiting import eventually
 

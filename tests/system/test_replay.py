@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import redis
 
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.system.client import Client, connected
 from tests.system.conftest import FAST, Start
 from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
+from tests.system.producers import KINDS, Producer, Witness
 from tests.system.replica import Replica, wait_until
 from tests.waiting import eventually
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests.system.conftest import Start
-from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
 from tests.system.history import History, complaints
+from tests.system.recording_client import FILTERS, Persistent, Wanderer, settled
 
 CLIENTS = 100
 DRAIN_SECONDS = 4.0

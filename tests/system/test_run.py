@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 
 from handlers.settings import settings_help
-from tests.network import Proxy
+from tests.proxy import Proxy
 from tests.system.client import connected
 from tests.system.conftest import FAST, Start
-from tests.system.parties import KINDS
+from tests.system.producers import KINDS
 from tests.system.replica import PATIENCE, ROOT, Replica, clean_environment, wait_until
 
 MODULE = [sys.executable, "-m", "handlers"]

@@ -10,9 +10,9 @@ import pytest
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.history import Connection, History, Witnessed, complaints
-from tests.system.raw import PING, TEXT, raw_socket
+from tests.system.raw_websocket import PING, TEXT, raw_socket
 from tests.system.replica import Replica
-from tests.system.slow import FLOOD, Flood, memory_of, slow_client, sockets_of
+from tests.system.slow_client import FLOOD, Flood, memory_of, slow_client, sockets_of
 from tests.waiting import eventually
 
 MARK = 65536

@@ -14,12 +14,12 @@ from contextlib import AsyncExitStack
 
 import httpx
 
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.system.conftest import Start
-from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
 from tests.system.history import History, complaints
+from tests.system.recording_client import FILTERS, Persistent, Wanderer, settled
+from tests.system.redis_server import RedisServer
 from tests.system.replica import Replica
-from tests.system.servers import RedisServer
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))

@@ -13,7 +13,7 @@ import redis
 
 from telemetry import FLUSH_SECONDS
 from tests.collector import Collector, Span, tree
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.system.client import connected
 from tests.system.conftest import Start
 from tests.system.replica import Replica

@@ -8,7 +8,7 @@ from typing import Any
 
 from tests.system.conftest import Start
 from tests.system.history import History, complaints
-from tests.system.parties import Witness
+from tests.system.producers import Witness
 from tests.system.replica import ROOT, Replica, clean_environment
 
 EVENTS = 500  # each of two demos

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_tracer
 
 from kernel import BroadcasterConfig, BroadcastFailed, EventBroadcaster, PublishOptions, RedisTransport, SceneChangeData
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, Way
 from tests.telemetry.conftest import CHANNEL, Watch
 from tests.waiting import eventually
 

@@ -20,8 +20,8 @@ from kernel.observer import Observer
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis import transport as transport_module
 from kernel.redis.transport import RedisTransport
-from tests.links import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
-from tests.network import Proxy, ScriptedRedis, Way
+from tests.proxy import Proxy, ScriptedRedis, Way
+from tests.transport_helpers import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
 from tests.waiting import eventually
 
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"

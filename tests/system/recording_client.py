@@ -11,7 +11,7 @@ from websockets.exceptions import WebSocketException
 
 from tests.system.client import PATIENCE, Client
 from tests.system.history import History
-from tests.system.parties import KINDS, Witness, marked, route_of
+from tests.system.producers import KINDS, Witness, marked, route_of
 from tests.system.replica import Replica
 
 __all__ = ["FILTERS", "Persistent", "Return", "Wanderer", "settled"]

@@ -10,13 +10,13 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from tests.network import Proxy
+from tests.proxy import Proxy
 from tests.system.client import Client
-from tests.system.crowd import Persistent, settled
 from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
+from tests.system.producers import KINDS, Producer, Witness
+from tests.system.recording_client import Persistent, settled
+from tests.system.redis_server import RedisServer
 from tests.system.replica import PATIENCE, Replica
-from tests.system.servers import RedisServer
 from tests.waiting import eventually
 
 __all__ = ["Stage", "becomes", "client_of", "frames_of", "health", "marks"]

@@ -12,7 +12,7 @@ from websockets.asyncio.client import connect
 
 from tests.system.client import Client
 from tests.system.history import Connection, History, Reader, Witnessed
-from tests.system.parties import marked
+from tests.system.producers import marked
 from tests.system.replica import Replica
 
 __all__ = ["FLOOD", "Flood", "SlowClient", "memory_of", "slow_client", "sockets_of"]
