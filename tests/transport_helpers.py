@@ -1,4 +1,4 @@
-"""A replica's end of the link, as tests use it: publish, listen, read back."""
+"""Calls on a transport, for the tests of transports: publish, listen, read the history."""
 
 import asyncio
 import contextlib

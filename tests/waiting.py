@@ -1,4 +1,4 @@
-"""How tests wait: for a condition, with a deadline; never a sleep for luck."""
+"""Waiting for conditions with a deadline; a test never sleeps and hopes."""
 
 import asyncio
 import inspect

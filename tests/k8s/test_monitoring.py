@@ -17,8 +17,7 @@ from handlers.openapi.examples import EXAMPLES
 from tests.k8s.queries import NAMESPACE, PROMISED, queries
 from tests.k8s.tools import K8S, built, one, run, tool
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import Replica
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 PRODUCTION = "overlays/production"
@@ -75,7 +74,7 @@ async def busy(replica: Replica) -> None:
         await late.take(type="resync_ack")
 
 
-async def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> None:
+async def test_metrics_are_exposed(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, metrics: the running service has every metric that the manifests name, with type and labels."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
@@ -147,7 +146,7 @@ def asked(http: httpx.Client, query: str) -> list[Any]:
 
 
 async def test_prometheus_answers(
-    start: Start, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
+    start: ReplicaFactory, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
 ) -> None:
     """Monitoring: a real Prometheus on the real service answers every query; no alert fires on a sound one."""
     replica = start(redis_url=valkey, redis_event_channel=channel)

@@ -13,8 +13,7 @@ import redis
 from handlers.openapi.examples import EXAMPLES
 from tests.k8s.tools import K8S, run, tool
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import wait_until
+from tests.system.replica import ReplicaFactory, wait_until
 
 PASSWORD = "not-a-real-one"
 CHANNEL = "security_events"
@@ -74,7 +73,7 @@ def _answers(admin: redis.Redis) -> bool:
         return False
 
 
-async def test_the_example_suffices(server: Server, start: Start) -> None:
+async def test_the_example_suffices(server: Server, start: ReplicaFactory) -> None:
     """Section 7, Redis: under the example's ACL the service publishes, delivers and replays, and is never refused."""
     replica = start(redis_url=server.url)
     for kind in ("event", "camera_status"):

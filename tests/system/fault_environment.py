@@ -1,6 +1,7 @@
-"""A stage for faults: a Redis that may be broken, replicas each behind a proxy of its own, producers and witnesses.
+"""The environment of the fault tests: a Redis to break, replicas each behind a proxy, producers and recording clients.
 
-Every test on it ends with `judge`: the history checker decides whether anything was lost, doubled or moved.
+A test that uses it ends with `check_history`: the history checker decides whether any event was lost, duplicated or
+reordered.
 """
 
 import asyncio
@@ -11,17 +12,16 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from tests.proxy import Proxy
-from tests.system.client import Client
-from tests.system.history import History, complaints
-from tests.system.producers import KINDS, Producer, Witness
-from tests.system.recording_client import Persistent, settled
+from tests.system.history import History, violations
+from tests.system.producers import KINDS, Producer, RetryingProducer
+from tests.system.recording_client import RecordingClient, wait_until_delivered
 from tests.system.redis_server import RedisServer
 from tests.system.replica import PATIENCE, Replica
 from tests.waiting import eventually
 
-__all__ = ["Stage", "becomes", "client_of", "frames_of", "health", "marks"]
+__all__ = ["FaultEnvironment", "degraded_notices", "health", "wait_for_health"]
 
-# What takes seconds in service takes a fraction of one here; the deadline of each command with it.
+# Intervals and delays that take seconds in production are a fraction of a second here.
 FAST = {
     "position_check_seconds": 0.3,
     "circuit_recovery_seconds": 0.5,
@@ -29,18 +29,21 @@ FAST = {
     "broadcast_max_delay_seconds": 0.5,
 }
 
-# The one complaint that belongs to an outage.
+# The one log line above WARNING that an outage is expected to cause.
 CUT_OFF = r" CRITICAL kernel\.resilience\.link: "
 
 
-class _Start(Protocol):
+class _StartReplica(Protocol):
     def __call__(self, *, ready: object = True, **settings: object) -> Replica: ...
 
 
-class Stage:
-    """Use it as `async with Stage(start) as stage`; `server` is the Redis that proxies lead to at first."""
+class FaultEnvironment:
+    """Redis, replicas, producers and clients of one test; use it as `async with FaultEnvironment(start) as env`.
 
-    def __init__(self, start: _Start, **server: str) -> None:
+    The proxies lead to `server` at first. `tolerate` is a pattern for the log lines that the replicas may have.
+    """
+
+    def __init__(self, start: _StartReplica, **server: str) -> None:
         self._start = start
         self._stack = AsyncExitStack()
         self._producer = Producer(History(), "")
@@ -51,11 +54,11 @@ class Stage:
         self.history = History()
         self.replicas: list[Replica] = []
         self.proxies: list[Proxy] = []
-        self.witnesses: list[Witness] = []
+        self.recorders: list[RecordingClient] = []
         self.tolerate = CUT_OFF
 
     async def __aenter__(self) -> Self:
-        self.server = self.serve(**self._server_options)
+        self.server = self.start_redis(**self._server_options)
         self._producer = Producer(self.history, "one")
         return self
 
@@ -70,19 +73,19 @@ class Stage:
                 replica.kill()
             await self._stack.aclose()
 
-    def serve(self, **options: str) -> RedisServer:
-        """Another Redis, for as long as this stage stands."""
+    def start_redis(self, **options: str) -> RedisServer:
+        """Start another Redis; it is ended with this environment."""
         return self._stack.enter_context(RedisServer(**options))
 
-    async def proxy(self, server: RedisServer | None = None) -> Proxy:
-        """Another way to a Redis."""
+    async def start_proxy(self, server: RedisServer | None = None) -> Proxy:
+        """Start another proxy to a Redis."""
         return await self._stack.enter_async_context(Proxy((server or self.server).path))
 
-    async def open(self, count: int = 1, *, ready: bool = True, **settings: object) -> list[Replica]:
-        """Start replicas at the same time, each behind a proxy of its own; returns all that there are."""
+    async def start_replicas(self, count: int = 1, *, ready: bool = True, **settings: object) -> list[Replica]:
+        """Start replicas concurrently, each behind a proxy of its own; returns all replicas started so far."""
         proxies = self.proxies[len(self.replicas) :]
         while len(proxies) < count:
-            proxies.append(await self.proxy())
+            proxies.append(await self.start_proxy())
         self.proxies[len(self.replicas) :] = proxies
         options = FAST | {"ready": ready} | settings
         self.replicas += await asyncio.gather(
@@ -90,26 +93,26 @@ class Stage:
         )
         return self.replicas
 
-    # -- those who publish and listen -------------------------------------------------------------------------------
+    # -- clients and producers ----------------------------------------------------------------------------------------
 
-    async def watch(self, replica: Replica, patterns: Sequence[str] | None = None) -> Witness:
-        """A client that stays where it is."""
-        witness = Witness(f"client {len(self.witnesses)}", patterns)
-        await witness.connect(replica)
-        self.witnesses.append(witness)
-        return witness
+    async def connect(self, replica: Replica, patterns: Sequence[str] | None = None) -> RecordingClient:
+        """Connect a client that stays with this replica."""
+        recorder = RecordingClient(f"client {len(self.recorders)}", patterns)
+        await recorder.connect(replica)
+        self.recorders.append(recorder)
+        return recorder
 
-    async def audience(self) -> list[Witness]:
-        """Clients of every replica, with and without filters, that are live."""
+    async def connect_clients(self) -> list[RecordingClient]:
+        """Connect two clients to every replica, one with patterns, and wait for their first frames."""
         for replica in self.replicas:
-            await self.watch(replica)
-            await self.watch(replica, ["alert.*", "camera.offline", "summary*"])
-        for witness in self.witnesses:
-            await client_of(witness).next()
-        return self.witnesses
+            await self.connect(replica)
+            await self.connect(replica, ["alert.*", "camera.offline", "summary*"])
+        for recorder in self.recorders:
+            await recorder.open_connection.next()
+        return self.recorders
 
     async def publish(self, replica: Replica, count: int = 1) -> list[int | None]:
-        """Publish messages of all kinds one after the other; their numbers, None where the fate is unknown."""
+        """Publish messages of all types in turn; returns the sequence numbers, None where the outcome is unknown."""
         numbers = []
         async with replica.http() as http:
             for _ in range(count):
@@ -118,17 +121,17 @@ class Stage:
         return numbers
 
     async def publish_batch(self, replica: Replica, count: int) -> list[int]:
-        """Publish messages of all kinds at once."""
+        """Publish messages of all types in one batch."""
         async with replica.http() as http:
             return await self._producer.publish_batch(http, [KINDS[n % len(KINDS)] for n in range(count)])
 
     @asynccontextmanager
-    async def load(self, pause: float = 0.02) -> AsyncIterator[list[Persistent]]:
-        """For the length of a block, publish through all replicas; each message until somebody has accepted it."""
+    async def load(self, pause: float = 0.02) -> AsyncIterator[list[RetryingProducer]]:
+        """Publish through all replicas for the length of a block; each message is retried until it is accepted."""
         stop = asyncio.Event()
         self._loads += 1
         producers = [
-            Persistent(self.history, f"load-{self._loads}-{number}", self.replicas, random.Random(number))
+            RetryingProducer(self.history, f"load-{self._loads}-{number}", self.replicas, random.Random(number))
             for number in range(2)
         ]
         async with asyncio.TaskGroup() as group:
@@ -139,59 +142,48 @@ class Stage:
             finally:
                 stop.set()
 
-    async def more(self, producers: Sequence[Persistent], count: int = 10) -> None:
-        """Wait until so many more messages have been accepted."""
+    async def wait_until_accepted(self, producers: Sequence[RetryingProducer], count: int = 10) -> None:
+        """Wait until `count` more messages have been accepted."""
         before = sum(producer.count for producer in producers)
         await eventually(lambda: sum(each.count for each in producers) >= before + count, 2 * PATIENCE)
 
-    # -- the end ------------------------------------------------------------------------------------------------------
+    # -- checks -------------------------------------------------------------------------------------------------------
 
-    async def heal(self) -> None:
-        """Wait until every replica is healthy, and hears by exactly one subscription."""
+    async def wait_until_healthy(self) -> None:
+        """Wait until every replica is healthy and has exactly one subscription to Redis."""
         for replica in self.replicas:
-            await becomes(replica, status="healthy", listener_healthy=True)
+            await wait_for_health(replica, status="healthy", listener_healthy=True)
         await eventually(lambda: self.server.listeners == len(self.replicas), PATIENCE)
 
-    async def settle(self) -> str:
-        """Publish one more through each replica, and wait until every witness has it; returns the epoch."""
+    async def wait_until_delivered(self) -> str:
+        """Publish one more event through each replica, and wait until every client has it; returns the epoch."""
         for replica in self.replicas:
             assert None not in await self.publish(replica)
         (epoch,) = {epoch for epoch, _ in list(self.history.accepted)[-len(self.replicas) :]}
-        await settled(self.history, epoch, self.witnesses)
+        await wait_until_delivered(self.history, epoch, self.recorders)
         return epoch
 
-    async def judge(self) -> None:
-        """Let the witnesses go, and hear what they have to say."""
-        for witness in self.witnesses:
-            await witness.leave(politely=True)
-        assert complaints(self.history, [witness.seen for witness in self.witnesses]) == []
+    async def check_history(self) -> None:
+        """Disconnect the clients, and check everything they received against everything that was published."""
+        for recorder in self.recorders:
+            await recorder.leave(politely=True)
+        assert violations(self.history, [recorder.record for recorder in self.recorders]) == []
 
     def check_unbroken(self) -> None:
-        """Check that no loss was announced to anybody, and no epoch."""
+        """Check that no client was told of a gap or of a new epoch."""
         assert len({epoch for epoch, _ in self.history.accepted}) == 1
-        for witness in self.witnesses:
-            assert not [frame for frame in frames_of(witness) if frame.get("type") in ("gap", "epoch_changed")]
+        for recorder in self.recorders:
+            assert not [frame for frame in recorder.frames if frame.get("type") in ("gap", "epoch_changed")]
 
     def check_new_epoch(self, epoch: str) -> None:
-        """Check that exactly one new epoch was announced to everybody, and this one."""
-        for witness in self.witnesses:
-            told = [frame["epoch"] for frame in frames_of(witness) if frame.get("type") == "epoch_changed"]
-            assert told == [epoch], witness.seen.name
+        """Check that every client was told of exactly one new epoch, this one."""
+        for recorder in self.recorders:
+            told = [frame["epoch"] for frame in recorder.frames if frame.get("type") == "epoch_changed"]
+            assert told == [epoch], recorder.record.name
 
 
-def client_of(witness: Witness) -> Client:
-    """The open connection of a witness."""
-    assert witness.client is not None
-    return witness.client
-
-
-def frames_of(witness: Witness) -> list[Any]:
-    """Everything that it got, on all its connections."""
-    return [frame for connection in witness.seen.connections for frame in connection.frames]
-
-
-def marks(frames: Sequence[Any]) -> list[str]:
-    """Which notices of the broadcaster itself are among these frames, in order."""
+def degraded_notices(frames: Sequence[Any]) -> list[str]:
+    """Return the notices on degraded mode among these frames, in order, as `status circuit_state`."""
     return [
         f"{frame['data']['status']} {frame['data']['circuit_state']}"
         for frame in frames
@@ -200,22 +192,22 @@ def marks(frames: Sequence[Any]) -> list[str]:
 
 
 async def health(replica: Replica) -> dict[str, Any]:
-    """What `/health` says."""
+    """Return the report of `/health`."""
     report: dict[str, Any] = (await replica.request("GET", "/health")).json()
     return report
 
 
-async def becomes(replica: Replica, **fields: object) -> dict[str, Any]:
-    """Wait until `/health` says so; returns the report."""
+async def wait_for_health(replica: Replica, **fields: object) -> dict[str, Any]:
+    """Wait until the report of `/health` has these fields; returns the report."""
     report: dict[str, Any] = {}
 
-    async def says_so() -> bool:
+    async def matches() -> bool:
         nonlocal report
         report = await health(replica)
         return fields.items() <= report.items()
 
     try:
-        await eventually(says_so, PATIENCE)
+        await eventually(matches, PATIENCE)
     except AssertionError:
         raise AssertionError(f"not {fields}: {report}\n{replica.log}") from None
     return report

@@ -1,18 +1,21 @@
-"""Those who log for the history checker: producers that post, and witnesses that connect, vanish and resume."""
+"""Producers that log every publish for the history checker: a plain one, one that retries, one for large volumes."""
 
+import asyncio
+import contextlib
 import copy
 import itertools
+import random
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import httpx
 
 from handlers.openapi.examples import EXAMPLES
-from tests.system.client import Client
-from tests.system.history import MARKS, Connection, History, Reader, Witnessed
+from tests.system.client import PATIENCE
+from tests.system.history import MARKS, History
 from tests.system.replica import Replica
 
-__all__ = ["Producer", "Witness", "marked", "route_of"]
+__all__ = ["KINDS", "BulkProducer", "Producer", "RetryingProducer", "marked", "route_of"]
 
 Data = dict[str, Any]
 
@@ -20,14 +23,14 @@ KINDS: Final = tuple(EXAMPLES)
 
 
 def route_of(kind: str) -> str:
-    """The path on which messages of a type are posted (section 2 of the contract)."""
+    """Return the path to which messages of this type are posted."""
     if kind.startswith("alert_"):
         return f"/broadcast/alert/{kind.removeprefix('alert_')}"
     return f"/broadcast/{kind.replace('.', '/').replace('_', '-')}"
 
 
 def marked(kind: str, mark: str) -> Data:
-    """Data of this type that no other message has."""
+    """Return data of this type that contains `mark`, which must be unique to the message."""
     data: Data = copy.deepcopy(EXAMPLES[kind]["data"])
     if kind == "summary_update":
         data["hourly"]["content"] = mark
@@ -37,14 +40,14 @@ def marked(kind: str, mark: str) -> Data:
 
 
 class Producer:
-    """Posts marked messages and logs what it was answered; `name` is the beginning of its marks."""
+    """Posts marked messages and logs each receipt or failure; its marks start with `name`."""
 
     def __init__(self, history: History, name: str) -> None:
         self._history = history
         self._marks: Iterator[str] = (f"{name}-{number}" for number in itertools.count(1))
 
     async def publish(self, http: httpx.AsyncClient, kind: str, **headers: str) -> int | None:
-        """Publish one message; its number, or None if its fate is not known."""
+        """Publish one message; returns its sequence number, or None if the outcome is unknown."""
         data = marked(kind, next(self._marks))
         try:
             answer = await http.post(route_of(kind), json=data, headers=headers)
@@ -60,7 +63,7 @@ class Producer:
         return None
 
     async def publish_batch(self, http: httpx.AsyncClient, kinds: Sequence[str]) -> list[int]:
-        """Publish several at once; their numbers, none if their fate is not known."""
+        """Publish a batch; returns the sequence numbers, or an empty list if the outcome is unknown."""
         batch = [(kind, marked(kind, next(self._marks))) for kind in kinds]
         try:
             answer = await http.post("/broadcast/batch", json=[{"type": kind, "data": data} for kind, data in batch])
@@ -77,58 +80,84 @@ class Producer:
         return [receipt["sequence"] for receipt in receipts]
 
 
-class Witness:
-    """A client that resumes by itself wherever it is sent, and keeps everything that it saw.
+class RetryingProducer:
+    """Posts one message after another, and retries each, under its idempotency key, until a replica accepts it."""
 
-    It connects with its patterns, `since` and `epoch`, and what `query` has more; `options` are those of `Client.open`.
-    """
+    def __init__(self, history: History, name: str, replicas: Sequence[Replica], rng: random.Random) -> None:
+        self._history = history
+        self._name = name
+        self._replicas = replicas
+        self._rng = rng
+        self.count = 0
+        self.retries = 0
+        self.idle = True
 
-    def __init__(
-        self, name: str, patterns: Sequence[str] | None = None, *, query: Data | None = None, **options: Any
-    ) -> None:
-        self.seen = Witnessed(name, patterns)
-        self.client: Client | None = None
-        self.query = dict(query or {})
-        self._options = options
-        self._reader = Reader()
-        self._read = 0
+    async def publish(self, pause: float, stop: asyncio.Event) -> None:
+        """Publish every `pause` seconds or so until `stop` is set; the message in flight is retried until accepted."""
+        async with httpx.AsyncClient(verify=False, trust_env=False, timeout=PATIENCE / 4) as http:
+            while not stop.is_set():
+                await self.publish_one(http)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(pause * self._rng.uniform(0.5, 1.5)):
+                        await stop.wait()
 
-    async def connect(self, replica: Replica) -> Client:
-        """Connect, resuming from where it stands if it stands anywhere; returns the open connection."""
-        since = self._reader.sequence
-        epoch = self._reader.epoch if since is not None else ""
-        query: Data = dict(self.query)
-        if self.seen.patterns is not None:
-            query["events"] = ",".join(self.seen.patterns)
-        if since is not None:
-            query |= {"since": since, "epoch": epoch}
-        self.client = await Client.open(replica.websocket(**query), **self._options)
-        self.seen.connections.append(Connection(replica.url, since, epoch, self.client.frames))
-        self._reader.connect(since)
-        self._read = 0
-        return self.client
+    async def publish_one(self, http: httpx.AsyncClient, *, size: int = 0) -> None:
+        """Publish a message of a random type, or an event with `size` bytes of text, to a random replica."""
+        self.count += 1
+        kind, mark = "event" if size else self._rng.choice(KINDS), f"{self._name}-{self.count}"
+        data = marked(kind, mark)
+        if size:
+            data["reasoning"] = "." * size
+        # logged first: clients may receive it long before the answer arrives
+        self._history.unknown(kind, data)
+        self.idle = False
+        async with asyncio.timeout(6 * PATIENCE):
+            while (receipt := await self._post(http, kind, data, mark)) is None:
+                self.retries += 1
+                await asyncio.sleep(0.02)
+        self._history.receipt(kind, data, receipt)
+        self.idle = True
 
-    async def leave(self, *, politely: bool = False) -> None:
-        """End the connection, with a closing handshake or without a word."""
-        if self.client is not None:
-            await (self.client.leave() if politely else self.client.vanish())
-            self.catch_up()
-            self.client = None
+    async def _post(self, http: httpx.AsyncClient, kind: str, data: object, key: str) -> dict[str, Any] | None:
+        url = self._rng.choice(self._replicas).url + route_of(kind)
+        try:
+            answer = await http.post(url, json=data, headers={"Idempotency-Key": key})
+        except httpx.TransportError:
+            return None
+        assert answer.status_code in (202, 503), answer.text
+        return answer.json() if answer.status_code == 202 else None
 
-    def catch_up(self) -> None:
-        """Read what has come."""
-        assert self.client is not None
-        for frame in self.client.frames[self._read :]:
-            self._reader.take(frame)
-        self._read = len(self.client.frames)
 
-    def stands_at(self, epoch: str, sequence: int) -> bool:
-        """Whether its place is there or beyond."""
-        if self.client is not None:
-            self.catch_up()
-        return self._reader.epoch == epoch and (self._reader.sequence or 0) >= sequence
+class BulkProducer:
+    """Publishes large messages in batches and logs the receipts; its marks start with `name`."""
 
-    async def reaches(self, epoch: str, sequence: int) -> None:
-        """Wait until it is there; the connection must not end before."""
-        assert self.client is not None
-        await self.client.until(lambda: self.stands_at(epoch, sequence) or None)
+    def __init__(self, history: History, replica: Replica, name: str = "bulk") -> None:
+        self._history = history
+        self._replica = replica
+        self._name = name
+        self._count = 0
+        self.epoch = ""
+        self.last = 0
+
+    async def publish(self, size: int, message: int = 16_000, kinds: Sequence[str] = ("event", "alert_deleted")) -> int:
+        """Publish about `size` bytes, in messages of about `message` bytes; returns the last sequence number."""
+        async with self._replica.http() as http:
+            while size > 0:
+                batch: list[tuple[str, dict[str, object]]] = []
+                while size > 0 and len(batch) * message < 600_000:
+                    self._count += 1
+                    kind = kinds[self._count % len(kinds)]
+                    data = marked(kind, f"{self._name}-{self._count}")
+                    text = random.Random(self._count).randbytes(message // 2).hex()
+                    data["reason" if kind == "alert_deleted" else "reasoning"] = text
+                    batch.append((kind, data))
+                    size -= message
+                await self._publish(http, batch)
+        return self.last
+
+    async def _publish(self, http: httpx.AsyncClient, batch: list[tuple[str, dict[str, object]]]) -> None:
+        answer = await http.post("/broadcast/batch", json=[{"type": kind, "data": data} for kind, data in batch])
+        assert answer.status_code == 202, answer.text
+        for (kind, data), receipt in zip(batch, answer.json()["receipts"], strict=True):
+            self._history.receipt(kind, data, receipt)
+        self.epoch, self.last = receipt["epoch"], receipt["sequence"]

@@ -1,23 +1,20 @@
-"""A crowd for the long faults: producers that do not give up, and clients that always come back, to any replica."""
+"""Clients that record every frame for the history checker, over all their connections."""
 
 import asyncio
-import contextlib
 import random
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-import httpx
 from websockets.exceptions import WebSocketException
 
-from tests.system.client import PATIENCE, Client
-from tests.system.history import History
-from tests.system.producers import KINDS, Witness, marked, route_of
+from tests.system.client import PATIENCE, Client, Frame
+from tests.system.history import ClientRecord, Connection, History, Reader
 from tests.system.replica import Replica
 
-__all__ = ["FILTERS", "Persistent", "Return", "Wanderer", "settled"]
+__all__ = ["PATTERNS", "ReconnectingClient", "Reconnection", "RecordingClient", "wait_until_delivered"]
 
-# What the clients of a crowd ask for, in turn.
-FILTERS: Final[tuple[list[str] | None, ...]] = (
+# The patterns that clients ask for, in turn; None is no filter.
+PATTERNS: Final[tuple[list[str] | None, ...]] = (
     None,
     None,
     ["event"],
@@ -28,75 +25,94 @@ FILTERS: Final[tuple[list[str] | None, ...]] = (
     ["summary.updated", "scene?changed"],
 )
 
-# What a client meets at a replica that is down, goes down, or lets nobody in any more.
+# The errors of a connection attempt to a replica that is down, shutting down or full.
 _REFUSED = (OSError, WebSocketException, TimeoutError, EOFError)
 
 
-class Persistent:
-    """Posts one message after another, each under an idempotency key until somebody has accepted it."""
+class RecordingClient:
+    """A client that records every frame, and resumes from its own position when it connects to another replica.
 
-    def __init__(self, history: History, name: str, replicas: Sequence[Replica], rng: random.Random) -> None:
-        self._history = history
-        self._name = name
-        self._replicas = replicas
-        self._rng = rng
-        self.count = 0
-        self.retries = 0
-        self.idle = True
+    It connects with its patterns, its position and the parameters of `query`; `options` are those of `Client.open`.
+    """
 
-    async def publish(self, pause: float, stop: asyncio.Event) -> None:
-        """Publish with pauses of about so many seconds until told to stop; what has begun is brought to its end."""
-        async with httpx.AsyncClient(verify=False, trust_env=False, timeout=PATIENCE / 4) as http:
-            while not stop.is_set():
-                await self.publish_one(http)
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(pause * self._rng.uniform(0.5, 1.5)):
-                        await stop.wait()
+    def __init__(
+        self, name: str, patterns: Sequence[str] | None = None, *, query: dict[str, Any] | None = None, **options: Any
+    ) -> None:
+        self.record = ClientRecord(name, patterns)
+        self.connection: Client | None = None
+        self.query = dict(query or {})
+        self._options = options
+        self._reader = Reader()
+        self._read = 0
 
-    async def publish_one(self, http: httpx.AsyncClient, *, size: int = 0) -> None:
-        """Publish a message of any kind, or an event with `size` bytes of text, to whichever replica takes it."""
-        self.count += 1
-        kind, mark = "event" if size else self._rng.choice(KINDS), f"{self._name}-{self.count}"
-        data = marked(kind, mark)
-        if size:
-            data["reasoning"] = "." * size
-        # noted first: clients may see it long before there is an answer
-        self._history.unknown(kind, data)
-        self.idle = False
-        async with asyncio.timeout(6 * PATIENCE):
-            while (receipt := await self._post(http, kind, data, mark)) is None:
-                self.retries += 1
-                await asyncio.sleep(0.02)
-        self._history.receipt(kind, data, receipt)
-        self.idle = True
+    @property
+    def open_connection(self) -> Client:
+        """The connection; fails if there is none."""
+        assert self.connection is not None
+        return self.connection
 
-    async def _post(self, http: httpx.AsyncClient, kind: str, data: object, key: str) -> dict[str, Any] | None:
-        url = self._rng.choice(self._replicas).url + route_of(kind)
-        try:
-            answer = await http.post(url, json=data, headers={"Idempotency-Key": key})
-        except httpx.TransportError:
-            return None
-        assert answer.status_code in (202, 503), answer.text
-        return answer.json() if answer.status_code == 202 else None
+    @property
+    def frames(self) -> list[Frame]:
+        """Every frame received so far, on all connections."""
+        return [frame for connection in self.record.connections for frame in connection.frames]
+
+    async def connect(self, replica: Replica) -> Client:
+        """Connect, resuming from the current position if there is one; returns the connection."""
+        since = self._reader.sequence
+        epoch = self._reader.epoch if since is not None else ""
+        query: dict[str, Any] = dict(self.query)
+        if self.record.patterns is not None:
+            query["events"] = ",".join(self.record.patterns)
+        if since is not None:
+            query |= {"since": since, "epoch": epoch}
+        self.connection = await Client.open(replica.websocket(**query), **self._options)
+        self.record.connections.append(Connection(replica.url, since, epoch, self.connection.frames))
+        self._reader.connect(since)
+        self._read = 0
+        return self.connection
+
+    async def leave(self, *, politely: bool = False) -> None:
+        """End the connection; only with `politely` there is a closing handshake."""
+        if self.connection is not None:
+            await (self.connection.leave() if politely else self.connection.vanish())
+            self.catch_up()
+            self.connection = None
+
+    def catch_up(self) -> None:
+        """Advance the position over the frames that have arrived."""
+        frames = self.open_connection.frames
+        for frame in frames[self._read :]:
+            self._reader.take(frame)
+        self._read = len(frames)
+
+    def stands_at(self, epoch: str, sequence: int) -> bool:
+        """True if its position is in this epoch, at `sequence` or later."""
+        if self.connection is not None:
+            self.catch_up()
+        return self._reader.epoch == epoch and (self._reader.sequence or 0) >= sequence
+
+    async def reaches(self, epoch: str, sequence: int) -> None:
+        """Wait until its position is at `sequence`; fails if the connection ends first."""
+        await self.open_connection.until(lambda: self.stands_at(epoch, sequence) or None)
 
 
-class Return(NamedTuple):
-    """When a client was back (the loop's clock), and the code with which it had been sent away."""
+class Reconnection(NamedTuple):
+    """A new connection: when it was made (event-loop time), and the close code of the one before."""
 
     at: float
     code: int | None
 
 
-class Wanderer(Witness):
-    """A witness that goes back to any replica at once, whenever its connection ends."""
+class ReconnectingClient(RecordingClient):
+    """A recording client that connects to a random replica at once whenever its connection ends."""
 
     def __init__(self, name: str, patterns: Sequence[str] | None, rng: random.Random, **options: Any) -> None:
         super().__init__(name, patterns, **options)
-        self.returns: list[Return] = []
+        self.reconnections: list[Reconnection] = []
         self._rng = rng
 
     async def stay(self, replicas: Sequence[Replica], stop: asyncio.Event) -> None:
-        """Stay connected to one or another until told to stop."""
+        """Stay connected, to one replica or another, until `stop` is set."""
         ended: int | None = None
         while not stop.is_set():
             try:
@@ -105,26 +121,28 @@ class Wanderer(Witness):
             except _REFUSED:
                 await asyncio.sleep(0.05)
                 continue
-            self.returns.append(Return(asyncio.get_running_loop().time(), ended))
-            await _either(client, stop)
+            self.reconnections.append(Reconnection(asyncio.get_running_loop().time(), ended))
+            await _closed_or_stopped(client, stop)
             ended, _ = client.close
             await self.leave()
 
 
-async def settled(history: History, epoch: str, witnesses: Sequence[Witness], seconds: float = PATIENCE) -> None:
-    """Wait until every witness has all that was accepted in this epoch."""
+async def wait_until_delivered(
+    history: History, epoch: str, recorders: Sequence[RecordingClient], seconds: float = PATIENCE
+) -> None:
+    """Wait until the position of every recorder covers all events accepted in this epoch."""
     last = history.last(epoch)
-    waiting = list(witnesses)
+    waiting = list(recorders)
     try:
         async with asyncio.timeout(seconds):
-            while waiting := [witness for witness in waiting if not witness.stands_at(epoch, last)]:
+            while waiting := [recorder for recorder in waiting if not recorder.stands_at(epoch, last)]:
                 await asyncio.sleep(0.05)
     except TimeoutError:
-        raise AssertionError(f"not at {last} of {epoch}: {[witness.seen.name for witness in waiting]}") from None
+        raise AssertionError(f"not at {last} of {epoch}: {[recorder.record.name for recorder in waiting]}") from None
 
 
-async def _either(client: Client, stop: asyncio.Event) -> None:
-    """Wait for the end of a connection, or until told to stop."""
+async def _closed_or_stopped(client: Client, stop: asyncio.Event) -> None:
+    """Wait until the connection ends or `stop` is set."""
     tasks = [asyncio.ensure_future(client.socket.wait_closed()), asyncio.ensure_future(stop.wait())]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

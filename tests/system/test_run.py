@@ -19,9 +19,8 @@ import pytest
 from handlers.settings import settings_help
 from tests.proxy import Proxy
 from tests.system.client import connected
-from tests.system.conftest import FAST, Start
 from tests.system.producers import KINDS
-from tests.system.replica import PATIENCE, ROOT, Replica, clean_environment, wait_until
+from tests.system.replica import FAST, PATIENCE, ROOT, Replica, ReplicaFactory, clean_environment, wait_until
 
 MODULE = [sys.executable, "-m", "handlers"]
 
@@ -132,10 +131,10 @@ def test_script(tmp_path: Path, valkey: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["redis", "unix"])
-async def test_redis_urls(start: Start, valkey: str, channel: str, scheme: str) -> None:
+async def test_redis_urls(start: ReplicaFactory, valkey: str, channel: str, scheme: str) -> None:
     """Section 1, Redis: over TCP and over a Unix socket."""
-    async with Proxy(valkey) as way:
-        url = f"{way.url}/0" if scheme == "redis" else valkey
+    async with Proxy(valkey) as proxy:
+        url = f"{proxy.url}/0" if scheme == "redis" else valkey
         replica = await asyncio.to_thread(start, redis_url=url, redis_event_channel=channel)
         assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).json()["sequence"] == 1
         await asyncio.to_thread(replica.stop)
@@ -179,7 +178,7 @@ async def secure_redis(valkey: str, certificate: Path) -> AsyncIterator[str]:
     await asyncio.wait(tasks, timeout=PATIENCE)
 
 
-async def test_secure_redis(start: Start, secure_redis: str, channel: str) -> None:
+async def test_secure_redis(start: ReplicaFactory, secure_redis: str, channel: str) -> None:
     """Section 1, Redis: over TLS."""
     replica = await asyncio.to_thread(start, redis_url=secure_redis, redis_event_channel=channel)
     async with connected(replica.websocket()) as client:
@@ -228,7 +227,7 @@ def test_bad_setting(name: str, value: str, allowed: str) -> None:
     assert allowed in line.replace(value, "", 1)
 
 
-async def test_largest_settings(start: Start, valkey: str, channel: str) -> None:
+async def test_largest_settings(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 11, settings: with the largest sizes, counts and seconds that are taken the service works."""
     most = 10**18 - 1
     sizes = ("history_size", "message_buffer_size", "websocket_max_message_size", "websocket_compression_threshold")
@@ -266,10 +265,10 @@ def test_port_in_use(replica: Replica) -> None:
 # -- demo, tail -------------------------------------------------------------------------------------------------
 
 
-def test_demo_and_tail(settled: tuple[Replica, Replica]) -> None:
+def test_demo_and_tail(replicas: tuple[Replica, Replica]) -> None:
     """Section 1, demo and tail: 200 messages of every family, the same again by their seed; each is a line of tail."""
-    with tail("--url", settled[1].websocket()) as watching:
-        runs = [run("demo", "--url", settled[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
+    with tail("--url", replicas[1].websocket()) as watching:
+        runs = [run("demo", "--url", replicas[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
         posted = [[line.split() for line in each.stdout.splitlines()] for each in runs]
         last = posted[1][-1][0]
         watching.waits_for(rf"^\S+ +{last} ")
@@ -306,7 +305,7 @@ def test_tail_of_some(replica: Replica) -> None:
     assert all(frame["replay"] and frame["sequence"] > first for frame in events)
 
 
-async def test_tail_comes_back(start: Start, valkey: str, channel: str) -> None:
+async def test_tail_comes_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 1, tail: when the service is restarted it reconnects, resumes and misses nothing."""
     settings = {"redis_url": valkey, "redis_event_channel": channel}
     replica, other = start.pair(**settings)
@@ -323,7 +322,7 @@ async def test_tail_comes_back(start: Start, valkey: str, channel: str) -> None:
     assert numbers == ["1", "2", "3"]
 
 
-def test_tail_refused(start: Start, valkey: str, channel: str) -> None:
+def test_tail_refused(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 1, tail: refused credentials end it with status 1; with the right ones it goes on."""
     replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="secret")
     ended = run("tail", "--url", replica.websocket())
