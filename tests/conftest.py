@@ -1,6 +1,8 @@
 """Real servers for the tests: Valkey from its package, and the Redis of the system where there is one."""
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +10,17 @@ import redis
 
 from handlers.server import embedded
 from handlers.server.embedded import EmbeddedValkey
+from tests import processes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Kill child processes that are still running after all tests and fixtures, and fail if there are any."""
+    yield
+    left = processes.children()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 @pytest.fixture(scope="session")

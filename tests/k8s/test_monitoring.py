@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from handlers.openapi.examples import EXAMPLES
+from tests import processes
 from tests.k8s.queries import NAMESPACE, PROMISED, queries
 from tests.k8s.tools import K8S, built, one, run, tool
 from tests.system.client import connected
@@ -124,12 +125,10 @@ def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
     config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]}
     (folder / "prometheus.yaml").write_text(json.dumps(config))
     command = [binary, f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
-    with subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL) as process:
-        try:
-            with httpx.Client(verify=False, trust_env=False, base_url=f"http://127.0.0.1:{port}") as http:
-                yield http
-        finally:
-            process.terminate()
+    command.append(f"--web.listen-address=127.0.0.1:{port}")
+    client = httpx.Client(verify=False, trust_env=False, base_url=f"http://127.0.0.1:{port}")
+    with processes.running(command, stderr=subprocess.DEVNULL), client as http:
+        yield http
 
 
 def asked(http: httpx.Client, query: str) -> list[Any]:

@@ -61,8 +61,10 @@ def test_ready(start: ReplicaFactory, valkey: str, channel: str) -> None:
 def test_degraded(start: ReplicaFactory) -> None:
     """Section 10, health: a pod whose Redis goes away stays ready and alive, and keeps its clients."""
     server = EmbeddedValkey()
-    replica = start(redis_url=server.start(), circuit_failure_threshold=1)
-    server.stop()
+    try:
+        replica = start(redis_url=server.start(), circuit_failure_threshold=1)
+    finally:
+        server.stop()
     wait_until(lambda: replica.health()["status"] == "degraded")
     assert passing(replica) == set(PROBES)
     replica.stop(tolerate=NO_REDIS)

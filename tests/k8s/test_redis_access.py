@@ -1,7 +1,6 @@
 """The production example's Redis for real: TLS with a certificate of one's own, a user that may do this and no more."""
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import redis
 
 from handlers.openapi.examples import EXAMPLES
+from tests import processes
 from tests.k8s.tools import K8S, run, tool
 from tests.system.client import connected
 from tests.system.replica import ReplicaFactory, wait_until
@@ -55,15 +55,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
     ]
     command += ["--tls-cert-file", tmp_path / "ca.crt", "--tls-key-file", tmp_path / "key"]
     command += ["--tls-ca-cert-file", tmp_path / "ca.crt", "--aclfile", tmp_path / "users.acl"]
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log) as process:
+    with (tmp_path / "log").open("wb") as log, processes.running(command, stdout=log) as process:
         rest = f":{PASSWORD}@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'ca.crt'}"
         with redis.Redis.from_url(f"rediss://admin{rest}") as admin:
-            try:
-                wait_until(lambda: process.poll() is not None or _answers(admin))
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                yield Server(f"rediss://event-broadcaster{rest}", admin)
-            finally:
-                process.terminate()
+            wait_until(lambda: process.poll() is not None or _answers(admin))
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            yield Server(f"rediss://event-broadcaster{rest}", admin)
 
 
 def _answers(admin: redis.Redis) -> bool:

@@ -12,6 +12,7 @@ from typing import Any, Self
 import redis
 
 from handlers.server import embedded
+from tests import processes
 from tests.system.replica import PATIENCE, wait_until
 
 __all__ = ["RedisServer"]
@@ -32,14 +33,16 @@ class RedisServer:
         self.link: Any = redis.Redis(unix_socket_path=self.path, socket_timeout=PATIENCE)
 
     def __enter__(self) -> Self:
-        return self.start()
+        try:
+            return self.start()
+        except BaseException:
+            self.close()
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.kill()
-        self.link.close()
-        shutil.rmtree(self._folder)
+        self.close()
 
     @property
     def url(self) -> str:
@@ -51,7 +54,7 @@ class RedisServer:
         binary = shutil.which("redis-server") or embedded._find_binary()
         command = [binary, "--port", "0", "--unixsocket", "socket", "--loglevel", "warning", *self._arguments()]
         with (self._folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(command, cwd=self._folder, stdout=log, stderr=log)
+            self._process = processes.start(command, cwd=self._folder, stdout=log, stderr=log)
         wait_until(self._answers)
         return self
 
@@ -61,6 +64,12 @@ class RedisServer:
             self._process.kill()
             self._process.wait()
             self._process = None
+
+    def close(self) -> None:
+        """Kill it and remove its files."""
+        self.kill()
+        self.link.close()
+        shutil.rmtree(self._folder)
 
     def freeze(self) -> None:
         """Suspend the process; its connections stay open."""

@@ -16,6 +16,7 @@ from urllib.parse import urlencode
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests import processes
 from tests.waiting import eventually
 
 __all__ = ["FAST", "PATIENCE", "ROOT", "Replica", "ReplicaFactory", "clean_environment", "wait_until"]
@@ -72,7 +73,7 @@ class Replica:
         # warnings are shown because `stop` fails if the log has one
         command = [sys.executable, "-W", "always", "-m", *self._module.split()]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(**self.settings), stderr=log)
+            self._process = processes.start(command, cwd=ROOT, env=clean_environment(**self.settings), stderr=log)
         wait_until(lambda: self._running_on() or self._process_has_ended())
         self.port = self._running_on()
         assert self.port, self.log

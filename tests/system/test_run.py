@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from handlers.settings import settings_help
+from tests import processes
 from tests.proxy import Proxy
 from tests.system.client import connected
 from tests.system.producers import KINDS
@@ -27,61 +28,44 @@ MODULE = [sys.executable, "-m", "handlers"]
 
 def run(*arguments: str, **environment: object) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
-    return subprocess.run(
-        [*MODULE, *arguments],
-        cwd=ROOT,
-        env=clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return processes.run([*MODULE, *arguments], cwd=ROOT, env=clean_environment(**environment))
 
 
 class Tail:
-    """`tail` as a process; its lines are collected."""
+    """The lines that a `tail` process prints, collected by a thread."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [*MODULE, "tail", *arguments],
-            cwd=ROOT,
-            env=clean_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reading = threading.Thread(target=self._read)
+        self._process = process
+        # a daemon, so that it can never keep pytest from ending
+        self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
     def waits_for(self, text: str) -> None:
         """Wait until a line matches."""
         wait_until(lambda: any(re.search(text, line) for line in self.lines), 30)
 
-    def stop(self) -> None:
-        """End it as Ctrl-C does; it has to go with status 0."""
-        self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(PATIENCE)
-        self._reading.join()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
-        assert status == 0
+    def interrupt(self) -> None:
+        """End it as Ctrl-C does, and collect the remaining lines; the exit status must be 0."""
+        self._process.send_signal(signal.SIGINT)
+        assert self._process.wait(PATIENCE) == 0
+        self._reading.join(PATIENCE)
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             self.lines.append(line.rstrip("\n"))
 
 
 @contextlib.contextmanager
 def tail(*arguments: str) -> Iterator[Tail]:
-    """Watch for the length of a block."""
-    process = Tail(*arguments)
-    try:
-        process.waits_for("connected")
-        yield process
-    finally:
-        process.stop()
+    """Run `tail` for the length of a block, and interrupt it at the end."""
+    command = [*MODULE, "tail", *arguments]
+    with processes.running(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
+        watching = Tail(process)
+        watching.waits_for("connected")
+        yield watching
+        watching.interrupt()
 
 
 def children(pid: int) -> list[Path]:
@@ -118,16 +102,13 @@ def test_script(tmp_path: Path, valkey: str) -> None:
     if command is None:
         pytest.skip("the distribution is not installed")
     environment = clean_environment(redis_url=valkey, host="256.0.0.1", port=1)
+    options = ["--host", "127.0.0.1", "--port", "0"]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [command, "serve", "--host", "127.0.0.1", "--port", "0"], cwd=ROOT, env=environment, stderr=log
-        )
-    try:
-        wait_until(lambda: "running on http://127.0.0.1:" in (tmp_path / "log").read_text())
-    finally:
-        process.terminate()
-        status = process.wait(PATIENCE)
-    assert status == 0
+        serve = processes.running([command, "serve", *options], cwd=ROOT, env=environment, stderr=log)
+        with serve as process:
+            wait_until(lambda: "running on http://127.0.0.1:" in (tmp_path / "log").read_text())
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("scheme", ["redis", "unix"])

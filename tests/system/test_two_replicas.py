@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tests import processes
 from tests.system.history import History, violations
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import ROOT, Replica, ReplicaFactory, clean_environment
@@ -32,16 +33,10 @@ ENCODINGS: Sequence[tuple[dict[str, Any], bool]] = (
 async def demo(replica: Replica, seed: int, history: History, epoch: str) -> None:
     """Run the demo as a process, and log its receipts."""
     options = ["--url", replica.url, "--rate", "0", "--count", str(EVENTS), "--seed", str(seed)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "handlers", "demo", *options),
-        cwd=ROOT,
-        env=clean_environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    printed, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    for line in printed.decode().splitlines():
+    command = [sys.executable, "-m", "handlers", "demo", *options]
+    posted = await asyncio.to_thread(processes.run, command, cwd=ROOT, env=clean_environment())
+    assert posted.returncode == 0, posted.stderr
+    for line in posted.stdout.splitlines():
         sequence, kind = line.split()
         history.receipt(kind, None, {"epoch": epoch, "sequence": int(sequence)})
 

@@ -1,6 +1,7 @@
 """The embedded Valkey server, with the real binary and real processes (section 1, run it; section 8, supervision)."""
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -21,6 +22,8 @@ import redis
 
 from handlers.server import embedded
 from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey
+from tests import processes
+from tests.processes import ended
 
 ROOT = Path(__file__).parents[3]
 
@@ -67,14 +70,6 @@ def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
         time.sleep(0.01)
 
 
-def running(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended but was not yet waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def answers(url: str) -> bool:
     """Tell whether the server behind the URL answers."""
     try:
@@ -87,10 +82,8 @@ def answers(url: str) -> bool:
 class Parent:
     """A process that has started an embedded server."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
-        )
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
         self.url = self.line()
         self.pid = int(self.line())
 
@@ -105,16 +98,22 @@ class Parent:
         """Kill it without a chance to clean up."""
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def parent_process(code: str = PARENT) -> Iterator[Parent]:
+    """Run a process with a server for the length of a block."""
+    command = [sys.executable, "-c", code]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "bufsize": 0, "start_new_session": True}
+    with processes.running(command, **options) as process:
+        yield Parent(process)
 
 
 @pytest.fixture
 def parent() -> Iterator[Parent]:
-    """Give a process with a server."""
-    process = Parent()
-    yield process
-    process.kill()
+    """Run a process with a server."""
+    with parent_process() as parent:
+        yield parent
 
 
 def test_private(valkey: EmbeddedValkey) -> None:
@@ -138,7 +137,7 @@ def test_stop(valkey: EmbeddedValkey) -> None:
     pid = valkey.pid
     assert pid
     valkey.stop()
-    assert not running(pid)
+    assert ended(pid)
     assert valkey.pid is None
     assert not path_of(url).parent.exists()
     valkey.stop()
@@ -155,9 +154,9 @@ def test_path_is_quoted(valkey: EmbeddedValkey, temporary: Path, monkeypatch: py
 
 def test_killed_parent_takes_the_server_along(parent: Parent) -> None:
     """Section 1, run it: the server does not outlive the process, not even after SIGKILL."""
-    assert running(parent.pid)
+    assert not ended(parent.pid)
     parent.kill()
-    until(lambda: not running(parent.pid))
+    until(lambda: ended(parent.pid))
 
 
 def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: Path) -> None:
@@ -187,7 +186,7 @@ def test_orphan_is_ended(valkey: EmbeddedValkey, temporary: Path, monkeypatch: p
     try:
         os.close(orphan._lock)  # what the end of the process would do
         valkey.start()
-        until(lambda: not running(pid))
+        until(lambda: ended(pid))
         assert not path_of(url).parent.exists()
     finally:
         orphan._lock = os.open(temporary, os.O_RDONLY)
@@ -227,7 +226,7 @@ async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
     valkey.stop()
     async with asyncio.timeout(10):
         await supervisor
-    assert not running(second)
+    assert ended(second)
 
 
 async def test_restart_backs_off(
