@@ -8,7 +8,6 @@ from collections.abc import Iterator
 import pytest
 import redis
 
-from handlers.server import embedded
 from handlers.server.embedded import EmbeddedValkey
 from tests import processes
 
@@ -37,11 +36,8 @@ def redis_server() -> Iterator[str]:
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no redis-server on the PATH")
-    server = EmbeddedValkey()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "_find_binary", lambda: binary)
-        url = server.start()
-    yield url
+    server = EmbeddedValkey(binary)
+    yield server.start()
     server.stop()
 
 

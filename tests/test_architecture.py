@@ -69,6 +69,10 @@ TOP = {
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Containerfile"),
     *("kernel", "handlers", "telemetry", "tests", "k8s"),
 }
+# Tests that still reach into private names.
+MAY_USE_PRIVATE_NAMES = ("tests/kernel",)
+# Public in spite of their underscore.
+NAMED_TUPLE = {"_asdict", "_fields", "_replace"}
 LOCKS = {path.stem: path for path in sorted((ROOT / ".locks").glob("*.txt"))}
 
 
@@ -153,6 +157,17 @@ def test_top_level() -> None:
     assert {entry for entry in top if not entry.startswith(".")} <= TOP
 
 
+def test_tests_use_no_private_names() -> None:
+    """A test reaches into no object or module: it uses public names, and single underscores only on itself."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if not any(path.is_relative_to(ROOT / excepted) for excepted in MAY_USE_PRIVATE_NAMES)
+        for line, name in _private_names(ast.parse(path.read_text()))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
 @pytest.mark.parametrize("lock", LOCKS)
 def test_lock(lock: str) -> None:
     """A lock pins every version by its hashes and names no place to download from."""
@@ -190,6 +205,26 @@ def _imports() -> Iterator[tuple[str, str, str | None]]:
                 yield from ((module, alias.name, None) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 yield from ((module, "" if node.level else str(node.module), alias.name) for alias in node.names)
+
+
+def _private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, name) of every private name that is read, set, imported or patched on something else."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                names = []
+            case ast.Attribute(attr=name):
+                names = [name]
+            case ast.ImportFrom(names=aliases):
+                names = [alias.name for alias in aliases]
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr") | ast.Attribute(attr="setattr" | "delattr"),
+                args=[_, ast.Constant(value=str(name)), *_],
+            ):
+                names = [name]
+            case _:
+                names = []
+        yield from ((node.lineno, name) for name in names if re.match("_[^_]", name) and name not in NAMED_TUPLE)
 
 
 def _pins(lock: str) -> dict[str, str]:

@@ -130,6 +130,9 @@ def test_clients_load_no_server(arguments: list[str]) -> None:
 
 def test_broken_pipe() -> None:
     """Section 1, watch: when nobody reads the output any more, the command ends quietly."""
-    code = "import os, handlers.__main__ as m; r, w = os.pipe(); os.close(r); os.dup2(w, 1); m._print('x')"
+    code = (
+        "import os, handlers.cli.demo as demo, handlers.__main__ as m; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        "demo.run = lambda *_, emit, **__: emit('x'); m.main(['demo'])"
+    )
     ended = processes.run([sys.executable, "-c", code], cwd=ROOT)
     assert (ended.returncode, ended.stderr) == (0, "")

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import redis
 
-from handlers.server import embedded
+from handlers.server.embedded import find_binary
 from tests import processes
 from tests.system.replica import PATIENCE, wait_until
 
@@ -51,7 +51,7 @@ class RedisServer:
 
     def start(self) -> Self:
         """Start it with the data on disk, and wait until it answers."""
-        binary = shutil.which("redis-server") or embedded._find_binary()
+        binary = shutil.which("redis-server") or find_binary()
         command = [binary, "--port", "0", "--unixsocket", "socket", "--loglevel", "warning", *self._arguments()]
         with (self._folder / "log").open("ab") as log:
             self._process = processes.start(command, cwd=self._folder, stdout=log, stderr=log)
