@@ -168,27 +168,41 @@ def test_tests_use_no_private_names() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", ["runtime", "build"])
 def test_lock(lock: str) -> None:
-    """A lock pins every version by its hashes and names no place to download from."""
-    text = LOCKS[lock].read_text()
-    assert not re.search(r"://|^\s*-(?!-hash=sha256:)", text, re.MULTILINE)
-    for line in text.replace("\\\n", " ").splitlines():
-        assert re.match(r"#|[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
+    """A lock of the image pins every version and its hashes, and names no place to download from."""
+    for line in LOCKS[lock].read_text().replace("\\\n", " ").splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9-]+==\S+ ( ?; [^:/]+)?( +--hash=sha256:[0-9a-f]{64})+ *", line), line
 
 
-@pytest.mark.parametrize(
-    ("lock", "extra"), [("runtime", None), ("embedded", "embedded"), ("dev", "embedded"), ("dev", "dev")]
-)
-def test_lock_is_current(lock: str, extra: str | None) -> None:
-    """The locks hold what pyproject.toml asks for, and agree with each other: else run .locks/compile."""
+def test_constraints() -> None:
+    """The constraints pin versions, without hashes, options or places to download from."""
+    for line in LOCKS["constraints"].read_text().splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9-]+==[\w.]+( ; [^:/]+)?", line), line
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("runtime", []), ("constraints", ["embedded", "dev"])])
+def test_lock_is_current(lock: str, extras: list[str]) -> None:
+    """A lock has a version of everything that pyproject.toml asks for; if not, run .locks/compile."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = _pins(lock)
-    for line in project["dependencies"] + (project["optional-dependencies"][extra] if extra else []):
+    for line in sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"]):
         wanted = Requirement(line)
         if wanted.name != project["name"]:
             assert wanted.specifier.contains(pins[wanted.name], prereleases=True), line
-    assert pins.items() <= _pins("dev").items()
+
+
+def test_locks_agree() -> None:
+    """The image has the versions with which the tests run; if not, run .locks/compile."""
+    assert _pins("runtime").items() <= _pins("constraints").items()
+
+
+def test_commands_use_the_constraints() -> None:
+    """The README's two commands install the project with the constraints, and nothing else from .locks."""
+    commands = re.findall(r"<!-- command: (\w+) -->\n```sh\n(.*)\n```", (ROOT / "README.md").read_text())
+    assert [name for name, _ in commands] == ["run", "test"]
+    for _, command in commands:
+        assert re.findall(r"\.locks/\S+", command) == [".locks/constraints.txt"]
 
 
 def test_build_lock_is_current() -> None:
