@@ -27,21 +27,18 @@ os.execvp(sys.argv[1], sys.argv[1:])
 # Python itself ignores these, and subprocess resets them.
 _RESET_ANYWAY: Final = {signal.SIGPIPE, signal.SIGXFSZ}
 
-# Seconds that a process has to react to SIGTERM before it is killed.
-_PATIENCE: Final = 5.0
-
 
 def start(command: Sequence[str | Path], **options: Any) -> "subprocess.Popen[Any]":
     """Start a process; the caller must `end` it, whatever happens. `options` are those of `subprocess.Popen`."""
     return subprocess.Popen(_with_default_signals(command), **options)
 
 
-def end(process: "subprocess.Popen[Any]") -> None:
-    """End a process that may have ended, with SIGKILL if it does not react to SIGTERM, and close its pipes."""
+def end(process: "subprocess.Popen[Any]", seconds: float = 5.0) -> None:
+    """End a process, unless it has ended, with SIGTERM or `seconds` later with SIGKILL, and close its pipes."""
     if process.poll() is None:
         process.terminate()
         try:
-            process.wait(_PATIENCE)
+            process.wait(seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
