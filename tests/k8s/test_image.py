@@ -22,7 +22,7 @@ import pytest
 from tests import processes
 from tests.k8s.tools import ALL_TESTS, ROOT, run, tool
 from tests.system.client import connected
-from tests.system.replica import wait_until
+from tests.waiting import wait_until
 
 # It takes a minute or two, the network, and room for images.
 _ASKED_FOR = pytest.mark.skipif(not ALL_TESTS, reason="the image is built only if ALL_TESTS is set, as .ci/run does")

@@ -10,7 +10,8 @@ import pytest
 from handlers.server.embedded import EmbeddedValkey
 from tests.k8s.tools import BUILDS, built, one
 from tests.system.client import connected
-from tests.system.replica import Replica, ReplicaFactory, wait_until
+from tests.system.replica import Replica, ReplicaFactory
+from tests.waiting import wait_until
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 # A Redis that is not there is logged as what it is.

@@ -13,7 +13,8 @@ from handlers.openapi.examples import EXAMPLES
 from tests import processes
 from tests.k8s.tools import K8S, run, tool
 from tests.system.client import connected
-from tests.system.replica import ReplicaFactory, wait_until
+from tests.system.replica import ReplicaFactory
+from tests.waiting import wait_until
 
 PASSWORD = "not-a-real-one"
 CHANNEL = "security_events"

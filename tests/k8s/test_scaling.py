@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-import time
 
 import pytest
 
 from tests.system.history import History, violations
 from tests.system.producers import RetryingProducer
 from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
-from tests.system.replica import Replica, ReplicaFactory
+from tests.system.replica import PATIENCE, Replica, ReplicaFactory
+from tests.waiting import eventually
 
 CLIENTS = 500
 MAX_AGE_SECONDS = 6.0
@@ -44,24 +44,24 @@ async def test_scale_out_and_in(start: ReplicaFactory, valkey: str, channel: str
             group.create_task(client.stay(service, gone))
         for producer in producers:
             group.create_task(producer.publish(0.2, stop))
-        while not all(client.reconnections for client in clients):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(client.reconnections for client in clients), PATIENCE)
 
-        grown = time.monotonic()
+        async def spread() -> bool:
+            return min(await counts(service)) >= CLIENTS / len(service) * 0.7
+
+        async def nearly_all() -> bool:
+            return sum(await counts(service)) >= CLIENTS * 0.95
+
         service += await asyncio.gather(*(asyncio.to_thread(start, **shared) for _ in range(2)))
-        while min(have := await counts(service)) < CLIENTS / len(service) * 0.7:
-            assert time.monotonic() < grown + 4 * MAX_AGE_SECONDS, have
-            await asyncio.sleep(0.2)
+        await eventually(spread, 4 * MAX_AGE_SECONDS)
 
         leaving = service.pop(0)  # readiness fails at once, so the Service has it no longer
         await asyncio.to_thread(leaving.stop)
-        while sum(have := await counts(service)) < CLIENTS * 0.95:
-            await asyncio.sleep(0.1)
-        assert min(have) >= CLIENTS / len(service) * 0.7, have
+        await eventually(nearly_all, PATIENCE)
+        assert await spread(), await counts(service)
 
         stop.set()
-        while not all(producer.idle for producer in producers):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(producer.idle for producer in producers), PATIENCE)
         epoch = service[0].health()["epoch"]
         await wait_until_delivered(history, epoch, clients)
         gone.set()

@@ -8,7 +8,8 @@ import redis
 
 from handlers.server.embedded import EmbeddedValkey
 from tests.system.fault_environment import FaultEnvironment
-from tests.system.replica import Replica, ReplicaFactory, wait_until
+from tests.system.replica import Replica, ReplicaFactory
+from tests.waiting import wait_until
 
 _channels = count(1)
 

@@ -13,7 +13,8 @@ import redis
 
 from handlers.server.embedded import find_binary
 from tests import processes
-from tests.system.replica import PATIENCE, wait_until
+from tests.system.replica import PATIENCE
+from tests.waiting import wait_until
 
 __all__ = ["RedisServer"]
 

@@ -5,8 +5,6 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
@@ -17,9 +15,9 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import processes
-from tests.waiting import eventually
+from tests.waiting import eventually, wait_until
 
-__all__ = ["FAST", "PATIENCE", "ROOT", "Replica", "ReplicaFactory", "clean_environment", "wait_until"]
+__all__ = ["FAST", "PATIENCE", "ROOT", "Replica", "ReplicaFactory", "clean_environment"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -45,14 +43,6 @@ def clean_environment(**settings: object) -> dict[str, str]:
     return kept | {name.upper(): str(value) for name, value in settings.items()}
 
 
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until a condition is true, without an event loop; fails after `seconds`."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.01)
-
-
 class Replica:
     """`python -m handlers serve`, or another `module` that accepts the same settings, on a free port.
 
@@ -74,10 +64,10 @@ class Replica:
         command = [sys.executable, "-W", "always", "-m", *self._module.split()]
         with self._log.open("wb") as log:
             self._process = processes.start(command, cwd=ROOT, env=clean_environment(**self.settings), stderr=log)
-        wait_until(lambda: self._running_on() or self._process_has_ended())
+        wait_until(lambda: self._running_on() or self._process_has_ended(), PATIENCE)
         self.port = self._running_on()
         assert self.port, self.log
-        wait_until(lambda: self.get("/health/ready" if ready else "/health/live").status_code == 200)
+        wait_until(lambda: self.get("/health/ready" if ready else "/health/live").status_code == 200, PATIENCE)
         return self
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:

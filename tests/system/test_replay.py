@@ -13,8 +13,8 @@ from tests.system.client import Client, connected
 from tests.system.history import History, violations
 from tests.system.producers import KINDS, Producer
 from tests.system.recording_client import RecordingClient
-from tests.system.replica import FAST, Replica, ReplicaFactory, wait_until
-from tests.waiting import eventually
+from tests.system.replica import FAST, Replica, ReplicaFactory
+from tests.waiting import eventually, wait_until
 
 # More than the replicas keep in memory.
 MANY = 3 * int(FAST["message_buffer_size"])

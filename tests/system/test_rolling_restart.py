@@ -8,7 +8,8 @@ from typing import Any
 from tests.system.history import History, violations
 from tests.system.producers import RetryingProducer
 from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
-from tests.system.replica import ReplicaFactory
+from tests.system.replica import PATIENCE, ReplicaFactory
+from tests.waiting import eventually
 
 CLIENTS = 100
 DRAIN_SECONDS = 4.0
@@ -31,8 +32,7 @@ async def test_rolling_restart(start: ReplicaFactory, valkey: str, channel: str)
             group.create_task(client.stay(replicas, gone))
         for producer in producers:
             group.create_task(producer.publish(0.06, stop))
-        while not all(client.reconnections for client in clients):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(client.reconnections for client in clients), PATIENCE)
         drains = []
         for replica in replicas:
             had = (await asyncio.to_thread(replica.health))["connections"]
@@ -45,8 +45,7 @@ async def test_rolling_restart(start: ReplicaFactory, valkey: str, channel: str)
             await asyncio.to_thread(replica.start)
         stop.set()
         epoch = replicas[0].health()["epoch"]
-        while not all(producer.idle for producer in producers):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(producer.idle for producer in producers), PATIENCE)
         await wait_until_delivered(history, epoch, clients)
         gone.set()
     assert violations(history, [client.record for client in clients]) == []

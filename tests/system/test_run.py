@@ -21,7 +21,8 @@ from tests import processes
 from tests.proxy import Proxy
 from tests.system.client import connected
 from tests.system.producers import KINDS
-from tests.system.replica import FAST, PATIENCE, ROOT, Replica, ReplicaFactory, clean_environment, wait_until
+from tests.system.replica import FAST, PATIENCE, ROOT, Replica, ReplicaFactory, clean_environment
+from tests.waiting import wait_until
 
 MODULE = [sys.executable, "-m", "handlers"]
 

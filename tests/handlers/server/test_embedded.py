@@ -11,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -23,6 +22,7 @@ import redis
 from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey, find_binary
 from tests import processes
 from tests.processes import ended
+from tests.waiting import eventually, wait_until
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,14 +60,6 @@ def valkey() -> Iterator[EmbeddedValkey]:
 def path_of(url: str) -> Path:
     """Give the socket's path."""
     return Path(unquote(url.removeprefix("unix://")))
-
-
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.01)
 
 
 def answers(url: str) -> bool:
@@ -156,7 +148,7 @@ def test_killed_parent_takes_the_server_along(parent: Parent) -> None:
     """Section 1, run it: the server does not outlive the process, not even after SIGKILL."""
     assert not ended(parent.pid)
     parent.kill()
-    until(lambda: ended(parent.pid))
+    wait_until(lambda: ended(parent.pid))
 
 
 def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: Path) -> None:
@@ -183,7 +175,7 @@ def test_orphan_is_ended(valkey: EmbeddedValkey) -> None:
     try:
         assert not ended(parent.pid)
         valkey.start()
-        until(lambda: ended(parent.pid))
+        wait_until(lambda: ended(parent.pid))
         assert not path_of(parent.url).parent.exists()
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -198,13 +190,6 @@ def test_interrupt_does_not_reach_the_server(parent: Parent) -> None:
     assert answers(parent.url)
 
 
-async def until_async(condition: Callable[[], object]) -> None:
-    """Wait for a condition while the event loop turns, with a deadline."""
-    async with asyncio.timeout(10):
-        while not condition():  # it is another process's doing
-            await asyncio.sleep(0.01)
-
-
 async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
     """Section 8, embedded Valkey: a server that died is started again behind the same URL, until it is stopped."""
     url = valkey.start()
@@ -217,7 +202,7 @@ async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
         first = valkey.pid
         assert first
         os.kill(first, signal.SIGKILL)
-        await until_async(partial(replaced, first))
+        await eventually(partial(replaced, first), 10)
     second = valkey.pid
     assert second
     valkey.stop()
@@ -238,7 +223,7 @@ async def test_restart_backs_off(tmp_path: Path, caplog: pytest.LogCaptureFixtur
         supervisor = asyncio.create_task(valkey.supervise())
         assert valkey.pid
         os.kill(valkey.pid, signal.SIGKILL)
-        await until_async(lambda: len(caplog.messages) >= 3)
+        await eventually(lambda: len(caplog.messages) >= 3, 10)
         supervisor.cancel()
     finally:
         valkey.stop()
