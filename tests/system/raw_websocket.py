@@ -19,12 +19,12 @@ PATIENCE: Final = 20.0
 
 
 class RawFrame(NamedTuple):
-    """One frame of RFC 6455 section 5.2 as it came."""
+    """One frame of RFC 6455, 5.2 as it came."""
 
     opcode: int
     payload: bytes
     fin: bool
-    compressed: bool  # RSV1, RFC 7692 section 6
+    compressed: bool  # RSV1, RFC 7692, 6
 
     @property
     def text(self) -> str:
@@ -35,7 +35,7 @@ class RawFrame(NamedTuple):
         """The payload, inflated if it is compressed."""
         if not self.compressed:
             return self.payload
-        # RFC 7692 section 7.2.2: the empty block at the end was left out
+        # RFC 7692, 7.2.2: the empty block at the end was left out
         return zlib.decompressobj(-window_bits).decompress(self.payload + b"\x00\x00\xff\xff")
 
     @property
