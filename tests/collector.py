@@ -1,6 +1,6 @@
-"""An OTLP/HTTP receiver: what a tracing backend gets from the service, and shows as a tree.
+"""An OTLP/HTTP collector that keeps what the service exports, and shows a trace as a tree.
 
-By hand, `python -m tests.collector [PORT]` listens where the service exports to by itself, and prints each trace.
+`python -m tests.collector [PORT]` listens on the port to which the service exports by default, and prints each trace.
 """
 
 import contextlib
@@ -46,22 +46,22 @@ class Span:
 
     @property
     def traceparent(self) -> str:
-        """The W3C header that makes others its children."""
+        """The W3C header that makes another span its child."""
         return f"00-{self.trace}-{self.id}-01"
 
     @property
     def context(self) -> tuple[str, str]:
-        """What a link to it holds."""
+        """Trace id and span id, as a link to it has them."""
         return self.trace, self.id
 
     @property
     def instance(self) -> str:
-        """Which replica it is of."""
+        """The id of the replica that it comes from."""
         return str(self.resource.get("service.instance.id", ""))
 
 
 class Collector:
-    """Use it as `with Collector() as collector`; `status` is what it answers, and while `open` is clear nothing."""
+    """Use it as `with Collector() as collector`; it answers with `status`, and not at all while `open` is clear."""
 
     def __init__(self, port: int = 0) -> None:
         self.spans: list[Span] = []
@@ -75,7 +75,7 @@ class Collector:
 
     @property
     def url(self) -> str:
-        """What `OTEL_EXPORTER_OTLP_ENDPOINT` is to be."""
+        """The value for `OTEL_EXPORTER_OTLP_ENDPOINT`."""
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -90,23 +90,23 @@ class Collector:
         self._server.server_close()
 
     def named(self, name: str, **attributes: object) -> list[Span]:
-        """The spans of that name, with these attributes (`.` as `_`), in the order of their beginning."""
+        """Return the spans with this name and these attributes (`.` as `_`), in the order of their start."""
         found = [span for span in self.spans if span.name == name and _has(span, attributes)]
         return sorted(found, key=lambda span: span.begin)
 
     def trace(self, id: str) -> list[Span]:
-        """The spans of one trace."""
+        """Return the spans of one trace."""
         return [span for span in self.spans if span.trace == id]
 
     async def wait(self, name: str, count: int = 1, **attributes: object) -> list[Span]:
-        """Wait for so many spans of that name with these attributes; no more may come with them."""
+        """Wait for exactly `count` spans with this name and these attributes."""
         await self._until(lambda: len(self.named(name, **attributes)) >= count)
         found = self.named(name, **attributes)
         assert len(found) == count, found
         return found
 
     async def complete(self, id: str, count: int) -> list[Span]:
-        """Wait until a trace has so many spans."""
+        """Wait until a trace has `count` spans."""
         await self._until(lambda: len(self.trace(id)) >= count)
         return self.trace(id)
 
@@ -117,7 +117,7 @@ class Collector:
             raise AssertionError("only\n" + "\n".join(map(repr, self.spans))) from None
 
     def take(self, path: str, body: bytes) -> None:
-        """Read one request."""
+        """Decode the body of one request."""
         self.requests.append(path)
         if path == "/v1/traces":
             for traces in ExportTraceServiceRequest.FromString(body).resource_spans:
@@ -130,7 +130,7 @@ class Collector:
 
 
 def tree(spans: Sequence[Span], *, durations: bool = False) -> list[str]:
-    """Spans as indented lines, children below their parents in the order of their beginning."""
+    """Return spans as indented lines, children below their parents in the order of their start."""
     known = {span.id for span in spans}
     lines: list[str] = []
 
@@ -186,7 +186,7 @@ class _Server(ThreadingHTTPServer):
     collector: Collector
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """An exporter that goes away while it waits is no news."""
+        """Ignore an exporter that disconnects while it waits."""
         if not isinstance(sys.exception(), OSError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -196,7 +196,7 @@ class _Handler(BaseHTTPRequestHandler):
     server: _Server
 
     def do_POST(self) -> None:
-        """Take what is exported."""
+        """Keep what is exported."""
         body = self.rfile.read(int(self.headers["content-length"]))
         collector = self.server.collector
         collector.open.wait()
@@ -208,11 +208,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
 def _watch(port: int) -> None:
-    """Print each trace when nothing more has come for it in a second."""
+    """Print each trace once no span has arrived for a second."""
     with Collector(port) as collector:
         print(f"waiting for spans: OTEL_EXPORTER_OTLP_TRACES_ENDPOINT={collector.url}/v1/traces")
         seen = 0

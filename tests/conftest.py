@@ -1,13 +1,25 @@
 """Real servers for the tests: Valkey from its package, and the Redis of the system where there is one."""
 
+import os
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
 import redis
 
-from handlers.server import embedded
 from handlers.server.embedded import EmbeddedValkey
+from tests import processes
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_is_left() -> Iterator[None]:
+    """Kill child processes that are still running after all tests and fixtures, and fail if there are any."""
+    yield
+    left = processes.children()
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +36,8 @@ def redis_server() -> Iterator[str]:
     binary = shutil.which("redis-server")
     if binary is None:
         pytest.skip("no redis-server on the PATH")
-    server = EmbeddedValkey()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(embedded, "_find_binary", lambda: binary)
-        url = server.start()
-    yield url
+    server = EmbeddedValkey(binary)
+    yield server.start()
     server.stop()
 
 

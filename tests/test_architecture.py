@@ -69,6 +69,10 @@ TOP = {
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "pyproject.toml", "Containerfile"),
     *("kernel", "handlers", "telemetry", "tests", "k8s"),
 }
+# Tests that still reach into private names.
+MAY_USE_PRIVATE_NAMES = ("tests/kernel",)
+# Public in spite of their underscore.
+NAMED_TUPLE = {"_asdict", "_fields", "_replace"}
 LOCKS = {path.stem: path for path in sorted((ROOT / ".locks").glob("*.txt"))}
 
 
@@ -153,27 +157,52 @@ def test_top_level() -> None:
     assert {entry for entry in top if not entry.startswith(".")} <= TOP
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+def test_tests_use_no_private_names() -> None:
+    """A test reaches into no object or module: it uses public names, and single underscores only on itself."""
+    wrong = [
+        f"{path.relative_to(ROOT)}:{line} {name}"
+        for path in sorted((ROOT / "tests").rglob("*.py"))
+        if not any(path.is_relative_to(ROOT / excepted) for excepted in MAY_USE_PRIVATE_NAMES)
+        for line, name in _private_names(ast.parse(path.read_text()))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("lock", ["runtime", "build"])
 def test_lock(lock: str) -> None:
-    """A lock pins every version by its hashes and names no place to download from."""
-    text = LOCKS[lock].read_text()
-    assert not re.search(r"://|^\s*-(?!-hash=sha256:)", text, re.MULTILINE)
-    for line in text.replace("\\\n", " ").splitlines():
-        assert re.match(r"#|[a-z0-9-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line), line
+    """A lock of the image pins every version and its hashes, and names no place to download from."""
+    for line in LOCKS[lock].read_text().replace("\\\n", " ").splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9-]+==\S+ ( ?; [^:/]+)?( +--hash=sha256:[0-9a-f]{64})+ *", line), line
 
 
-@pytest.mark.parametrize(
-    ("lock", "extra"), [("runtime", None), ("embedded", "embedded"), ("dev", "embedded"), ("dev", "dev")]
-)
-def test_lock_is_current(lock: str, extra: str | None) -> None:
-    """The locks hold what pyproject.toml asks for, and agree with each other: else run .locks/compile."""
+def test_constraints() -> None:
+    """The constraints pin versions, without hashes, options or places to download from."""
+    for line in LOCKS["constraints"].read_text().splitlines():
+        assert re.fullmatch(r"#.*|[a-z0-9-]+==[\w.]+( ; [^:/]+)?", line), line
+
+
+@pytest.mark.parametrize(("lock", "extras"), [("runtime", []), ("constraints", ["embedded", "dev"])])
+def test_lock_is_current(lock: str, extras: list[str]) -> None:
+    """A lock has a version of everything that pyproject.toml asks for; if not, run .locks/compile."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pins = _pins(lock)
-    for line in project["dependencies"] + (project["optional-dependencies"][extra] if extra else []):
+    for line in sum((project["optional-dependencies"][extra] for extra in extras), project["dependencies"]):
         wanted = Requirement(line)
         if wanted.name != project["name"]:
             assert wanted.specifier.contains(pins[wanted.name], prereleases=True), line
-    assert pins.items() <= _pins("dev").items()
+
+
+def test_locks_agree() -> None:
+    """The image has the versions with which the tests run; if not, run .locks/compile."""
+    assert _pins("runtime").items() <= _pins("constraints").items()
+
+
+def test_commands_use_the_constraints() -> None:
+    """The README's two commands install the project with the constraints, and nothing else from .locks."""
+    commands = re.findall(r"<!-- command: (\w+) -->\n```sh\n(.*)\n```", (ROOT / "README.md").read_text())
+    assert [name for name, _ in commands] == ["run", "test"]
+    for _, command in commands:
+        assert re.findall(r"\.locks/\S+", command) == [".locks/constraints.txt"]
 
 
 def test_build_lock_is_current() -> None:
@@ -190,6 +219,26 @@ def _imports() -> Iterator[tuple[str, str, str | None]]:
                 yield from ((module, alias.name, None) for alias in node.names)
             elif isinstance(node, ast.ImportFrom):
                 yield from ((module, "" if node.level else str(node.module), alias.name) for alias in node.names)
+
+
+def _private_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield (line, name) of every private name that is read, set, imported or patched on something else."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                names = []
+            case ast.Attribute(attr=name):
+                names = [name]
+            case ast.ImportFrom(names=aliases):
+                names = [alias.name for alias in aliases]
+            case ast.Call(
+                func=ast.Name(id="getattr" | "setattr") | ast.Attribute(attr="setattr" | "delattr"),
+                args=[_, ast.Constant(value=str(name)), *_],
+            ):
+                names = [name]
+            case _:
+                names = []
+        yield from ((node.lineno, name) for name in names if re.match("_[^_]", name) and name not in NAMED_TUPLE)
 
 
 def _pins(lock: str) -> dict[str, str]:

@@ -20,7 +20,6 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 
 __all__ = ["Place", "follow", "line_of"]
 
-_FIRST_DELAY: Final = 0.5
 _LONGEST_DELAY: Final = 30.0
 _STEADY: Final = 10.0  # seconds after which a connection counts as good, and the next delay is short again
 _LARGEST_FRAME: Final = 64 * 1024 * 1024
@@ -155,14 +154,15 @@ async def follow(
     since: int | None = None,
     headers: Iterable[tuple[str, str]] = (),
     raw: bool = False,
+    first_delay: float = 0.5,
     emit: Callable[[str], None],
 ) -> int:
     """Print frames, one line each, until the server refuses us for good; returns the exit status.
 
     With `raw` each is printed as it came; without, heartbeats are answered only. Lost connections are told on stderr
-    and made again, 0.5 to 30 s later.
+    and made again, `first_delay` to 30 s later.
     """
-    place, headers, delay = Place(since), list(headers), _FIRST_DELAY
+    place, headers, delay = Place(since), list(headers), first_delay
     while True:
         started = time.monotonic()
         try:
@@ -193,7 +193,7 @@ async def follow(
         except (OSError, TimeoutError, InvalidHandshake) as error:
             reason = f"no connection to {url.partition('?')[0]}: {error or 'no answer'}"
         if time.monotonic() - started > _STEADY:
-            delay = _FIRST_DELAY
+            delay = first_delay
         wait = delay * random.uniform(0.5, 1)  # noqa: S311  # spreads clients, guards nothing
         delay = min(2 * delay, _LONGEST_DELAY)
         sys.stderr.write(f"{reason}; trying again in {wait:.1f} s\n")

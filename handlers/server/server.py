@@ -21,13 +21,13 @@ from handlers.settings import Settings
 from kernel import EventBroadcaster
 from telemetry import configure_logging
 
-__all__ = ["run"]
+__all__ = ["CLOSES_SECONDS", "REQUESTS_SECONDS", "run"]
 
 _logger = logging.getLogger(__name__)
 
 # How long requests in flight, and then sockets that are being closed, may take after the drain.
-_REQUESTS_SECONDS = 10
-_CLOSES_SECONDS = 6.0
+REQUESTS_SECONDS = 10
+CLOSES_SECONDS = 6.0
 
 
 def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) -> int:
@@ -59,7 +59,7 @@ def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) 
         server_header=False,
         proxy_headers=False,
         backlog=4096,
-        timeout_graceful_shutdown=_REQUESTS_SECONDS,
+        timeout_graceful_shutdown=REQUESTS_SECONDS,
     )
     server = _Server(config, app.state.broadcaster, settings.drain_seconds)
     return uvloop.run(_serve(server, embedded))
@@ -173,7 +173,7 @@ class _Server(uvicorn.Server):
         await self._broadcaster.drain(self._drain_seconds)
         # what was closed answers with its own close frame; the wire aborts who does not
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(_CLOSES_SECONDS):
+            async with asyncio.timeout(CLOSES_SECONDS):
                 # uvicorn's set of connections has no event to wait for
                 while any(isinstance(connection, WireProtocol) for connection in self.server_state.connections):
                     await asyncio.sleep(0.02)

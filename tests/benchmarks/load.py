@@ -26,6 +26,7 @@ from typing import Self, TypeVar
 
 import msgspec
 
+from tests import processes
 from tests.benchmarks.machine import built
 
 __all__ = ["STAMP", "Connected", "Load", "Posted", "Received", "Samples"]
@@ -87,7 +88,7 @@ class Load:
         program = None if fallback else built(_SOURCE)
         self.name = "C" if program else "Python"
         command = [program] if program else [sys.executable, "-m", "tests.benchmarks.load_fallback"]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = processes.start(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self._request = tempfile.NamedTemporaryFile(prefix="bench-broadcaster-")  # noqa: SIM115
         self.clients = 0
 
@@ -137,12 +138,7 @@ class Load:
 
     def close(self) -> None:
         """End it, and with it every connection."""
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
-        self._process.stdout.close()
-        self._process.wait(30)
+        processes.end(self._process)
         self._request.close()
 
     def __enter__(self) -> Self:

@@ -3,10 +3,10 @@
 A `Server` is one of them as a running process, with a load client of its own. What is measured stands in `rows/`.
 """
 
+import contextlib
 import os
 import secrets
 import socket
-import subprocess
 import sys
 import time
 from importlib.util import find_spec
@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Self
 import msgspec
 import redis
 
+from tests import processes
 from tests.benchmarks.load import STAMP, Connected, Load, Received
 from tests.benchmarks.machine import built, cpu_seconds, memory, pin_to_server_core
 
@@ -143,12 +144,15 @@ class Server:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
-        self._process = subprocess.Popen(self._command(), env={**os.environ, **self._environ(), **settings})
-        if not shared:
-            pin_to_server_core(self._process.pid)
-        self._wait_until_it_listens()
-        self.load = self.extra_load()
-        self.load.open_posters(_POSTERS, self.port)
+        with contextlib.ExitStack() as stack:
+            process = processes.running(self._command(), env={**os.environ, **self._environ(), **settings})
+            self._process = stack.enter_context(process)
+            if not shared:
+                pin_to_server_core(self._process.pid)
+            self._wait_until_it_listens()
+            self.load = stack.enter_context(self.extra_load())
+            self.load.open_posters(_POSTERS, self.port)
+            self._stack = stack.pop_all()  # from here on it is `close` that ends them
 
     def connect(self, clients: int, path: str = "", **how: Any) -> Connected:
         """Add clients, by the subject's own greeting and path unless told otherwise."""
@@ -228,13 +232,7 @@ class Server:
 
     def close(self) -> None:
         """End clients and server."""
-        self.load.close()
-        self._process.terminate()
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:  # not every peer ends when it is asked to
-            self._process.kill()
-            self._process.wait()
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self

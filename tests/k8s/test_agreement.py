@@ -346,7 +346,7 @@ def stop_seconds(build: str) -> float:
     """What an orderly end takes at most."""
     pause = container(build)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(settings(built(build))["DRAIN_SECONDS"])
-    return float(pause) + drain + server._CLOSES_SECONDS + server._REQUESTS_SECONDS + FLUSH_SECONDS + LEAVE_SECONDS
+    return float(pause) + drain + server.CLOSES_SECONDS + server.REQUESTS_SECONDS + FLUSH_SECONDS + LEAVE_SECONDS
 
 
 def behaviors(build: str) -> list[Document]:

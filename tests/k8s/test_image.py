@@ -19,9 +19,10 @@ from typing import Any
 import httpx
 import pytest
 
+from tests import processes
 from tests.k8s.tools import ALL_TESTS, ROOT, run, tool
 from tests.system.client import connected
-from tests.system.replica import wait_until
+from tests.waiting import wait_until
 
 # It takes a minute or two, the network, and room for images.
 _ASKED_FOR = pytest.mark.skipif(not ALL_TESTS, reason="the image is built only if ALL_TESTS is set, as .ci/run does")
@@ -82,7 +83,7 @@ def inside(image: str, *arguments: str, entrypoint: str = "", **environ: str) ->
 
 def tried(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Run a command that may fail."""
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return processes.run(command)
 
 
 @contextmanager
@@ -90,11 +91,8 @@ def redis_on(port: int, folder: Path) -> Iterator[str]:
     """The URL of a Redis server that can be reached from a container."""
     binary = tool("redis-server", "Debian's package redis-server")
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
-        try:
-            yield f"redis://127.0.0.1:{port}/0"
-        finally:
-            process.terminate()
+    with processes.running(command, stdout=subprocess.DEVNULL):
+        yield f"redis://127.0.0.1:{port}/0"
 
 
 def podman(*arguments: str) -> str:
@@ -107,7 +105,7 @@ def running(name: str, image: str, log: Path, **environ: str) -> Iterator["subpr
     """The service in a container of this name; its log goes to a file, its status becomes podman's own."""
     command = inside(image, **environ)
     command.insert(command.index("--rm"), f"--name={name}")
-    with log.open("wb") as file, subprocess.Popen(command, stderr=file) as process:
+    with log.open("wb") as file, processes.running(command, stderr=file) as process:
         try:
             yield process
         finally:

@@ -14,11 +14,11 @@ import pytest
 import yaml
 
 from handlers.openapi.examples import EXAMPLES
+from tests import processes
 from tests.k8s.queries import NAMESPACE, PROMISED, queries
 from tests.k8s.tools import K8S, built, one, run, tool
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import Replica
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 PRODUCTION = "overlays/production"
@@ -75,7 +75,7 @@ async def busy(replica: Replica) -> None:
         await late.take(type="resync_ack")
 
 
-async def test_metrics_are_exposed(start: Start, valkey: str, channel: str) -> None:
+async def test_metrics_are_exposed(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, metrics: the running service has every metric that the manifests name, with type and labels."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
@@ -125,12 +125,10 @@ def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
     config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]}
     (folder / "prometheus.yaml").write_text(json.dumps(config))
     command = [binary, f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
-    with subprocess.Popen([*command, f"--web.listen-address=127.0.0.1:{port}"], stderr=subprocess.DEVNULL) as process:
-        try:
-            with httpx.Client(verify=False, trust_env=False, base_url=f"http://127.0.0.1:{port}") as http:
-                yield http
-        finally:
-            process.terminate()
+    command.append(f"--web.listen-address=127.0.0.1:{port}")
+    client = httpx.Client(verify=False, trust_env=False, base_url=f"http://127.0.0.1:{port}")
+    with processes.running(command, stderr=subprocess.DEVNULL), client as http:
+        yield http
 
 
 def asked(http: httpx.Client, query: str) -> list[Any]:
@@ -147,7 +145,7 @@ def asked(http: httpx.Client, query: str) -> list[Any]:
 
 
 async def test_prometheus_answers(
-    start: Start, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
+    start: ReplicaFactory, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
 ) -> None:
     """Monitoring: a real Prometheus on the real service answers every query; no alert fires on a sound one."""
     replica = start(redis_url=valkey, redis_event_channel=channel)

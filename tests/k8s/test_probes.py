@@ -10,8 +10,8 @@ import pytest
 from handlers.server.embedded import EmbeddedValkey
 from tests.k8s.tools import BUILDS, built, one
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import Replica, wait_until
+from tests.system.replica import Replica, ReplicaFactory
+from tests.waiting import wait_until
 
 PROBES = ("startupProbe", "readinessProbe", "livenessProbe")
 # A Redis that is not there is logged as what it is.
@@ -38,14 +38,14 @@ def nobody() -> str:
         return f"redis://127.0.0.1:{free.getsockname()[1]}"
 
 
-def test_starting(start: Start, nobody: str) -> None:
+def test_starting(start: ReplicaFactory, nobody: str) -> None:
     """Section 10, health: without Redis at the start a pod lives without traffic: a wrong URL replaces no good one."""
     replica = start(ready=False, redis_url=nobody)
     assert passing(replica) == {"startupProbe", "livenessProbe"}
     replica.stop(tolerate=NO_REDIS)
 
 
-def test_starting_with_a_silent_redis(start: Start) -> None:
+def test_starting_with_a_silent_redis(start: ReplicaFactory) -> None:
     """Section 10, health: a Redis that says nothing does not keep a pod from answering within the start's budget."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
         replica = start(ready=False, redis_url=f"redis://127.0.0.1:{silent.getsockname()[1]}", position_check_seconds=2)
@@ -53,23 +53,25 @@ def test_starting_with_a_silent_redis(start: Start) -> None:
         replica.stop(tolerate=NO_REDIS)
 
 
-def test_ready(start: Start, valkey: str, channel: str) -> None:
+def test_ready(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, health: a pod that has reached Redis passes all probes."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     assert passing(replica) == set(PROBES)
 
 
-def test_degraded(start: Start) -> None:
+def test_degraded(start: ReplicaFactory) -> None:
     """Section 10, health: a pod whose Redis goes away stays ready and alive, and keeps its clients."""
     server = EmbeddedValkey()
-    replica = start(redis_url=server.start(), circuit_failure_threshold=1)
-    server.stop()
+    try:
+        replica = start(redis_url=server.start(), circuit_failure_threshold=1)
+    finally:
+        server.stop()
     wait_until(lambda: replica.health()["status"] == "degraded")
     assert passing(replica) == set(PROBES)
     replica.stop(tolerate=NO_REDIS)
 
 
-async def test_draining(start: Start, valkey: str, channel: str) -> None:
+async def test_draining(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, health: a pod that drains is alive and not ready, for as long as the drain takes."""
     replica = start(redis_url=valkey, redis_event_channel=channel, drain_seconds=3)
     async with connected(replica.websocket()), connected(replica.websocket()) as last:

@@ -1,7 +1,6 @@
 """The production example's Redis for real: TLS with a certificate of one's own, a user that may do this and no more."""
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,10 +10,11 @@ import pytest
 import redis
 
 from handlers.openapi.examples import EXAMPLES
+from tests import processes
 from tests.k8s.tools import K8S, run, tool
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import wait_until
+from tests.system.replica import ReplicaFactory
+from tests.waiting import wait_until
 
 PASSWORD = "not-a-real-one"
 CHANNEL = "security_events"
@@ -56,15 +56,12 @@ def server(tmp_path: Path) -> Iterator[Server]:
     ]
     command += ["--tls-cert-file", tmp_path / "ca.crt", "--tls-key-file", tmp_path / "key"]
     command += ["--tls-ca-cert-file", tmp_path / "ca.crt", "--aclfile", tmp_path / "users.acl"]
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log) as process:
+    with (tmp_path / "log").open("wb") as log, processes.running(command, stdout=log) as process:
         rest = f":{PASSWORD}@127.0.0.1:{port}/0?ssl_ca_certs={tmp_path / 'ca.crt'}"
         with redis.Redis.from_url(f"rediss://admin{rest}") as admin:
-            try:
-                wait_until(lambda: process.poll() is not None or _answers(admin))
-                assert process.poll() is None, (tmp_path / "log").read_text()
-                yield Server(f"rediss://event-broadcaster{rest}", admin)
-            finally:
-                process.terminate()
+            wait_until(lambda: process.poll() is not None or _answers(admin))
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            yield Server(f"rediss://event-broadcaster{rest}", admin)
 
 
 def _answers(admin: redis.Redis) -> bool:
@@ -74,7 +71,7 @@ def _answers(admin: redis.Redis) -> bool:
         return False
 
 
-async def test_the_example_suffices(server: Server, start: Start) -> None:
+async def test_the_example_suffices(server: Server, start: ReplicaFactory) -> None:
     """Section 7, Redis: under the example's ACL the service publishes, delivers and replays, and is never refused."""
     replica = start(redis_url=server.url)
     for kind in ("event", "camera_status"):

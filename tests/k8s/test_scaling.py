@@ -2,14 +2,14 @@
 
 import asyncio
 import random
-import time
 
 import pytest
 
-from tests.system.conftest import Start
-from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
-from tests.system.history import History, complaints
-from tests.system.replica import Replica
+from tests.system.history import History, violations
+from tests.system.producers import RetryingProducer
+from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
+from tests.system.replica import PATIENCE, Replica, ReplicaFactory
+from tests.waiting import eventually
 
 CLIENTS = 500
 MAX_AGE_SECONDS = 6.0
@@ -22,7 +22,7 @@ async def counts(replicas: list[Replica]) -> list[int]:
 
 
 @pytest.mark.system
-async def test_scale_out_and_in(start: Start, valkey: str, channel: str) -> None:
+async def test_scale_out_and_in(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Sections 9 and 11: under load, 500 clients spread by WEBSOCKET_MAX_AGE_SECONDS and a drain, and lose nothing."""
     rng = random.Random(6)
     shared = {
@@ -35,35 +35,37 @@ async def test_scale_out_and_in(start: Start, valkey: str, channel: str) -> None
     # what a Service is in Kubernetes: the pods that are ready, one picked at random for each new connection
     service = [start(**shared)]
     history, stop, gone = History(), asyncio.Event(), asyncio.Event()
-    producers = [Persistent(history, f"producer-{number}", service, rng) for number in range(2)]
-    crowd = [Wanderer(f"client-{number}", FILTERS[number % len(FILTERS)], rng) for number in range(CLIENTS)]
+    producers = [RetryingProducer(history, f"producer-{number}", service, rng) for number in range(2)]
+    clients = [
+        ReconnectingClient(f"client-{number}", PATTERNS[number % len(PATTERNS)], rng) for number in range(CLIENTS)
+    ]
     async with asyncio.TaskGroup() as group:
-        for wanderer in crowd:
-            group.create_task(wanderer.stay(service, gone))
+        for client in clients:
+            group.create_task(client.stay(service, gone))
         for producer in producers:
             group.create_task(producer.publish(0.2, stop))
-        while not all(wanderer.returns for wanderer in crowd):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(client.reconnections for client in clients), PATIENCE)
 
-        grown = time.monotonic()
+        async def spread() -> bool:
+            return min(await counts(service)) >= CLIENTS / len(service) * 0.7
+
+        async def nearly_all() -> bool:
+            return sum(await counts(service)) >= CLIENTS * 0.95
+
         service += await asyncio.gather(*(asyncio.to_thread(start, **shared) for _ in range(2)))
-        while min(have := await counts(service)) < CLIENTS / len(service) * 0.7:
-            assert time.monotonic() < grown + 4 * MAX_AGE_SECONDS, have
-            await asyncio.sleep(0.2)
+        await eventually(spread, 4 * MAX_AGE_SECONDS)
 
         leaving = service.pop(0)  # readiness fails at once, so the Service has it no longer
         await asyncio.to_thread(leaving.stop)
-        while sum(have := await counts(service)) < CLIENTS * 0.95:
-            await asyncio.sleep(0.1)
-        assert min(have) >= CLIENTS / len(service) * 0.7, have
+        await eventually(nearly_all, PATIENCE)
+        assert await spread(), await counts(service)
 
         stop.set()
-        while not all(producer.idle for producer in producers):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(producer.idle for producer in producers), PATIENCE)
         epoch = service[0].health()["epoch"]
-        await settled(history, epoch, crowd)
+        await wait_until_delivered(history, epoch, clients)
         gone.set()
     assert len(history.accepted) > 50
-    assert complaints(history, [wanderer.seen for wanderer in crowd]) == []
-    codes = {moved.code for wanderer in crowd for moved in wanderer.returns}
+    assert violations(history, [client.record for client in clients]) == []
+    codes = {moved.code for client in clients for moved in client.reconnections}
     assert codes == {None, 1012}, "every client was sent on with the code for it"

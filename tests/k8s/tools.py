@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from tests import processes
 
 __all__ = [
     "ALL_TESTS",
@@ -56,7 +57,7 @@ def tool(name: str, source: str) -> str:
 
 def run(*command: str | Path, timeout: float = 60, **options: Any) -> str:
     """Run a program and return what it prints; the test fails with its words if it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout, **options)
+    done = processes.run(command, timeout=timeout, **options)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
     return done.stdout
 

@@ -25,8 +25,8 @@ from kernel.errors import BroadcasterError
 from kernel.messages.decoding import decode_message
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import WIRE, GatedTransport
-from tests.system.history import Connection, History, Place, Reader, Witnessed, complaints
-from tests.system.parties import marked
+from tests.system.history import ClientRecord, Connection, History, Place, Reader, violations
+from tests.system.producers import marked
 
 _T = TypeVar("_T")
 
@@ -104,13 +104,13 @@ class Party:
     def __init__(self, number: int) -> None:
         self._name = f"client {number}"
         self.patterns = FILTERS[number % len(FILTERS)]
-        self.closed_cases: list[tuple[Witnessed, Place]] = []
+        self.closed_cases: list[tuple[ClientRecord, Place]] = []
         self.client: Client | None = None
         self.hub: EventBroadcaster | None = None
         self._begin()
 
     def _begin(self) -> None:
-        self.seen = Witnessed(self._name, self.patterns)
+        self.seen = ClientRecord(self._name, self.patterns)
         self._reader = Reader()
         self._read = 0
 
@@ -469,10 +469,10 @@ class Model(RuleBasedStateMachine):
         for at in range(2):
             self.release_calls(at)
         self.run(self._healed())
-        assert complaints(self._promised(), [party.seen for party in self.parties]) == []
+        assert violations(self._promised(), [party.seen for party in self.parties]) == []
         for party in self.parties:
             for seen, place in party.closed_cases:
-                assert complaints(_until(self._promised(), seen, place), [seen]) == []
+                assert violations(_until(self._promised(), seen, place), [seen]) == []
 
     def _promised(self) -> History:
         """What clients are owed.
@@ -537,7 +537,7 @@ def redis_state(model: Model) -> str:
     return f"Redis {model.redis.place}, replicas {hubs}, clients {parties}, {len(model.publishes)} publishes"
 
 
-def _until(history: History, seen: Witnessed, place: Place) -> History:
+def _until(history: History, seen: ClientRecord, place: Place) -> History:
     """What was published until a client at this place changed its mind."""
     epochs = [fact["epoch"] for each in seen.connections for fact in each.frames if "epoch" in fact]
     before = {*epochs} - {place.epoch}

@@ -1,4 +1,4 @@
-"""The service with a bug in its kernel, to test what a client sees of one: `python -m tests.system.broken_hub`."""
+"""The service with a bug in its hub, to test what a client sees of it: `python -m tests.system.broken_hub`."""
 
 import sys
 
@@ -10,7 +10,7 @@ _receive = Hub.receive
 
 
 def receive(self: Hub, client: Client, message: str | bytes) -> None:
-    """Fail with a text that quotes what was sent, unless it is a ping."""
+    """Fail with an error that quotes the message, unless it is a ping."""
     if message != "ping":
         raise ValueError(message)
     _receive(self, client, message)

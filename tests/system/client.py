@@ -1,4 +1,4 @@
-"""A client of the WebSocket as users write them: it collects everything that comes, and waits for conditions."""
+"""A WebSocket client as users write them: it collects every message, and waits for conditions."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ PATIENCE: Final = 20.0
 
 
 class Client:
-    """One connection; `frames` is every message, decoded, in the order of arrival, and `kinds` how each came."""
+    """One connection; `frames` has every message, decoded, in order of arrival; `kinds` has the type of each."""
 
     def __init__(self, socket: ClientConnection) -> None:
         self.socket = socket
@@ -59,28 +59,28 @@ class Client:
         await self.socket.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
     async def next(self) -> Frame:
-        """The next message that is no heartbeat."""
+        """Return the next message that is not a heartbeat."""
         return await self._first(lambda frame: not _is_heartbeat(frame))
 
     async def take(self, **fields: object) -> Frame:
-        """The next message with these fields, passing over others."""
+        """Return the next message with these fields; others are skipped."""
         return await self._first(lambda frame: fields.items() <= frame.items())
 
     def skip(self) -> None:
-        """Pass over everything that is here."""
+        """Skip everything that has arrived."""
         self._looked_at = len(self.frames)
 
     async def reached(self, sequence: int) -> None:
-        """Wait until this client's own place is at `sequence` or beyond: every matching event up to it is here."""
+        """Wait until the position is at `sequence` or later: every matching event up to it has arrived."""
         await self.until(lambda: self.place >= sequence or None)
 
     async def receives(self, count: int) -> None:
-        """Wait until so many more messages have come."""
+        """Wait until `count` more messages have arrived."""
         before = len(self.frames)
         await self.until(lambda: len(self.frames) >= before + count or None)
 
     async def until(self, found: Callable[[], T | None]) -> T:
-        """Wait until `found` gives something; it is asked after each message."""
+        """Wait until `found` returns something other than None, and return that; it is called after each message."""
         async with asyncio.timeout(PATIENCE):
             while (result := found()) is None:
                 assert not self._reading.done(), f"closed with {self.close}; the last: {self.frames[-3:]}"
@@ -89,18 +89,18 @@ class Client:
             return result
 
     async def closed(self) -> tuple[int | None, str | None]:
-        """Wait for the server's close: code and reason."""
+        """Wait until the server closes the connection; returns code and reason."""
         async with asyncio.timeout(PATIENCE):
             await asyncio.shield(self._reading)
         return self.close
 
     async def leave(self) -> None:
-        """Close the connection, whatever state it is in."""
+        """Close the connection, in whatever state it is."""
         await self.socket.close()
         await self._reading
 
     async def vanish(self) -> None:
-        """Be gone without a word; the end of the connection is all that the server sees."""
+        """Abort the connection without a closing handshake."""
         self.socket.transport.abort()
         await self._reading
 
@@ -110,7 +110,7 @@ class Client:
         return self.socket.close_code, self.socket.close_reason
 
     def kind_of(self, frame: Frame) -> type[str] | type[bytes]:
-        """Whether a message came as text or binary."""
+        """Return whether a message arrived as text (`str`) or binary (`bytes`)."""
         return next(kind for kind, each in zip(self.kinds, self.frames, strict=False) if each is frame)
 
     @property
@@ -120,7 +120,7 @@ class Client:
 
     @property
     def numbers(self) -> list[int]:
-        """Their numbers."""
+        """Their sequence numbers."""
         return [frame["sequence"] for frame in self.events]
 
     @property
@@ -130,12 +130,12 @@ class Client:
 
     @property
     def heartbeats(self) -> list[Frame]:
-        """The heartbeats alone."""
+        """Only the heartbeats."""
         return [frame for frame in self.frames if _is_heartbeat(frame)]
 
     @property
     def place(self) -> int:
-        """The highest number seen, heartbeats included."""
+        """The highest sequence number seen, heartbeats included."""
         return max((frame.get("sequence") or frame.get("lastSeq") or 0 for frame in self.frames[1:]), default=0)
 
     async def _first(self, wanted: Callable[[Frame], bool]) -> Frame:
@@ -162,7 +162,7 @@ class Client:
 
 @asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[Client]:
-    """A client for the length of a block."""
+    """Connect a client for the length of a block."""
     client = await Client.open(url, **options)
     try:
         yield client
@@ -175,6 +175,6 @@ def _is_heartbeat(frame: Frame) -> bool:
 
 
 def _inflated(message: bytes) -> bytes:
-    """What `format=zlib` promises: one byte 0x00, then a zlib stream."""
+    """Decode a message of `format=zlib`: one byte 0x00, then a zlib stream."""
     assert message[:1] == b"\x00", message[:20]
     return zlib.decompress(message[1:])

@@ -1,16 +1,17 @@
-"""The history checker: what producers were promised, held against what clients saw.
+"""The history checker: compares what producers published with what clients received.
 
-Producers log each publish in a `History`: receipts, and publishes whose fate they do not know. Each client logs its
-`Connection`s: what it asked for, and every frame in the order of arrival. `complaints` decides whether the service
-kept its word:
+Producers log each publish in a `History`: its receipt, or that its outcome is unknown. Each client logs its
+`Connection`s: the position it resumed from, and every frame in the order of arrival. `violations` lists every breach of
+these guarantees:
 
-- nothing that was accepted and matches a client's patterns is missing, unless its loss was announced to that client;
-- nothing comes twice, nothing out of order, nothing that was not published or not asked for;
-- one position never bears two events, and within one epoch no event bears two numbers (behind a fork: at one replica);
-- a heartbeat is never ahead of what was written before it, and never behind it.
+- no accepted event that matches a client's patterns is missing, unless its loss was announced to that client;
+- no event arrives twice, out of order, without having been published, or without matching the patterns;
+- no position has two events, and within an epoch no event has two numbers (after a fork: at one replica);
+- a heartbeat is neither ahead of nor behind the events written before it.
 
-Pure, and blind to how the service works: the names that patterns see are written down here once more. A client's
-patterns are those of its connections' query and do not change; it resumes by query, from where `Reader` says it stands.
+The checker does no I/O and shares no code with the service: the names that patterns match are repeated here. The
+patterns of a client are those of its connections' query and do not change. It resumes by query, from the position that
+`Reader` has.
 """
 
 from bisect import bisect_right
@@ -19,7 +20,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any, Final, NamedTuple
 
-__all__ = ["NAMES", "Connection", "History", "Reader", "Witnessed", "complaints", "content_of", "matches"]
+__all__ = ["NAMES", "ClientRecord", "Connection", "History", "Reader", "content_of", "matches", "violations"]
 
 Frame = Mapping[str, Any]
 
@@ -37,7 +38,7 @@ NAMES: Final = {
     },
 }
 
-# Where a test's producer puts what tells one message from all others: a text field of each family.
+# The text field of each type in which a producer puts the mark that makes a message unique.
 MARKS: Final = {
     "event": "batch_id",
     "service_status": "service",
@@ -53,7 +54,7 @@ MARKS: Final = {
 
 
 def matches(patterns: Sequence[str] | None, kind: str, data: Frame) -> bool:
-    """Whether a client with these patterns (None: it never subscribed) gets such a message."""
+    """True if a client with these patterns (None: it never subscribed) gets such a message."""
     if patterns is None:
         return True
     names = [kind, *NAMES.get(kind, ())]
@@ -63,7 +64,7 @@ def matches(patterns: Sequence[str] | None, kind: str, data: Frame) -> bool:
 
 
 def content_of(kind: str, data: Frame) -> str:
-    """What tells a message from others: its type and its mark."""
+    """Return what identifies a message: its type and its mark."""
     if kind == "summary_update":
         return f"{kind} {(data['hourly'] or data['daily'])['content']}"
     return f"{kind} {data[MARKS[kind]]}"
@@ -76,11 +77,11 @@ class Place(NamedTuple):
     sequence: int
 
 
-# -- what producers know --------------------------------------------------------------------------------------------
+# -- published ------------------------------------------------------------------------------------------------------
 
 
 class Accepted(NamedTuple):
-    """A publish that got a receipt; `data` None if only its type is known."""
+    """A publish that got a receipt; `data` is None if only its type is known."""
 
     kind: str
     data: Frame | None
@@ -88,7 +89,7 @@ class Accepted(NamedTuple):
 
 @dataclass
 class History:
-    """Every publish of a test; `marked` says that each has a mark of its own, so that its content tells it."""
+    """Every publish of a test; `marked` is true if each has a mark of its own, so that its content identifies it."""
 
     marked: bool = True
     accepted: dict[Place, Accepted] = field(default_factory=dict)
@@ -97,7 +98,7 @@ class History:
     forks: dict[str, int] = field(default_factory=dict)
 
     def receipt(self, kind: str, data: Frame | None, receipt: Frame) -> None:
-        """A publish was accepted."""
+        """Log a publish that was accepted."""
         place = Place(receipt["epoch"], receipt["sequence"])
         if self.is_forked(place):
             assert data is not None
@@ -108,13 +109,13 @@ class History:
         self.accepted[place] = Accepted(kind, data)
 
     def unknown(self, kind: str, data: Frame) -> None:
-        """A publish got no answer or a 503: it may have happened, or may still."""
+        """Log a publish that got no answer or a 503: it may have happened, or may still happen."""
         self.uncertain.add(content_of(kind, data))
 
     def fork(self, epoch: str, sequence: int) -> None:
-        """A copy of Redis that had got no farther took over: what is numbered behind that has two pasts.
+        """Log that a copy of Redis which had only got as far as `sequence` took over.
 
-        It may be one thing here and another there, and is owed to nobody.
+        A later number may belong to different events at different replicas, and no client has to get it.
         """
         self.forks[epoch] = sequence
         for place in filter(self.is_forked, list(self.accepted)):
@@ -123,20 +124,20 @@ class History:
             self.unknown(kind, data)
 
     def is_forked(self, place: Place) -> bool:
-        """Whether a number is behind a fork."""
+        """True if a position is after a fork."""
         return place.sequence > self.forks.get(place.epoch, place.sequence)
 
     def last(self, epoch: str) -> int:
-        """The highest number that a receipt of this epoch bears, 0 if none."""
+        """Return the highest number among the receipts of this epoch, 0 if there are none."""
         return max((place.sequence for place in self.accepted if place.epoch == epoch), default=0)
 
 
-# -- what clients saw -----------------------------------------------------------------------------------------------
+# -- received -------------------------------------------------------------------------------------------------------
 
 
 @dataclass
 class Connection:
-    """One connection: the resume it asked for (`since` None: none) and all frames of the server, in order."""
+    """One connection: the position it resumed from (`since` is None if none) and all frames of the server, in order."""
 
     where: str
     since: int | None
@@ -145,8 +146,8 @@ class Connection:
 
 
 @dataclass
-class Witnessed:
-    """Everything that one client saw, with the patterns that it asked for (None: everything)."""
+class ClientRecord:
+    """Everything that one client received, and the patterns that it asked for (None: everything)."""
 
     name: str
     patterns: Sequence[str] | None
@@ -154,10 +155,10 @@ class Witnessed:
 
 
 class Fact(NamedTuple):
-    """What one frame says, once its epoch is known.
+    """The meaning of one frame, once its epoch is known.
 
-    `kind` is begin (from here on the client is owed events), event, heartbeat, loss (of `first` to `place`),
-    epoch (the numbering `place.epoch` goes on from 0; the rest of the one before may be lost), verdict or fault.
+    `kind` is begin (the client must get every event from here on), event, heartbeat, loss (of `first` to `place`),
+    epoch (the numbering `place.epoch` starts at 0; the rest of the previous one may be lost), verdict or fault.
     """
 
     kind: str
@@ -167,9 +168,9 @@ class Fact(NamedTuple):
 
 
 class Reader:
-    """One client's reading of its frames: gives every number its epoch, and knows from where to resume.
+    """Interprets the frames of one client: assigns each number its epoch, and tracks the position to resume from.
 
-    `epoch` and `sequence` are the highest place seen, heartbeats included; `sequence` None until anything is known.
+    `epoch` and `sequence` are the highest position seen, heartbeats included; `sequence` is None until one is known.
     """
 
     def __init__(self) -> None:
@@ -183,7 +184,7 @@ class Reader:
         self._replayed = 0
 
     def connect(self, since: int | None) -> None:
-        """A connection begins."""
+        """Start a connection."""
         self._replaying = since is not None
         self._unplaced.clear()
         self._replayed = 0
@@ -206,7 +207,7 @@ class Reader:
         self._hello = epoch = frame["epoch"]
         self._replica = frame["lastSeq"]
         if self._replaying:
-            # A replica may be an epoch behind or ahead of us: which one is replayed, its verdict says.
+            # The replica may be an epoch behind or ahead of the client; the verdict says which one was replayed.
             self._certain = epoch != "" and self.epoch in ("", epoch)
             self.epoch = self.epoch or epoch
             return []
@@ -243,7 +244,7 @@ class Reader:
         epoch, sequence = frame["epoch"], frame["lastSeq"]
         if epoch != self.epoch:
             if self._replaying and epoch == self._hello and not self._replayed:
-                return []  # the replica is not where we have been, and so far nothing has come of it
+                return []  # the replica has not reached the client's position, and nothing was replayed so far
             if not self._replaying or not epoch:
                 return [Fact("fault", self.place, {"fault": f"a heartbeat of epoch {epoch!r} within {self.epoch!r}"})]
             facts += self._settle(epoch, frame)
@@ -264,7 +265,7 @@ class Reader:
     def _epoch_changed(self, frame: Frame) -> list[Fact]:
         epoch = frame["epoch"]
         if not self.epoch and self.sequence is None:
-            # Redis was reached for the first time; the next number says from where on we are owed events.
+            # Redis was reached for the first time; the client must get every event from the next number on.
             self.epoch = epoch
             return []
         return self._settle(epoch, frame)
@@ -280,23 +281,23 @@ class Reader:
         elif frame.get("gap_too_old"):
             facts.append(Fact("loss", Place(self.epoch, frame["oldest_available"] - 1), frame, asked + 1))
         elif not frame["recovered"]:
-            # Beyond the newest: our number means nothing here. The replica's own is the best known.
+            # The number asked for was beyond the newest and means nothing; the replica's own is the best known.
             self.sequence = self._replica
         self._replaying, self._certain, self._replayed = False, True, 0
         return [*facts, Fact("verdict", self.place, frame)]
 
     @property
     def replaying(self) -> bool:
-        """Whether the verdict on a resume is still to come."""
+        """True while the verdict on a resume is outstanding."""
         return self._replaying
 
     @property
     def place(self) -> Place:
-        """Where the client stands."""
+        """The position of the client."""
         return Place(self.epoch, self.sequence or 0)
 
     def _settle(self, epoch: str, frame: Frame) -> list[Fact]:
-        """Now it is known that what is replayed is of this epoch."""
+        """Assign this epoch to the replayed frames seen so far."""
         facts = self._enter(epoch, frame) if epoch != self.epoch else []
         self._certain = True
         waiting, self._unplaced = self._unplaced, []
@@ -316,25 +317,25 @@ class Reader:
         self.sequence = max(self.sequence or 0, sequence)
 
 
-# -- the verdict ----------------------------------------------------------------------------------------------------
+# -- the check ------------------------------------------------------------------------------------------------------
 
-# What was seen under a number; behind a fork, where it was seen, else "".
+# The content seen at a position, by replica after a fork, else by "".
 _Seen = dict[tuple[str, Place], str]
 
 
-def complaints(history: History, witnesses: Iterable[Witnessed]) -> list[str]:
-    """Everything in which the service broke its word, one line each; empty if it kept it."""
-    witnesses = list(witnesses)
+def violations(history: History, records: Iterable[ClientRecord]) -> list[str]:
+    """Return every breach of the guarantees, one line each."""
+    records = list(records)
     found = list(history.faults)
-    bodies = _bodies(witnesses)
+    bodies = _bodies(records)
     accepted = {
-        # of some publishes only the type is known: what was published, whoever saw it can tell
+        # of some publishes only the type is known; their data is that which clients received
         place: each if each.data is not None else Accepted(each.kind, bodies.get(place))
         for place, each in history.accepted.items()
     }
     seen: _Seen = {}
-    for witness in witnesses:
-        found += _Judge(history, accepted, witness, seen).complaints()
+    for record in records:
+        found += _ClientCheck(history, accepted, record, seen).violations()
     for place, each in accepted.items():
         if each.data is not None:
             seen.setdefault(("", place), content_of(each.kind, each.data))
@@ -346,29 +347,29 @@ def complaints(history: History, witnesses: Iterable[Witnessed]) -> list[str]:
     return found
 
 
-def _bodies(witnesses: Iterable[Witnessed]) -> dict[Place, Frame]:
-    """The data of every event that anyone saw."""
+def _bodies(records: Iterable[ClientRecord]) -> dict[Place, Frame]:
+    """Return the data of every event that any client received."""
     bodies = {}
-    for witness in witnesses:
+    for record in records:
         reader = Reader()
-        for connection in witness.connections:
+        for connection in record.connections:
             reader.connect(connection.since)
             facts = [fact for frame in connection.frames for fact in reader.take(frame)]
             bodies.update({fact.place: fact.frame["data"] for fact in facts if fact.kind == "event"})
     return bodies
 
 
-class _Judge:
-    """One client's case."""
+class _ClientCheck:
+    """The check of one client."""
 
-    def __init__(self, history: History, accepted: dict[Place, Accepted], witness: Witnessed, seen: _Seen) -> None:
+    def __init__(self, history: History, accepted: dict[Place, Accepted], record: ClientRecord, seen: _Seen) -> None:
         self._history = history
         self._accepted = accepted
-        self._witness = witness
+        self._record = record
         self._seen = seen
         self._found: list[str] = []
-        # every number of an epoch after `_owed` that matches must come, or be among the `_excused`
-        self._owed: dict[str, int] = {}
+        # every matching number of an epoch after `_begins` must arrive, or be in `_excused`
+        self._begins: dict[str, int] = {}
         self._had: dict[Place, int] = {}
         self._excused: list[tuple[str, int, float]] = []
         self._heartbeats: list[tuple[int, Place]] = []
@@ -379,15 +380,15 @@ class _Judge:
         self._replica = ""
         self._where = ""
 
-    def complaints(self) -> list[str]:
+    def violations(self) -> list[str]:
         reader = Reader()
-        for number, connection in enumerate(self._witness.connections, 1):
+        for number, connection in enumerate(self._record.connections, 1):
             self._replica = connection.where
-            self._where = f"{self._witness.name}, connection {number} to {connection.where}"
+            self._where = f"{self._record.name}, connection {number} to {connection.where}"
             if not connection.frames:
                 continue
             if connection.frames[0].get("type") != "connected":
-                self._complain(f"the first frame is {connection.frames[0]}")
+                self._report(f"the first frame is {connection.frames[0]}")
             reader.connect(connection.since)
             highest = None if connection.since is None else Place(connection.epoch, connection.since)
             self._asked = highest
@@ -395,102 +396,102 @@ class _Judge:
                 self._clock += 1
                 before, self._waits = reader.place, reader.replaying
                 for fact in reader.take(frame):
-                    highest = self._weigh(fact, highest, before)
+                    highest = self._check_fact(fact, highest, before)
         self._check_missing()
         self._check_heartbeats()
         return self._found
 
-    def _weigh(self, fact: Fact, highest: Place | None, before: Place) -> Place | None:
-        """Judge one fact, `highest` being the last place that this connection has spoken of."""
+    def _check_fact(self, fact: Fact, highest: Place | None, before: Place) -> Place | None:
+        """Check one fact; `highest` is the last position that this connection mentioned. Returns the new one."""
         place = fact.place
         within = highest is not None and highest.epoch == place.epoch
         match fact.kind:
             case "begin":
-                self._owed[place.epoch] = place.sequence
+                self._begins[place.epoch] = place.sequence
             case "event":
-                self._owed.setdefault(place.epoch, place.sequence - 1)
-                self._weigh_event(fact)
+                self._begins.setdefault(place.epoch, place.sequence - 1)
+                self._check_event(fact)
                 if highest is not None and within and place.sequence <= highest.sequence:
-                    self._complain(f"{place} came after {highest}")
+                    self._report(f"{place} came after {highest}")
                 self._had.setdefault(place, self._clock)
             case "heartbeat":
                 if highest is not None and within and place.sequence < highest.sequence:
                     if self._waits and highest == self._asked:
-                        # a replica that is not yet where the client has been says so, and makes it wait
+                        # a replica that has not reached the position of the client says so, and lets it wait
                         return highest
-                    self._complain(f"heartbeat {place} is behind {highest}")
+                    self._report(f"heartbeat {place} is behind {highest}")
                 self._heartbeats.append((self._clock, place))
             case "loss":
                 self._excused.append((place.epoch, fact.first, place.sequence))
                 if fact.frame["type"] == "gap":
-                    self._weigh_gap(fact)
+                    self._check_gap(fact)
                 else:
-                    return highest  # a verdict speaks of what was before the replay
+                    return highest  # a verdict refers to positions before the replay
             case "epoch":
                 if place.epoch in self._left:
-                    self._complain(f"epoch {place.epoch} came back")
+                    self._report(f"epoch {place.epoch} came back")
                 self._left.add(before.epoch)
                 self._excused.append((before.epoch, before.sequence + 1, float("inf")))
-                self._owed[place.epoch] = 0
+                self._begins[place.epoch] = 0
             case "fault":
-                self._complain(f"at {place}: {fact.frame['fault']}")
+                self._report(f"at {place}: {fact.frame['fault']}")
             case "verdict" if not fact.frame["recovered"] and place.sequence < before.sequence:
-                return None  # its number was beyond the newest, and means nothing any more
+                return None  # the number asked for was beyond the newest, and means nothing
         return highest if fact.kind in ("fault", "verdict") else place
 
-    def _weigh_event(self, fact: Fact) -> None:
+    def _check_event(self, fact: Fact) -> None:
         place, frame = fact.place, fact.frame
         kind, data = frame["type"], frame["data"]
         content = content_of(kind, data)
         if place in self._had:
-            self._complain(f"{place} came twice")
-        if not matches(self._witness.patterns, kind, data):
-            self._complain(f"{place} is {kind}, which nobody asked for")
+            self._report(f"{place} came twice")
+        if not matches(self._record.patterns, kind, data):
+            self._report(f"{place} is {kind}, which nobody asked for")
         key = (self._replica if self._history.is_forked(place) else "", place)
         if self._seen.setdefault(key, content) != content:
-            self._complain(f"{place} is {content}, but elsewhere it was {self._seen[key]}")
+            self._report(f"{place} is {content}, but elsewhere it was {self._seen[key]}")
         accepted = self._accepted.get(place)
         if accepted is None:
             if content not in self._history.uncertain:
-                self._complain(f"{place}, {content}, was never published")
+                self._report(f"{place}, {content}, was never published")
         elif accepted.kind != kind or (accepted.data is not None and content_of(kind, accepted.data) != content):
-            self._complain(f"{place} is {content}, but the receipt was for a {accepted.kind}")
+            self._report(f"{place} is {content}, but the receipt was for a {accepted.kind}")
 
-    def _weigh_gap(self, fact: Fact) -> None:
+    def _check_gap(self, fact: Fact) -> None:
         epoch, last = fact.place
         if not 1 <= fact.first <= last:
-            self._complain(f"a gap from {fact.first} to {last}")
+            self._report(f"a gap from {fact.first} to {last}")
         had = [place.sequence for place in self._had if place.epoch == epoch and fact.first <= place.sequence <= last]
         if had:
-            self._complain(f"gap {fact.first} to {last}, but {had} had come")
+            self._report(f"gap {fact.first} to {last}, but {had} had come")
 
     def _check_missing(self) -> None:
         for place in self._wanted():
             if place not in self._had and not self._is_excused(place):
-                self._found.append(f"{self._witness.name}: {place} is missing, and no loss was announced")
+                self._found.append(f"{self._record.name}: {place} is missing, and no loss was announced")
 
     def _check_heartbeats(self) -> None:
-        """At a heartbeat everything up to its number had come."""
+        """Check that at each heartbeat everything up to its number had arrived."""
         wanted = self._wanted()
         passed: dict[str, int] = {}
         for clock, heartbeat in self._heartbeats:
             first = bisect_right(wanted, Place(heartbeat.epoch, passed.get(heartbeat.epoch, 0)))
             for place in wanted[first : bisect_right(wanted, heartbeat)]:
                 if self._had.get(place, 0) > clock:
-                    self._found.append(f"{self._witness.name}: heartbeat {heartbeat} came before {place}")
+                    self._found.append(f"{self._record.name}: heartbeat {heartbeat} came before {place}")
             passed[heartbeat.epoch] = max(passed.get(heartbeat.epoch, 0), heartbeat.sequence)
 
     def _wanted(self) -> list[Place]:
-        """What this client is owed, in order."""
+        """Return the positions that this client must get, in order."""
         return sorted(
             place
             for place, (kind, data) in self._accepted.items()
-            if place.sequence > self._owed.get(place.epoch, place.sequence)
-            and matches(self._witness.patterns, kind, data or {"event_type": ""})
+            if place.sequence > self._begins.get(place.epoch, place.sequence)
+            and matches(self._record.patterns, kind, data or {"event_type": ""})
         )
 
     def _is_excused(self, place: Place) -> bool:
         return any(epoch == place.epoch and low <= place.sequence <= high for epoch, low, high in self._excused)
 
-    def _complain(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         self._found.append(f"{self._where}: {text}")

@@ -1,4 +1,4 @@
-"""The same application under stock uvicorn, whose sockets take no ready frames: `python -m tests.system.plain_asgi`."""
+"""The same application under stock uvicorn, which takes no prebuilt frames: `python -m tests.system.plain_asgi`."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ from handlers.settings import Settings
 
 
 def main() -> None:
-    """Serve by the settings of the environment; `WS` names uvicorn's WebSocket implementation."""
-    # uvicorn raises the signal once more when it has ended
+    """Serve with the settings of the environment; `WS` names uvicorn's WebSocket implementation."""
+    # uvicorn raises the signal again after it has shut down
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     settings = Settings.from_environment(os.environ)
     assert settings.redis_url is not None

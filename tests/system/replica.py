@@ -1,12 +1,12 @@
-"""One replica as a real process: started with settings by name, watched by its log, ended as an operator ends it."""
+"""Replicas as real processes: started with settings by name, watched by their logs, ended as an operator ends them."""
 
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlencode
@@ -14,37 +14,39 @@ from urllib.parse import urlencode
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.waiting import eventually
+from tests import processes
+from tests.waiting import eventually, wait_until
 
-__all__ = ["ROOT", "Replica", "clean_environment", "wait_until"]
+__all__ = ["FAST", "PATIENCE", "ROOT", "Replica", "ReplicaFactory", "clean_environment"]
 
 ROOT = Path(__file__).parents[2]
 
-# Longer than anything takes on a busy machine; no test waits for it unless it fails.
+# Seconds; longer than anything takes on a busy machine. A test waits that long only if it fails.
 PATIENCE = 20.0
 
-# What no log of a healthy service holds: errors, tracebacks, Python's own warnings.
+# Short intervals, so that no test waits for a timer.
+FAST = {
+    "websocket_ping_interval_seconds": 0.2,
+    "position_check_seconds": 1,
+    "supervision_interval_seconds": 1,
+    "broadcast_base_delay_seconds": 0.05,
+    "message_buffer_size": 20,
+}
+
+# Lines that no log of a healthy service contains: errors, tracebacks, Python warnings.
 _COMPLAINTS = re.compile(r" (ERROR|CRITICAL) |Traceback|Warning: |Exception ignored|never (awaited|retrieved)")
 
 
 def clean_environment(**settings: object) -> dict[str, str]:
-    """An environment with these settings (names in lower case) and none of ours."""
+    """Return an environment with these settings (names in lower case) and without those of the test run."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
     return kept | {name.upper(): str(value) for name, value in settings.items()}
 
 
-def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> None:
-    """Wait until a condition is true; for what happens outside of any event loop."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s"
-        time.sleep(0.01)
-
-
 class Replica:
-    """`python -m handlers serve`, or another `module` that serves as well, on a free port.
+    """`python -m handlers serve`, or another `module` that accepts the same settings, on a free port.
 
-    `settings` are those of the environment, in lower case. The log goes to a file of its own; `stop` reads it.
+    `settings` are environment variables, in lower case. The log goes to a file of its own, which `stop` checks.
     """
 
     def __init__(self, log: Path, *, module: Any = "handlers serve", **settings: object) -> None:
@@ -57,15 +59,15 @@ class Replica:
     # -- the process ----------------------------------------------------------------------------------------------
 
     def start(self, *, ready: bool = True) -> Self:
-        """Start it and wait until it is ready, or only until it answers."""
-        # warnings are shown, and no log may have one
+        """Start it and wait until it is ready or, without `ready`, until it answers."""
+        # warnings are shown because `stop` fails if the log has one
         command = [sys.executable, "-W", "always", "-m", *self._module.split()]
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(command, cwd=ROOT, env=clean_environment(**self.settings), stderr=log)
-        wait_until(lambda: self._running_on() or self._process_has_ended())
+            self._process = processes.start(command, cwd=ROOT, env=clean_environment(**self.settings), stderr=log)
+        wait_until(lambda: self._running_on() or self._process_has_ended(), PATIENCE)
         self.port = self._running_on()
         assert self.port, self.log
-        wait_until(lambda: self.get("/health/ready" if ready else "/health/live").status_code == 200)
+        wait_until(lambda: self.get("/health/ready" if ready else "/health/live").status_code == 200, PATIENCE)
         return self
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -79,7 +81,7 @@ class Replica:
         return status
 
     def stop(self, *, tolerate: str = "(?!)") -> None:
-        """End it with SIGTERM; it has to go with status 0, and its log must hold no complaint but tolerated ones."""
+        """End it with SIGTERM; fails unless the status is 0 and each error or warning in the log matches `tolerate`."""
         if self._process is None:
             return
         self.signal()
@@ -93,7 +95,7 @@ class Replica:
         assert not [line for line in complaints if not re.search(tolerate, line)], self.log
 
     def kill(self) -> None:
-        """End it at once, as a crash would."""
+        """End it with SIGKILL, as a crash would."""
         if self._process is not None:
             self._process.kill()
             self._process.wait()
@@ -105,15 +107,27 @@ class Replica:
         return self._running.pid
 
     @property
+    def memory(self) -> int:
+        """Resident memory of the process, in bytes."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    @property
+    def sockets(self) -> int:
+        """The number of connections to its port for which the operating system still holds a socket."""
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        states = [fields[3] for fields in lines if fields[1].endswith(f":{self.port:04X}")]
+        return sum(state not in ("06", "0A") for state in states)  # neither TIME_WAIT nor LISTEN
+
+    @property
     def log(self) -> str:
-        """Everything that it has logged."""
+        """Return everything that it has logged."""
         return self._log.read_text()
 
-    # -- as its users reach it ------------------------------------------------------------------------------------
+    # -- HTTP and WebSocket ---------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
-        """Where its routes are."""
+        """The base URL of its routes."""
         return f"http://127.0.0.1:{self.port}"
 
     def websocket(self, **query: object) -> str:
@@ -121,45 +135,43 @@ class Replica:
         return f"ws://127.0.0.1:{self.port}/ws/events" + (f"?{urlencode(query)}" if query else "")
 
     def get(self, path: str) -> httpx.Response:
-        """Ask a route; for what must not wait for an event loop."""
+        """Send a GET request, without an event loop."""
         with httpx.Client(verify=False, trust_env=False, base_url=self.url, timeout=PATIENCE) as http:
             return http.get(path)
 
     def health(self) -> dict[str, Any]:
-        """What `/health` says."""
+        """Return the report of `/health`."""
         report: dict[str, Any] = self.get("/health").json()
         return report
 
     def metric(self, name: str, **labels: str) -> float:
-        """One metric, without `event_broadcaster_`; of several samples with these labels the sum."""
+        """Return a metric, named without `event_broadcaster_`; the sum of all samples with these labels."""
         families = text_string_to_metric_families(self.get("/metrics").text)
         samples = [sample for family in families for sample in family.samples]
         wanted = [each for each in samples if each.name == f"event_broadcaster_{name}"]
         return sum(each.value for each in wanted if labels.items() <= each.labels.items())
 
     async def delivers(self, sequence: int) -> None:
-        """Wait until it has delivered that number: a receipt says only that Redis has it."""
+        """Wait until it has delivered this sequence number: a receipt says only that Redis has it."""
         await eventually(lambda: self.health()["sequence"] >= sequence, PATIENCE)
 
     async def request(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """One HTTP request on a connection of its own."""
+        """Send an HTTP request on a connection of its own."""
         async with self.http() as http:
             return await http.request(method, path, **arguments)
 
     async def post(self, path: str, body: object, **headers: str) -> httpx.Response:
-        """Post JSON; header names with underscores."""
+        """Post JSON; header names have underscores for hyphens."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return await self.request("POST", path, json=body, headers=named)
 
     def http(self) -> httpx.AsyncClient:
-        """A client with kept-alive connections."""
+        """Return an HTTP client that keeps its connections alive."""
         return httpx.AsyncClient(verify=False, trust_env=False, base_url=self.url, timeout=PATIENCE)
-
-    # -- inside -----------------------------------------------------------------------------------------------------
 
     @property
     def _running(self) -> "subprocess.Popen[bytes]":
-        assert self._process is not None, "it is not running"
+        assert self._process is not None, "the replica is not running"
         return self._process
 
     def _running_on(self) -> int:
@@ -168,3 +180,36 @@ class Replica:
 
     def _process_has_ended(self) -> bool:
         return self._running.poll() is not None
+
+
+class ReplicaFactory:
+    """Starts replicas, `start(**settings)`, and stops those that are still running at the end of the block."""
+
+    _numbers = count(1)
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._replicas: list[Replica] = []
+
+    def __call__(self, *, ready: object = True, **settings: object) -> Replica:
+        """Start one with these settings, and wait until it is ready or, without `ready`, until it answers."""
+        replica = Replica(self._folder / f"replica-{next(self._numbers)}.log", **(FAST | settings))
+        self._replicas.append(replica)
+        return replica.start(ready=bool(ready))
+
+    def pair(self, **settings: object) -> tuple[Replica, Replica]:
+        """Start two with the same settings, concurrently."""
+        with ThreadPoolExecutor() as pool:
+            first, second = pool.map(lambda _: self(**settings), range(2))
+        return first, second
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            for replica in self._replicas if kind is None else ():
+                replica.stop()
+        finally:
+            for replica in self._replicas:
+                replica.kill()

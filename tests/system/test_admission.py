@@ -10,9 +10,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
-from tests.system.conftest import Start
-from tests.system.raw import BINARY, CONTINUATION, PING, PONG, TEXT, raw_socket
-from tests.system.replica import Replica
+from tests.system.raw_websocket import BINARY, CONTINUATION, PING, PONG, TEXT, raw_websocket
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 KEY = {"X-API-Key": "first"}
@@ -21,7 +20,7 @@ TOKEN = {"token": "secret"}
 
 
 @pytest.fixture(scope="module")
-def guarded(start_for_module: Start, valkey: str) -> Replica:
+def guarded(start_for_module: ReplicaFactory, valkey: str) -> Replica:
     """A replica that lets three at a time in, with key, token and from one origin."""
     return start_for_module(
         redis_url=valkey,
@@ -34,13 +33,13 @@ def guarded(start_for_module: Start, valkey: str) -> Replica:
 
 
 @pytest.fixture(scope="module")
-def keyed(start_for_module: Start, valkey: str) -> Replica:
+def keyed(start_for_module: ReplicaFactory, valkey: str) -> Replica:
     """A replica that asks for a key only."""
     return start_for_module(redis_url=valkey, redis_event_channel="keyed", api_keys="first,second")
 
 
 @pytest.fixture(scope="module")
-def strict(start_for_module: Start, valkey: str) -> Replica:
+def strict(start_for_module: ReplicaFactory, valkey: str) -> Replica:
     """A replica with small limits."""
     return start_for_module(
         redis_url=valkey,
@@ -93,7 +92,7 @@ async def test_subprotocol(keyed: Replica) -> None:
 
 async def test_other_subprotocols(replica: Replica) -> None:
     """Section 4, credentials: other subprotocols are not spoken here, and do no harm."""
-    async with raw_socket(replica, Sec_WebSocket_Protocol="chat, graphql-ws") as raw:
+    async with raw_websocket(replica, Sec_WebSocket_Protocol="chat, graphql-ws") as raw:
         assert raw.status == 101
         assert "sec-websocket-protocol" not in raw.headers
 
@@ -191,14 +190,14 @@ async def test_too_big_when_inflated(strict: Replica) -> None:
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = (compressor.compress(b" " * 1_000_000) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
     assert len(bomb) < 1024
-    async with raw_socket(strict, Sec_WebSocket_Extensions="permessage-deflate") as raw:
+    async with raw_websocket(strict, Sec_WebSocket_Extensions="permessage-deflate") as raw:
         raw.send(TEXT, bomb, compressed=True)
         assert (await raw.receive_close()).code == 1009
 
 
 async def test_too_big_in_fragments(strict: Replica) -> None:
     """Section 4, message size: fragments count together; a message of fragments within the limit is one message."""
-    async with raw_socket(strict) as raw:
+    async with raw_websocket(strict) as raw:
         for opcode, part in ((TEXT, b'{"type":'), (PING, b"between"), (CONTINUATION, b'"ping"')):
             raw.send(opcode, part, fin=opcode == PING)
         raw.send(CONTINUATION, b"}")
@@ -215,7 +214,7 @@ async def test_too_big_in_fragments(strict: Replica) -> None:
 
 async def test_announced_too_big(strict: Replica) -> None:
     """Section 4, message size: the head of a frame is enough."""
-    async with raw_socket(strict) as raw:
+    async with raw_websocket(strict) as raw:
         raw.send_bytes(bytes([0x81, 0xFF]) + (1 << 40).to_bytes(8) + bytes(4))
         assert (await raw.receive_close()).code == 1009
 
@@ -242,7 +241,7 @@ async def test_too_big_for_the_default(replica: Replica) -> None:
 )
 async def test_broken_protocol(replica: Replica, data: bytes, code: int) -> None:
     """RFC 6455: what is no WebSocket frame, or no text, closes with the code that says so."""
-    async with raw_socket(replica) as raw:
+    async with raw_websocket(replica) as raw:
         raw.send_bytes(data)
         assert (await raw.receive_close()).code == code
         await raw.ended()
@@ -257,7 +256,7 @@ async def test_no_websocket(replica: Replica) -> None:
     answer = await replica.request("POST", "/ws/events")
     assert (answer.status_code, answer.headers["allow"]) == (405, "GET")
     for path in ("/elsewhere", "/", "/health", "/broadcast/event", "/ws/events/more"):
-        async with raw_socket(replica, path) as raw:
+        async with raw_websocket(replica, path) as raw:
             assert raw.status == 404
 
 
@@ -272,7 +271,7 @@ async def test_no_websocket(replica: Replica) -> None:
 )
 async def test_unreadable_upgrade(replica: Replica, path: str, headers: dict[str, str], status: int) -> None:
     """An upgrade that cannot be read is answered, and does not hang; an offer that cannot be used is passed over."""
-    async with raw_socket(replica, path, receive_buffer=None, **headers) as raw:
+    async with raw_websocket(replica, path, receive_buffer=None, **headers) as raw:
         assert raw.status == status
 
 
@@ -290,7 +289,7 @@ async def test_idle_timeout(strict: Replica) -> None:
 
 async def test_protocol_pongs_are_silence(strict: Replica) -> None:
     """Section 4, idle timeout: WebSocket-level pings and pongs do not count as messages."""
-    async with raw_socket(strict) as raw:
+    async with raw_websocket(strict) as raw:
 
         async def be_polite() -> None:
             while True:
@@ -307,7 +306,7 @@ async def test_protocol_pongs_are_silence(strict: Replica) -> None:
 @pytest.mark.parametrize(("opcode", "message"), [(TEXT, b'{"type":"pong"}'), (TEXT, b"nonsense"), (BINARY, b"\x00")])
 async def test_any_message_counts(strict: Replica, opcode: int, message: bytes) -> None:
     """Section 4, idle timeout: any message, text or binary, keeps the connection."""
-    async with raw_socket(strict) as raw:
+    async with raw_websocket(strict) as raw:
         started = time.monotonic()
         while time.monotonic() - started < 1.5:
             frame = await raw.receive()

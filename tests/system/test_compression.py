@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tests.system.client import Client, connected
-from tests.system.parties import marked
-from tests.system.raw import BINARY, TEXT, RawFrame, RawSocket, raw_socket
+from tests.system.producers import marked
+from tests.system.raw_websocket import BINARY, TEXT, RawFrame, RawWebSocket, raw_websocket
 from tests.system.replica import Replica
 
 CHROME = "permessage-deflate; client_max_window_bits"
@@ -24,7 +24,7 @@ async def publish(replica: Replica, size: int, mark: str = "x") -> dict[str, Any
     return receipt
 
 
-async def next_event(raw: RawSocket) -> RawFrame:
+async def next_event(raw: RawWebSocket) -> RawFrame:
     """The next frame that is an event."""
     while b'"sequence"' not in _plain(frame := await raw.receive()):
         pass
@@ -100,7 +100,7 @@ async def test_text_only(replica: Replica, query: dict[str, str]) -> None:
 @pytest.mark.parametrize("offer", [CHROME, FIREFOX, LIBRARY, SAFARI])
 async def test_negotiated(replica: Replica, offer: str) -> None:
     """Section 4, permessage-deflate: what browsers and libraries offer is taken, without context takeover."""
-    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+    async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         agreed = [part.strip() for part in raw.headers["sec-websocket-extensions"].split(";")]
         assert agreed[0] == "permessage-deflate"
         assert "server_no_context_takeover" in agreed
@@ -116,7 +116,7 @@ async def test_negotiated(replica: Replica, offer: str) -> None:
 @pytest.mark.parametrize("bits", [8, 9, 10, 11])
 async def test_window_too_small(replica: Replica, bits: int) -> None:
     """Section 4, permessage-deflate: who needs a smaller window than the shared one gets no extension, and no RSV1."""
-    async with raw_socket(
+    async with raw_websocket(
         replica, Sec_WebSocket_Extensions=f"permessage-deflate; server_max_window_bits={bits}"
     ) as raw:
         assert "sec-websocket-extensions" not in raw.headers
@@ -146,7 +146,7 @@ async def test_window_too_small(replica: Replica, bits: int) -> None:
 async def test_malformed_offer(replica: Replica, offer: str, status: int) -> None:
     """RFC 7692, 7.1: an offer with a bad parameter is passed over, a broken header is a 400; none is logged."""
     before = replica.log
-    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+    async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         assert raw.status == status
         assert "sec-websocket-extensions" not in raw.headers
     assert "Traceback" not in replica.log.removeprefix(before)
@@ -155,7 +155,7 @@ async def test_malformed_offer(replica: Replica, offer: str, status: int) -> Non
 async def test_window_is_kept(replica: Replica) -> None:
     """Section 4, permessage-deflate: no frame needs a larger window than was agreed."""
     offer = "permessage-deflate; server_max_window_bits=12"
-    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+    async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         assert "server_max_window_bits=12" in raw.headers["sec-websocket-extensions"]
         block = "".join(chr(33 + number * 7919 % 90) for number in range(8000))
         await replica.post("/broadcast/alert/deleted", {"id": "x", "reason": block + block})
@@ -172,7 +172,7 @@ async def test_window_is_kept(replica: Replica) -> None:
 )
 async def test_second_choice(replica: Replica, offer: str) -> None:
     """Section 4, permessage-deflate: of several offers the first that suits is taken."""
-    async with raw_socket(replica, Sec_WebSocket_Extensions=offer) as raw:
+    async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         assert raw.headers["sec-websocket-extensions"].startswith("permessage-deflate")
         await publish(replica, 2000)
         assert (await next_event(raw)).compressed
@@ -180,7 +180,7 @@ async def test_second_choice(replica: Replica, offer: str) -> None:
 
 async def test_no_offer(replica: Replica) -> None:
     """Section 4, permessage-deflate: who does not offer it does not get it."""
-    async with raw_socket(replica) as raw:
+    async with raw_websocket(replica) as raw:
         assert "sec-websocket-extensions" not in raw.headers
         await publish(replica, 2000)
         frame = await next_event(raw)
@@ -197,7 +197,7 @@ async def test_messages_to_the_server(replica: Replica) -> None:
 
 async def test_both(replica: Replica) -> None:
     """Section 4, permessage-deflate: it is independent of format=zlib; what zlib has packed is binary all the same."""
-    async with raw_socket(replica, "/ws/events?format=zlib", Sec_WebSocket_Extensions=CHROME) as raw:
+    async with raw_websocket(replica, "/ws/events?format=zlib", Sec_WebSocket_Extensions=CHROME) as raw:
         assert "sec-websocket-extensions" in raw.headers
         for size, opcode in ((500, TEXT), (3000, BINARY)):
             await publish(replica, size)

@@ -10,9 +10,8 @@ import pytest
 
 from handlers.openapi.examples import EXAMPLES
 from tests.system.client import Client, connected
-from tests.system.conftest import Start
-from tests.system.parties import KINDS, marked, route_of
-from tests.system.replica import Replica
+from tests.system.producers import KINDS, marked, route_of
+from tests.system.replica import Replica, ReplicaFactory
 
 SUPPORTED = ["ping", "pong", "subscribe", "unsubscribe", "resync", "ack"]
 
@@ -317,15 +316,15 @@ async def test_flood_of_bad_input(client: Client) -> None:
 # -- our fault ----------------------------------------------------------------------------------------------------
 
 
-async def test_unexpected_error(start: Start, valkey: str) -> None:
+async def test_unexpected_error(start: ReplicaFactory, valkey: str) -> None:
     """Section 4, close codes: a bug costs its own connection, by 1011, and the log a line that quotes nobody."""
     replica = start(module="tests.system.broken_hub serve", redis_url=valkey)
-    async with connected(replica.websocket()) as witness, connected(replica.websocket()) as client:
+    async with connected(replica.websocket()) as recorder, connected(replica.websocket()) as client:
         await client.next()
         await client.send("something private")
         assert await client.closed() == (1011, "Internal error")
-        await witness.send("ping")
-        await witness.take(type="pong")
+        await recorder.send("ping")
+        await recorder.take(type="pong")
     assert replica.metric("closes_total", code="1011") == 1
     assert "private" not in replica.log
     replica.stop(tolerate=" ERROR handlers.problems: ValueError at .* on /ws/events")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.network import Way
+from tests.proxy import ProxyMode
 from tests.system.client import PATIENCE, Client, connected
-from tests.system.conftest import Start
-from tests.system.history import History, complaints
-from tests.system.parties import Producer, Witness
-from tests.system.replica import Replica
-from tests.system.stage import Stage, becomes, client_of, frames_of, health, marks
+from tests.system.fault_environment import FaultEnvironment, degraded_notices, health, wait_for_health
+from tests.system.history import History, violations
+from tests.system.producers import Producer
+from tests.system.recording_client import RecordingClient
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 BOTH = ["degraded open", "healthy closed"]
@@ -37,55 +37,55 @@ def circuit_log(replica: Replica) -> list[str]:
 # -- start without Redis --------------------------------------------------------------------------------------------
 
 
-async def test_start_without_redis(stage: Stage) -> None:
+async def test_start_without_redis(env: FaultEnvironment) -> None:
     """Section 8, Redis down at start: degraded from the first second and not ready; healed when Redis comes."""
-    stage.server.kill()
-    (replica,) = await stage.open(ready=False)
+    env.server.kill()
+    (replica,) = await env.start_replicas(ready=False)
     assert (await replica.request("GET", "/health/live")).status_code == 200
     assert (await replica.request("GET", "/health/ready")).status_code == 503
     report = await health(replica)
     assert (report["status"], report["redis"]) == ("degraded", "unreachable")
     assert (report["epoch"], report["sequence"], report["listener_healthy"]) == ("", 0, False)
-    witnesses = await stage.audience()
-    for witness in witnesses:
-        client = client_of(witness)
+    recorders = await env.connect_clients()
+    for recorder in recorders:
+        client = recorder.open_connection
         hello = client.frames[0]
         assert (hello["type"], hello["epoch"], hello["lastSeq"]) == ("connected", "", 0)
-        assert marks([await client.next()]) == BOTH[:1]
+        assert degraded_notices([await client.next()]) == BOTH[:1]
         await answers(client)
         assert client.heartbeats[0] == {"type": "ping", "lastSeq": 0, "epoch": ""}
-    assert await stage.publish(replica) == [None]
-    stage.server.start()
-    await stage.heal()
+    assert await env.publish(replica) == [None]
+    env.server.start()
+    await env.wait_until_healthy()
     assert (await replica.request("GET", "/health/ready")).status_code == 200
-    epoch = await stage.settle()
-    await stage.judge()
-    for witness in witnesses:
-        _, *rest = [frame for frame in frames_of(witness) if frame.get("type") not in ("ping", "pong")]
-        assert marks(rest[:2]) == BOTH, "nothing between"
+    epoch = await env.wait_until_delivered()
+    await env.check_history()
+    for recorder in recorders:
+        _, *rest = [frame for frame in recorder.frames if frame.get("type") not in ("ping", "pong")]
+        assert degraded_notices(rest[:2]) == BOTH, "nothing between"
         assert rest[2] == {"type": "epoch_changed", "epoch": epoch}
         assert all("sequence" in frame for frame in rest[3:])
 
 
-async def test_late_to_a_full_redis(stage: Stage) -> None:
+async def test_late_to_a_full_redis(env: FaultEnvironment) -> None:
     """Section 8, Redis down at start: where others have published, the live events begin at what is newest."""
-    (first,) = await stage.open()
-    await stage.publish(first, 30)
+    (first,) = await env.start_replicas()
+    await env.publish(first, 30)
     epoch = (await health(first))["epoch"]
-    stage.proxies.append(await stage.proxy())
-    await stage.proxies[1].go(Way.REFUSE)
-    _, late = await stage.open(ready=False)
-    plain = await stage.watch(late)
+    env.proxies.append(await env.start_proxy())
+    await env.proxies[1].set_mode(ProxyMode.REFUSE)
+    _, late = await env.start_replicas(ready=False)
+    plain = await env.connect(late)
     async with (
         connected(late.websocket(since=10, epoch=epoch)) as knows,
         connected(late.websocket(since=10, epoch="gone")) as mistaken,
         connected(late.websocket(since=1000, epoch=epoch)) as beyond,
     ):
-        for client in (client_of(plain), knows, mistaken, beyond):
+        for client in (plain.open_connection, knows, mistaken, beyond):
             assert (await client.next())["epoch"] == ""
-            assert marks([await client.next()]) == BOTH[:1]
+            assert degraded_notices([await client.next()]) == BOTH[:1]
             await answers(client)
-        await stage.proxies[1].go(Way.PASS)
+        await env.proxies[1].set_mode(ProxyMode.PASS)
         ack = await knows.take(type="resync_ack")
         assert (ack["recovered"], ack["epoch"], knows.numbers) == (True, epoch, list(range(11, 31)))
         ack = await mistaken.take(type="resync_ack")
@@ -93,72 +93,72 @@ async def test_late_to_a_full_redis(stage: Stage) -> None:
         ack = await beyond.take(type="resync_ack")
         assert (ack["recovered"], beyond.numbers) == (False, [])
         assert "epoch_changed" not in ack
-        await stage.heal()
-        await stage.settle()
-        for client in (client_of(plain), knows, mistaken, beyond):
+        await env.wait_until_healthy()
+        await env.wait_until_delivered()
+        for client in (plain.open_connection, knows, mistaken, beyond):
             await client.reached(32)
             assert client.numbers[-2:] == [31, 32]
-            assert marks(client.frames) == BOTH
+            assert degraded_notices(client.frames) == BOTH
             assert {"type": "epoch_changed", "epoch": epoch} in client.frames
-    await stage.judge()
+    await env.check_history()
 
 
 # -- in and out -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [Way.REFUSE, Way.HANG_UP, Way.SWALLOW])
-async def test_in_and_out(stage: Stage, way: Way) -> None:
+@pytest.mark.parametrize("mode", [ProxyMode.REFUSE, ProxyMode.HANG_UP, ProxyMode.SWALLOW])
+async def test_in_and_out(env: FaultEnvironment, mode: ProxyMode) -> None:
     """Section 8, degraded: clients are told on the way in and out, then given everything that they missed."""
-    cut_off, well = await stage.open(2)
-    witnesses = await stage.audience()
-    await stage.publish(well, 5)
+    cut_off, well = await env.start_replicas(2)
+    recorders = await env.connect_clients()
+    await env.publish(well, 5)
     epoch = (await health(well))["epoch"]
-    for witness in witnesses:
-        await witness.reaches(epoch, 5)
-    await stage.proxies[0].go(way)
-    report = await becomes(cut_off, status="degraded", is_degraded=True, redis="unreachable")
+    for recorder in recorders:
+        await recorder.reaches(epoch, 5)
+    await env.proxies[0].set_mode(mode)
+    report = await wait_for_health(cut_off, status="degraded", is_degraded=True, redis="unreachable")
     assert report["circuit_state"] in ("open", "half_open")
     assert report["circuit"]["opened_at"]
-    await becomes(cut_off, listener_healthy=False)
+    await wait_for_health(cut_off, listener_healthy=False)
     assert (await cut_off.request("GET", "/health/ready")).status_code == 200
     # a newcomer is let in, and told behind its first frame
-    newcomer = await stage.watch(cut_off, ["nothing.of.this", "event"])
-    hello = await client_of(newcomer).next()
+    newcomer = await env.connect(cut_off, ["nothing.of.this", "event"])
+    hello = await newcomer.open_connection.next()
     assert (hello["type"], hello["epoch"], hello["lastSeq"]) == ("connected", epoch, 5)
-    assert marks([await client_of(newcomer).next()]) == BOTH[:1]
-    numbers = await stage.publish(well, 40)
+    assert degraded_notices([await newcomer.open_connection.next()]) == BOTH[:1]
+    numbers = await env.publish(well, 40)
     assert numbers == list(range(6, 46))
-    await answers(client_of(newcomer))
-    assert await stage.publish(cut_off) == [None]
-    await stage.proxies[0].go(Way.PASS)
-    await stage.heal()
+    await answers(newcomer.open_connection)
+    assert await env.publish(cut_off) == [None]
+    await env.proxies[0].set_mode(ProxyMode.PASS)
+    await env.wait_until_healthy()
     assert not (await health(cut_off))["circuit"]["opened_at"]
-    visitor = await stage.watch(cut_off)
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
-    for witness in (witnesses[0], witnesses[1], newcomer):
-        frames = [frame for frame in frames_of(witness) if frame.get("type") not in ("ping", "pong")]
-        assert marks(frames) == BOTH
+    visitor = await env.connect(cut_off)
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
+    for recorder in (recorders[0], recorders[1], newcomer):
+        frames = [frame for frame in recorder.frames if frame.get("type") not in ("ping", "pong")]
+        assert degraded_notices(frames) == BOTH
         # the way out is told before what was missed, and that comes as live frames
-        healthy = next(n for n, frame in enumerate(frames) if marks([frame]) == BOTH[1:])
+        healthy = next(n for n, frame in enumerate(frames) if degraded_notices([frame]) == BOTH[1:])
         assert all(frame["sequence"] <= 5 for frame in frames[:healthy] if "sequence" in frame)
         assert not any("replay" in frame for frame in frames)
-    for witness in (*witnesses[2:4], visitor):
-        assert marks(frames_of(witness)) == []
+    for recorder in (*recorders[2:4], visitor):
+        assert degraded_notices(recorder.frames) == []
     criticals = [line for line in cut_off.log.splitlines() if " CRITICAL " in line]
     assert len(criticals) == 1
     assert "failure 5 in a row" in criticals[0]
 
 
-async def test_resume_while_away(stage: Stage) -> None:
+async def test_resume_while_away(env: FaultEnvironment) -> None:
     """Section 6, resume: memory answers at once; older positions wait, and nothing else waits with them."""
-    cut_off, well = await stage.open(2, message_buffer_size=20)
-    await stage.publish(well, 60)
+    cut_off, well = await env.start_replicas(2, message_buffer_size=20)
+    await env.publish(well, 60)
     epoch = (await health(well))["epoch"]
-    await becomes(cut_off, sequence=60)
-    await stage.proxies[0].go(Way.REFUSE)
-    await becomes(cut_off, is_degraded=True)
+    await wait_for_health(cut_off, sequence=60)
+    await env.proxies[0].set_mode(ProxyMode.REFUSE)
+    await wait_for_health(cut_off, is_degraded=True)
     async with (
         connected(cut_off.websocket(since=45, epoch=epoch)) as near,
         connected(cut_off.websocket(since=5, epoch=epoch)) as far,
@@ -173,9 +173,9 @@ async def test_resume_while_away(stage: Stage) -> None:
             await answers(client)
             assert {"type": "ping", "lastSeq": place, "epoch": epoch} == client.heartbeats[-1]
         await answers(asking)
-        await stage.publish(well, 10)
+        await env.publish(well, 10)
         assert far.events == filtered.events == asking.events == []
-        await stage.proxies[0].go(Way.PASS)
+        await env.proxies[0].set_mode(ProxyMode.PASS)
         for client, since in ((far, 5), (filtered, 5), (asking, 10)):
             ack = await client.take(type="resync_ack")
             assert (ack["recovered"], ack["last_sequence"]) == (True, since)
@@ -184,24 +184,24 @@ async def test_resume_while_away(stage: Stage) -> None:
             assert client.numbers == list(numbers)
         await filtered.reached(70)
         assert {frame["type"] for frame in filtered.events} == {"event"}
-    await stage.judge()
+    await env.check_history()
 
 
 # -- the circuit ----------------------------------------------------------------------------------------------------
 
 
-async def test_circuit_by_the_listener_alone(stage: Stage) -> None:
+async def test_circuit_by_the_listener_alone(env: FaultEnvironment) -> None:
     """Section 8, circuit: without any publisher it opens at the threshold, tries once in a while, and closes."""
-    (replica,) = await stage.open(circuit_failure_threshold=3)
-    (proxy,) = stage.proxies
-    await stage.audience()
-    await proxy.go(Way.HANG_UP)
-    report = await becomes(replica, circuit_state="open")
+    (replica,) = await env.start_replicas(circuit_failure_threshold=3)
+    (proxy,) = env.proxies
+    await env.connect_clients()
+    await proxy.set_mode(ProxyMode.HANG_UP)
+    report = await wait_for_health(replica, circuit_state="open")
     assert report["circuit"]["failure_count"] >= 3
     assert report["circuit"]["last_failure_time"]
     await eventually(lambda: circuit_log(replica).count("half_open") >= 3, PATIENCE)
-    await proxy.go(Way.PASS)
-    closed = await becomes(replica, circuit_state="closed", status="healthy")
+    await proxy.set_mode(ProxyMode.PASS)
+    closed = await wait_for_health(replica, circuit_state="closed", status="healthy")
     assert (closed["circuit"]["failure_count"], closed["circuit"]["opened_at"]) == (0, None)
     # the third trial, which had begun when the way was opened, may be the one that succeeded
     assert closed["circuit"]["total_failures"] >= 3 + 2
@@ -209,60 +209,60 @@ async def test_circuit_by_the_listener_alone(stage: Stage) -> None:
     states = circuit_log(replica)
     tries = states.count("half_open")
     assert states == ["open", *["half_open", "open"] * (tries - 1), "half_open", "closed"]
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
-async def test_one_trial_at_a_time(stage: Stage) -> None:
+async def test_one_trial_at_a_time(env: FaultEnvironment) -> None:
     """Section 8, circuit: while the trial call is under way nobody else calls; its success closes the circuit."""
-    (replica,) = await stage.open(position_check_seconds=3)
-    (proxy,) = stage.proxies
-    witnesses = await stage.audience()
-    await proxy.go(Way.HANG_UP)
-    await becomes(replica, circuit_state="open")
-    await proxy.go(Way.SWALLOW)
-    await becomes(replica, circuit_state="half_open")
+    (replica,) = await env.start_replicas(position_check_seconds=3)
+    (proxy,) = env.proxies
+    recorders = await env.connect_clients()
+    await proxy.set_mode(ProxyMode.HANG_UP)
+    await wait_for_health(replica, circuit_state="open")
+    await proxy.set_mode(ProxyMode.SWALLOW)
+    await wait_for_health(replica, circuit_state="half_open")
     connections = proxy.connections
     begin = time.monotonic()
     for _ in range(3):
-        assert await stage.publish(replica) == [None]
+        assert await env.publish(replica) == [None]
     assert (await health(replica))["circuit_state"] == "half_open", "the publishes took too long"
     assert time.monotonic() - begin < 3
     assert proxy.connections == connections
-    await proxy.go(Way.PASS)
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
-    for witness in witnesses:
-        assert marks(frames_of(witness)) == BOTH
+    await proxy.set_mode(ProxyMode.PASS)
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
+    for recorder in recorders:
+        assert degraded_notices(recorder.frames) == BOTH
 
 
-async def test_no_storm(stage: Stage) -> None:
+async def test_no_storm(env: FaultEnvironment) -> None:
     """Section 8, circuit: minutes of outage cost Redis one connection for each trial, and its return costs few."""
-    replicas = await stage.open(3)
-    await stage.audience()
-    for proxy in stage.proxies:
-        await proxy.go(Way.HANG_UP)
+    replicas = await env.start_replicas(3)
+    await env.connect_clients()
+    for proxy in env.proxies:
+        await proxy.set_mode(ProxyMode.HANG_UP)
     before = []
-    for replica, proxy in zip(replicas, stage.proxies, strict=True):
-        await becomes(replica, circuit_state="open")
+    for replica, proxy in zip(replicas, env.proxies, strict=True):
+        await wait_for_health(replica, circuit_state="open")
         before.append((circuit_log(replica).count("half_open"), proxy.connections))
     # a recovery time is 0.5 s here and 30 s in service: this is five minutes
     await eventually(lambda: all(circuit_log(replica).count("half_open") >= 10 for replica in replicas), 2 * PATIENCE)
-    for replica, proxy, (trials, connections) in zip(replicas, stage.proxies, before, strict=True):
+    for replica, proxy, (trials, connections) in zip(replicas, env.proxies, before, strict=True):
         # one that had begun when the circuit opened may still come, and one has begun that is not in the log yet
         assert proxy.connections - connections <= circuit_log(replica).count("half_open") - trials + 2
         assert connections <= 3 + 5 + trials + 1
-    for proxy in stage.proxies:
-        await proxy.go(Way.PASS)
-    returned = [proxy.connections for proxy in stage.proxies]
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
-    for proxy, connections in zip(stage.proxies, returned, strict=True):
+    for proxy in env.proxies:
+        await proxy.set_mode(ProxyMode.PASS)
+    returned = [proxy.connections for proxy in env.proxies]
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
+    for proxy, connections in zip(env.proxies, returned, strict=True):
         # the trial's, the subscription's, the publishes'
         assert proxy.connections - connections <= 4
         assert proxy.listeners == 1
@@ -271,26 +271,26 @@ async def test_no_storm(stage: Stage) -> None:
 # -- the embedded server ----------------------------------------------------------------------------------------------
 
 
-async def test_embedded_server_killed(start: Start) -> None:
+async def test_embedded_server_killed(start: ReplicaFactory) -> None:
     """Section 8, embedded Valkey dies: it is started again, and its lost numbering means a new epoch for clients."""
     replica = await asyncio.to_thread(start, position_check_seconds=0.3, circuit_recovery_seconds=0.5)
     history = History()
-    witness, producer = Witness("client"), Producer(history, "m")
-    await witness.connect(replica)
+    recorder, producer = RecordingClient("client"), Producer(history, "m")
+    await recorder.connect(replica)
     epochs = [replica.health()["epoch"]]
     async with replica.http() as http:
         for _ in range(2):
             for _ in range(10):
                 assert await producer.publish(http, "event")
-            await witness.reaches(epochs[-1], 10)
+            await recorder.reaches(epochs[-1], 10)
             os.kill(_embedded_server(replica), signal.SIGKILL)
             await eventually(lambda: replica.health()["epoch"] != epochs[-1], PATIENCE)
-            epochs.append((await becomes(replica, status="healthy", listener_healthy=True))["epoch"])
+            epochs.append((await wait_for_health(replica, status="healthy", listener_healthy=True))["epoch"])
         assert await producer.publish(http, "event") == 1
-    await witness.reaches(epochs[-1], 1)
-    await witness.leave(politely=True)
-    assert complaints(history, [witness.seen]) == []
-    told = [frame["epoch"] for frame in frames_of(witness) if frame.get("type") == "epoch_changed"]
+    await recorder.reaches(epochs[-1], 1)
+    await recorder.leave(politely=True)
+    assert violations(history, [recorder.record]) == []
+    told = [frame["epoch"] for frame in recorder.frames if frame.get("type") == "epoch_changed"]
     assert told == epochs[1:]
     expected = r" CRITICAL kernel\.resilience\.link: "
     expected += r"| ERROR handlers\.server\.embedded: the embedded Valkey server ended with status -9"

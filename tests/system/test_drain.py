@@ -13,16 +13,15 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
-from tests.system.conftest import Start
-from tests.system.raw import CLOSE, TEXT, RawSocket, raw_socket
-from tests.system.replica import Replica
+from tests.system.raw_websocket import CLOSE, TEXT, RawWebSocket, raw_websocket
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 DRAIN = 1.0
 
 
 @pytest.fixture
-def draining(start: Start, valkey: str, channel: str) -> Callable[..., Replica]:
+def draining(start: ReplicaFactory, valkey: str, channel: str) -> Callable[..., Replica]:
     """Start a replica whose drain takes a second."""
 
     def make(**settings: Any) -> Replica:
@@ -130,7 +129,7 @@ async def test_kept_alive_connections_do_not_hold_it(draining: Callable[..., Rep
         assert time.monotonic() - started < 5
 
 
-async def close_of(raw: RawSocket, manner: str, go: asyncio.Event) -> int:
+async def close_of(raw: RawWebSocket, manner: str, go: asyncio.Event) -> int:
     """What code a client of this manner is closed with; fails unless the connection then ends in good order."""
     talking = asyncio.create_task(talk(raw)) if manner == "talks all the time" else None
     if manner == "reads late":
@@ -150,7 +149,7 @@ async def close_of(raw: RawSocket, manner: str, go: asyncio.Event) -> int:
     return close.code
 
 
-async def talk(raw: RawSocket) -> None:
+async def talk(raw: RawWebSocket) -> None:
     """Send one message after another."""
     while True:
         raw.send(TEXT, b'{"type":"pong"}')
@@ -165,7 +164,7 @@ async def test_every_client_sees_the_code(draining: Callable[..., Replica]) -> N
     async with AsyncExitStack() as stack:
         closes = []
         for manner in 8 * manners:
-            raw = await stack.enter_async_context(raw_socket(replica))
+            raw = await stack.enter_async_context(raw_websocket(replica))
             assert (await raw.receive()).json["type"] == "connected"
             closes.append(asyncio.create_task(close_of(raw, manner, go)))
         started = time.monotonic()
@@ -181,7 +180,7 @@ async def test_second_signal(draining: Callable[..., Replica], second: signal.Si
     """Section 9, drain: a second signal ends it at once, whatever is under way, and with status 0 all the same."""
     replica = draining(drain_seconds=60)
     clients = await clients_of(replica, 2)
-    async with raw_socket(replica) as mute:
+    async with raw_websocket(replica) as mute:
         _, half = await asyncio.open_connection("127.0.0.1", replica.port)
         half.write(b"POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         await half.drain()
@@ -199,7 +198,7 @@ async def test_second_signal(draining: Callable[..., Replica], second: signal.Si
 
 
 async def test_reconnecting_elsewhere(
-    draining: Callable[..., Replica], start: Start, valkey: str, channel: str
+    draining: Callable[..., Replica], start: ReplicaFactory, valkey: str, channel: str
 ) -> None:
     """Section 9, drain: who goes on elsewhere from where it was loses nothing."""
     replica, other = draining(), start(redis_url=valkey, redis_event_channel=channel)

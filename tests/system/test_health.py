@@ -5,10 +5,9 @@ import re
 
 import pytest
 
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, ProxyMode
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import Replica
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 CIRCUIT = ["state", "failure_count", "success_count", "total_failures", "total_successes"]
@@ -46,12 +45,12 @@ async def test_report(replica: Replica) -> None:
     assert health["retry"]["success_rate"] == 1.0
 
 
-async def test_degraded_and_back(start: Start, valkey: str, channel: str) -> None:
+async def test_degraded_and_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 8, degraded: alive at once, ready only after Redis was reached; clients are told of both."""
-    async with Proxy(valkey) as way:
-        await way.go(Way.SHUT)
+    async with Proxy(valkey) as proxy:
+        await proxy.set_mode(ProxyMode.SHUT)
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.3, "ready": False}
-        replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
+        replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings)
         assert (await replica.request("GET", "/health/live")).status_code == 200
         assert (await replica.request("GET", "/health/ready")).status_code == 503
         health = replica.health()
@@ -67,7 +66,7 @@ async def test_degraded_and_back(start: Start, valkey: str, channel: str) -> Non
             data = notice["data"]
             assert (data["service"], data["status"]) == ("event_broadcaster", "degraded")
             assert data["circuit_state"] == "open"
-            await way.go(Way.PASS)
+            await proxy.set_mode(ProxyMode.PASS)
             back = await client.take(type="service_status")
             assert (back["data"]["status"], back["data"]["circuit_state"]) == ("healthy", "closed")
             await client.take(type="epoch_changed")
@@ -76,7 +75,7 @@ async def test_degraded_and_back(start: Start, valkey: str, channel: str) -> Non
         assert replica.health()["status"] == "healthy"
         assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).status_code == 202
 
-        await way.go(Way.REFUSE)
+        await proxy.set_mode(ProxyMode.REFUSE)
         await eventually(lambda: replica.health()["is_degraded"], 15)
         # degraded is ready all the same: clients may connect, and get what they missed when Redis is back
         assert (await replica.request("GET", "/health/ready")).status_code == 200

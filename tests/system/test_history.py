@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from tests.system.history import Connection, History, Reader, Witnessed, complaints
-from tests.system.parties import marked
+from tests.system.history import ClientRecord, Connection, History, Reader, violations
+from tests.system.producers import marked
 
 Frames = list[dict[str, Any]]
 
@@ -60,9 +60,9 @@ def resumed(since: int, *frames: dict[str, Any], epoch: str = "one") -> Connecti
     return Connection("there", since, epoch, frames)
 
 
-def seen(*connections: Connection, patterns: list[str] | None = None) -> list[Witnessed]:
+def seen(*connections: Connection, patterns: list[str] | None = None) -> list[ClientRecord]:
     """What one client saw."""
-    return [Witnessed("witness", patterns, list(connections))]
+    return [ClientRecord("client", patterns, list(connections))]
 
 
 GOOD = {
@@ -92,7 +92,7 @@ GOOD = {
 @pytest.mark.parametrize("case", GOOD)
 def test_good(case: str) -> None:
     """A service that keeps its word hears no complaint."""
-    assert complaints(published(3), seen(*GOOD[case])) == []
+    assert violations(published(3), seen(*GOOD[case])) == []
 
 
 BAD = {
@@ -141,14 +141,14 @@ def test_gap_of_another_epoch() -> None:
     verdict = ack(2, 2, "two", recovered=False, epoch_changed=True)
     events = [replayed(number, "two") for number in (2, 3)]
     came_back = resumed(2, hello(3, "two"), gap, *events, verdict, beat(3, "two"))
-    assert complaints(published(3, "two"), seen(live(hello(), beat(2)), came_back)) == []
+    assert violations(published(3, "two"), seen(live(hello(), beat(2)), came_back)) == []
 
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad(case: str) -> None:
     """A service that breaks its word is found out."""
     connections, complaint = BAD[case]
-    found = complaints(published(3), seen(*connections))
+    found = violations(published(3), seen(*connections))
     assert any(complaint in line for line in found), found
 
 
@@ -157,9 +157,9 @@ def test_patterns() -> None:
     history = published(2)
     history.receipt("camera_status", marked("camera_status", "one-3"), {"epoch": "one", "sequence": 3})
     camera = event(3, kind="camera_status")
-    assert complaints(history, seen(live(hello(), camera), patterns=["CAMERA.off*"])) == []
-    assert complaints(history, seen(live(hello(), beat(3)), patterns=["camera.offline"]))
-    assert complaints(history, seen(live(hello(), event(1), camera), patterns=["camera.*"]))
+    assert violations(history, seen(live(hello(), camera), patterns=["CAMERA.off*"])) == []
+    assert violations(history, seen(live(hello(), beat(3)), patterns=["camera.offline"]))
+    assert violations(history, seen(live(hello(), event(1), camera), patterns=["camera.*"]))
 
 
 def test_new_epoch() -> None:
@@ -168,9 +168,9 @@ def test_new_epoch() -> None:
     history.accepted |= published(2, "two").accepted
     changed = {"type": "epoch_changed", "epoch": "two"}
     begun = [hello(), event(1), changed]
-    assert complaints(history, seen(live(*begun, event(1, "two"), event(2, "two"), beat(2, "two")))) == []
-    assert complaints(history, seen(live(*begun, event(2, "two"))))
-    assert complaints(history, seen(live(hello(), event(1), beat(1, "two"), event(1, "two"), event(2, "two"))))
+    assert violations(history, seen(live(*begun, event(1, "two"), event(2, "two"), beat(2, "two")))) == []
+    assert violations(history, seen(live(*begun, event(2, "two"))))
+    assert violations(history, seen(live(hello(), event(1), beat(1, "two"), event(1, "two"), event(2, "two"))))
 
 
 @pytest.mark.parametrize("told", ["two", ""])
@@ -181,14 +181,14 @@ def test_new_epoch_by_resume(told: str) -> None:
     verdict = ack(1, 2, "two", recovered=False, epoch_changed=True)
     first = [{"type": "epoch_changed", "epoch": "two"}] if told == "" else []
     again = resumed(1, hello(2, told), *first, replayed(1, "two"), replayed(2, "two"), verdict)
-    assert complaints(history, seen(live(hello(), event(1)), again)) == []
+    assert violations(history, seen(live(hello(), event(1)), again)) == []
 
 
 def test_replica_behind() -> None:
     """A replica that is still in the old epoch may replay the new one to those who ask for it."""
     history = published(2, "two")
     again = resumed(1, hello(7, "one"), replayed(2, "two"), ack(1, 1, "two"), epoch="two")
-    assert complaints(history, seen(live(hello(0, "two"), event(1, "two")), again)) == []
+    assert violations(history, seen(live(hello(0, "two"), event(1, "two")), again)) == []
 
 
 def test_fates() -> None:
@@ -196,12 +196,12 @@ def test_fates() -> None:
     history = published(2)
     history.unknown("event", marked("event", "one-3"))
     third = event(3)
-    assert complaints(history, seen(live(hello(), event(1), event(2)))) == []
-    assert complaints(history, seen(live(hello(), event(1), event(2), third))) == []
+    assert violations(history, seen(live(hello(), event(1), event(2)))) == []
+    assert violations(history, seen(live(hello(), event(1), event(2), third))) == []
     twice = live(hello(), event(1), event(2), third, {**third, "sequence": 4})
-    assert any("two numbers" in line for line in complaints(history, seen(twice)))
+    assert any("two numbers" in line for line in violations(history, seen(twice)))
     history.receipt("event", marked("event", "else"), {"epoch": "one", "sequence": 2})
-    assert any("two receipts" in line for line in complaints(history, []))
+    assert any("two receipts" in line for line in violations(history, []))
 
 
 def test_one_position_one_event() -> None:
@@ -210,8 +210,8 @@ def test_one_position_one_event() -> None:
     history.unknown("event", marked("event", "one-2"))
     history.unknown("event", marked("event", "else"))
     otherwise = {**event(2), "data": marked("event", "else")}
-    witnesses = seen(live(hello(), event(1), event(2))) + seen(live(hello(), event(1), otherwise))
-    assert any("elsewhere" in line for line in complaints(history, witnesses))
+    recorders = seen(live(hello(), event(1), event(2))) + seen(live(hello(), event(1), otherwise))
+    assert any("elsewhere" in line for line in violations(history, recorders))
 
 
 def test_fork() -> None:
@@ -222,11 +222,11 @@ def test_fork() -> None:
     otherwise = {**event(2), "data": marked("event", "else")}
     here = live(hello(), event(1), event(2), event(3))
     there = Connection("there", None, "", [hello(), event(1), otherwise])
-    assert complaints(history, seen(here) + seen(there)) == []
-    assert complaints(history, seen(live(hello(), event(1)))) == []
+    assert violations(history, seen(here) + seen(there)) == []
+    assert violations(history, seen(live(hello(), event(1)))) == []
     both = seen(here) + seen(live(hello(), event(1), otherwise))
-    assert any("elsewhere" in line for line in complaints(history, both))
-    assert any("is missing" in line for line in complaints(history, seen(live(hello(), event(2)))))
+    assert any("elsewhere" in line for line in violations(history, both))
+    assert any("is missing" in line for line in violations(history, seen(live(hello(), event(2)))))
 
 
 def test_where_to_resume() -> None:

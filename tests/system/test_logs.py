@@ -10,10 +10,9 @@ import pytest
 import redis
 
 from tests.collector import Collector
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, ProxyMode
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import Replica
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 ROUTE = "/broadcast/alert/deleted"
@@ -79,7 +78,7 @@ async def garbage(replica: Replica) -> None:
 
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
-async def test_no_secrets(start: Start, private_redis: str, channel: str, level: str) -> None:
+async def test_no_secrets(start: ReplicaFactory, private_redis: str, channel: str, level: str) -> None:
     """Section 10, logs: JSON throughout, uvicorn's lines included, without payloads and credentials at any level."""
     with redis.Redis.from_url(private_redis) as link:
         link.config_set("requirepass", SECRETS["redis"])
@@ -116,13 +115,13 @@ async def test_no_secrets(start: Start, private_redis: str, channel: str, level:
     assert said(replica, "draining 0 connections")[0]["level"] == "INFO"
 
 
-async def test_trace_ids(start: Start, valkey: str, channel: str) -> None:
+async def test_trace_ids(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, logs: what is logged in a publish has its trace; what is not has none; each at its level."""
-    async with Proxy(valkey) as way:
+    async with Proxy(valkey) as proxy:
         with Collector() as collector:
             replica = await asyncio.to_thread(
                 start,
-                redis_url=way.url,
+                redis_url=proxy.url,
                 redis_event_channel=channel,
                 log_format="json",
                 otel_exporter_otlp_traces_endpoint=f"{collector.url}/v1/traces",
@@ -133,7 +132,7 @@ async def test_trace_ids(start: Start, valkey: str, channel: str) -> None:
                 position_check_seconds=60,
                 supervision_interval_seconds=60,
             )
-            await way.go(Way.SHUT)
+            await proxy.set_mode(ProxyMode.SHUT)
             with redis.Redis.from_url(valkey) as link:
                 link.client_kill_filter(_type="normal", skipme=True)
             trace = os.urandom(16).hex()
@@ -145,7 +144,7 @@ async def test_trace_ids(start: Start, valkey: str, channel: str) -> None:
             (publish,) = await collector.wait(f"publish {channel}")
             for line, level in ((retry, "WARNING"), (opened, "CRITICAL")):
                 assert (line["trace_id"], line["span_id"], line["level"]) == (trace, publish.id, level)
-            await way.go(Way.PASS)
+            await proxy.set_mode(ProxyMode.PASS)
             # who asks for what is not here yet makes the listener look at Redis
             async with connected(replica.websocket(since=9)):
                 await eventually(lambda: said(replica, "Redis is back"), 15)

@@ -17,11 +17,10 @@ from handlers.server.embedded import EmbeddedValkey
 from kernel.messages import MESSAGE_TYPES
 from telemetry import METRICS
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.parties import marked
-from tests.system.raw import CLOSE, raw_socket
-from tests.system.replica import Replica
-from tests.system.slow import slow_client
+from tests.system.producers import marked
+from tests.system.raw_websocket import CLOSE, raw_websocket
+from tests.system.replica import Replica, ReplicaFactory
+from tests.system.slow_client import slow_client
 from tests.waiting import eventually
 
 CHANNEL: Final = "measured"
@@ -38,7 +37,7 @@ def scraped(replica: Replica) -> Samples:
     return {(s.name.removeprefix(PREFIX), tuple(sorted(s.labels.items()))): s.value for s in samples}
 
 
-class Scene:
+class ReplicaPair:
     """Two replicas on a Redis of their own; what is asked of `one` is what it counts."""
 
     def __init__(self, one: Replica, other: Replica, url: str) -> None:
@@ -59,7 +58,7 @@ class Scene:
                 assert answer.status_code == 202, answer.text
         return int(answer.json()["sequence"])
 
-    async def settled(self) -> None:
+    async def wait_until_settled(self) -> None:
         """Wait until both replicas are well, and stand where Redis does."""
         with self.redis() as link:
             place = int(link.hget(f"{{{CHANNEL}}}:position", "sequence") or 0)
@@ -92,124 +91,124 @@ class Scene:
                 link.config_set("min-replicas-to-write", 0)
 
 
-Cause = Callable[[Scene], Awaitable[object]]
+Cause = Callable[[ReplicaPair], Awaitable[object]]
 
 
 # -- what makes them move ------------------------------------------------------------------------------------------
 
 
-async def joined(scene: Scene) -> None:
+async def joined(pair: ReplicaPair) -> None:
     """A client comes and goes."""
-    async with connected(scene.one.websocket()) as client:
+    async with connected(pair.one.websocket()) as client:
         await client.next()
-        await eventually(lambda: scene.one.metric("connections") == 1, 15)
+        await eventually(lambda: pair.one.metric("connections") == 1, 15)
 
 
-async def delivered(scene: Scene) -> None:
+async def delivered(pair: ReplicaPair) -> None:
     """A client gets an event that wants an ack, and gives it."""
-    async with connected(scene.one.websocket()) as client:
+    async with connected(pair.one.websocket()) as client:
         await client.next()
-        sequence = await scene.publish(risk_score=90)
+        sequence = await pair.publish(risk_score=90)
         await client.next()
-        await eventually(lambda: scene.one.metric("unacknowledged") == 1, 15)
+        await eventually(lambda: pair.one.metric("unacknowledged") == 1, 15)
         await client.send({"type": "ack", "sequence": sequence})
-        await eventually(lambda: scene.one.metric("unacknowledged") == 0, 15)
+        await eventually(lambda: pair.one.metric("unacknowledged") == 0, 15)
 
 
-async def unacknowledged(scene: Scene) -> None:
+async def unacknowledged(pair: ReplicaPair) -> None:
     """A client gets an event that wants an ack, and goes without giving it."""
-    async with connected(scene.one.websocket()) as client:
+    async with connected(pair.one.websocket()) as client:
         await client.next()
-        await scene.publish(risk_score=90)
+        await pair.publish(risk_score=90)
         await client.next()
         # a gauge that goes back: here is its only chance to be seen
-        await eventually(lambda: scene.one.metric("unacknowledged") == 1, 15)
+        await eventually(lambda: pair.one.metric("unacknowledged") == 1, 15)
 
 
-async def published(scene: Scene) -> None:
+async def published(pair: ReplicaPair) -> None:
     """An event is published."""
-    await scene.publish()
+    await pair.publish()
 
 
-async def refused(scene: Scene) -> None:
+async def refused(pair: ReplicaPair) -> None:
     """Redis refuses a publish until the circuit opens, and takes writes again."""
-    async with scene.no_writes():
+    async with pair.no_writes():
         for _ in range(2):
-            answer = await scene.one.post("/broadcast/event", marked("event", "x"))
+            answer = await pair.one.post("/broadcast/event", marked("event", "x"))
             assert answer.status_code == 503
-        await eventually(lambda: scene.one.metric("degraded") == 1, 15)
-        assert scene.one.metric("circuit_state", state="closed") == 0
-        assert scene.one.metric("circuit_state") == 1
-    await eventually(lambda: scene.one.metric("degraded") == 0, 15)
+        await eventually(lambda: pair.one.metric("degraded") == 1, 15)
+        assert pair.one.metric("circuit_state", state="closed") == 0
+        assert pair.one.metric("circuit_state") == 1
+    await eventually(lambda: pair.one.metric("degraded") == 0, 15)
 
 
-async def replayed(scene: Scene) -> None:
+async def replayed(pair: ReplicaPair) -> None:
     """A client resumes."""
-    last = await scene.publish(2)
-    await scene.one.delivers(last)
-    async with connected(scene.one.websocket(since=last - 1)) as client:
+    last = await pair.publish(2)
+    await pair.one.delivers(last)
+    async with connected(pair.one.websocket(since=last - 1)) as client:
         await client.take(type="resync_ack")
 
 
-async def missed(scene: Scene) -> None:
+async def missed(pair: ReplicaPair) -> None:
     """Events pass while the replica hears nothing, and are in the history."""
-    async with scene.deaf():
-        await scene.publish(3, scene.other)
+    async with pair.deaf():
+        await pair.publish(3, pair.other)
 
 
-async def lost(scene: Scene) -> None:
+async def lost(pair: ReplicaPair) -> None:
     """Events pass while the replica hears nothing, and most are no longer in the history."""
-    async with scene.deaf():
-        await scene.publish(3, scene.other)
-        with scene.redis() as link:
+    async with pair.deaf():
+        await pair.publish(3, pair.other)
+        with pair.redis() as link:
             link.xtrim(f"{{{CHANNEL}}}:history", maxlen=1, approximate=False)
 
 
-async def renumbered(scene: Scene) -> None:
+async def renumbered(pair: ReplicaPair) -> None:
     """Redis loses everything."""
-    with scene.redis() as link:
+    with pair.redis() as link:
         link.flushall()
-    await eventually(lambda: scene.one.metric("sequence") == 0, 15)
-    await scene.publish()
+    await eventually(lambda: pair.one.metric("sequence") == 0, 15)
+    await pair.publish()
 
 
-async def foreign(scene: Scene) -> None:
+async def foreign(pair: ReplicaPair) -> None:
     """Somebody else writes on the channel."""
-    with scene.redis() as link:
+    with pair.redis() as link:
         link.publish(CHANNEL, "hello")
 
 
-async def compressed(scene: Scene) -> None:
+async def compressed(pair: ReplicaPair) -> None:
     """A client that wants smaller messages gets one."""
-    async with connected(scene.one.websocket(format="zlib")) as client:
+    async with connected(pair.one.websocket(format="zlib")) as client:
         await client.next()
-        await scene.publish(reasoning="so long " * 1000)
+        await pair.publish(reasoning="so long " * 1000)
         await client.next()
 
 
-async def slow(scene: Scene) -> None:
+async def slow(pair: ReplicaPair) -> None:
     """A client does not read."""
-    async with slow_client(scene.one) as client:
+    async with slow_client(pair.one) as client:
         client.stall()
-        before = scene.one.metric("slow_clients_total")
+        before = pair.one.metric("slow_clients_total")
         for number in range(100):
-            await scene.publish(reasoning=random.Random(number).randbytes(100_000).hex())
-            if scene.one.metric("slow_clients_total") > before:
+            await pair.publish(reasoning=random.Random(number).randbytes(100_000).hex())
+            if pair.one.metric("slow_clients_total") > before:
                 break
 
 
-async def ahead(scene: Scene) -> None:
+async def ahead(pair: ReplicaPair) -> None:
     """What was published here is not heard here, until the next check."""
-    with scene.redis() as link:
+    with pair.redis() as link:
         for _ in range(50):
             link.client_kill_filter(_type="pubsub")
-            await scene.publish()
-            if scene.one.metric("publish_ahead"):
+            await pair.publish()
+            if pair.one.metric("publish_ahead"):
                 return
     raise AssertionError("always delivered at once")
 
 
-async def nothing(scene: Scene) -> None:
+async def nothing(pair: ReplicaPair) -> None:
     """Time passes."""
 
 
@@ -250,7 +249,7 @@ GAUGES: Final = {"connections", "unacknowledged", "degraded", "circuit_state", "
 
 
 @pytest.fixture(scope="module")
-def scene(start_for_module: Start) -> Iterator[Scene]:
+def pair(start_for_module: ReplicaFactory) -> Iterator[ReplicaPair]:
     """The replicas; they fail fast."""
     server = EmbeddedValkey()
     url = server.start()
@@ -263,35 +262,35 @@ def scene(start_for_module: Start) -> Iterator[Scene]:
         "circuit_recovery_seconds": 0.3,
         "websocket_send_buffer_bytes": 65536,
     }
-    replicas = start_for_module.pair(**settings)
-    yield Scene(*replicas, url)
-    for replica in replicas:
-        # what the tests have done to it
-        replica.stop(
-            tolerate=r" CRITICAL kernel\.resilience\.link: "
-            r"| ERROR kernel\.listening\.position_check: events \d+ to \d+ are lost"
-        )
-    server.stop()
+    expected = r" CRITICAL kernel\.resilience\.link: "
+    expected += r"| ERROR kernel\.listening\.position_check: events \d+ to \d+ are lost"
+    try:
+        replicas = start_for_module.pair(**settings)
+        yield ReplicaPair(*replicas, url)
+        for replica in replicas:
+            replica.stop(tolerate=expected)
+    finally:
+        server.stop()
 
 
 @pytest.mark.parametrize("name", CAUSES)
-async def test_moves(scene: Scene, name: str) -> None:
+async def test_moves(pair: ReplicaPair, name: str) -> None:
     """Section 10, metrics: each moves when its cause happens."""
-    await scene.settled()
+    await pair.wait_until_settled()
     if name == "history_depth":
-        with scene.redis() as link:
+        with pair.redis() as link:
             link.flushall()
-        await scene.settled()
+        await pair.wait_until_settled()
 
     def value() -> float:
         counted = f"{name}_count" if name.endswith("_seconds") else name
-        return scene.one.metric(counted)
+        return pair.one.metric(counted)
 
     before = value()
-    await CAUSES[name](scene)
+    await CAUSES[name](pair)
     if name not in GAUGES:
         await eventually(lambda: value() > before, 15)
-    await scene.settled()
+    await pair.wait_until_settled()
 
 
 def test_every_metric_has_its_cause() -> None:
@@ -299,7 +298,7 @@ def test_every_metric_has_its_cause() -> None:
     assert {metric.name for metric in METRICS} == {PREFIX + name for name in [*CAUSES, "draining"]}
 
 
-async def test_by_how_much(start: Start, valkey: str, channel: str) -> None:
+async def test_by_how_much(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, metrics: an event to two clients moves what it should, by what it should, and nothing else."""
     # an event that a check finds before it is heard is a refill
     quiet = {"position_check_seconds": 60, "supervision_interval_seconds": 60, "websocket_ping_interval_seconds": 60}
@@ -332,9 +331,9 @@ async def test_by_how_much(start: Start, valkey: str, channel: str) -> None:
     }
 
 
-async def test_form(scene: Scene) -> None:
+async def test_form(pair: ReplicaPair) -> None:
     """Section 10, metrics: Prometheus text, or OpenMetrics, under the names and labels of the table and no others."""
-    answer = await scene.one.request("GET", "/metrics")
+    answer = await pair.one.request("GET", "/metrics")
     assert answer.status_code == 200
     assert re.fullmatch(r"text/plain; version=[0-9.]+; charset=utf-8", answer.headers["content-type"])
     assert "no-store" in answer.headers["cache-control"]
@@ -347,18 +346,18 @@ async def test_form(scene: Scene) -> None:
         assert family.documentation == metric.help
         labels = {tuple(sorted(set(sample.labels) - {"le"})) for sample in family.samples}
         assert labels == {tuple(sorted(metric.labels))}
-    open_ = await scene.one.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
+    open_ = await pair.one.request("GET", "/metrics", headers={"Accept": "application/openmetrics-text;version=1.0.0"})
     assert open_.headers["content-type"].startswith("application/openmetrics-text")
     assert {family.name for family in openmetrics(open_.text)} == families.keys()
-    assert (await scene.one.request("HEAD", "/metrics")).content == b""
+    assert (await pair.one.request("HEAD", "/metrics")).content == b""
 
 
-async def test_labels(scene: Scene) -> None:
+async def test_labels(pair: ReplicaPair) -> None:
     """Section 10, metrics: all values of a label are there from the beginning, and nobody can add to them."""
 
     def labels() -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
-        for _, pairs in scraped(scene.one):
+        for _, pairs in scraped(pair.one):
             for name, value in pairs:
                 found.setdefault(name, set()).add(value)
         return found
@@ -369,14 +368,14 @@ async def test_labels(scene: Scene) -> None:
     assert before["source"] == {"memory", "redis"}
     assert before["verdict"] == {"recovered", "gap_too_old", "epoch_changed", "ahead"}
     assert {"1000", "1008", "1012", "4008", "other"} < before["code"]
-    async with connected(scene.one.websocket()) as client:
+    async with connected(pair.one.websocket()) as client:
         await client.next()
         await client.socket.close(code=3999)
-    await eventually(lambda: scene.one.metric("closes_total", code="other") >= 1, 15)
+    await eventually(lambda: pair.one.metric("closes_total", code="other") >= 1, 15)
     assert labels() == before
 
 
-async def test_draining(start: Start, valkey: str, channel: str) -> None:
+async def test_draining(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, metrics: a replica that drains says so, as long as it is there."""
     replica = start(redis_url=valkey, redis_event_channel=channel, drain_seconds=3)
     assert replica.metric("draining") == 0
@@ -389,7 +388,7 @@ async def test_draining(start: Start, valkey: str, channel: str) -> None:
 
 
 @pytest.fixture
-def counting(start: Start, valkey: str, channel: str) -> Replica:
+def counting(start: ReplicaFactory, valkey: str, channel: str) -> Replica:
     """A replica that has counted nothing yet."""
     return start(redis_url=valkey, redis_event_channel=channel, api_keys="key")
 
@@ -429,10 +428,10 @@ async def test_closes(counting: Replica) -> None:
     await eventually(lambda: counting.metric("closes_total", code="1000") == 1, 15)
     await eventually(lambda: counting.metric("closes_total", code="1008") == 1, 15)
     assert counting.metric("accepts_total") == counting.metric("closes_total") == 2
-    async with raw_socket(counting, "/ws/events?api_key=key") as silent:
+    async with raw_websocket(counting, "/ws/events?api_key=key") as silent:
         silent.send(CLOSE)
         await silent.receive_close()
-    async with raw_socket(counting, "/ws/events?api_key=key") as vanishing:
+    async with raw_websocket(counting, "/ws/events?api_key=key") as vanishing:
         vanishing.abort()
     await eventually(lambda: counting.metric("closes_total", code="1005") == 1, 15)
     await eventually(lambda: counting.metric("closes_total", code="1006") == 1, 15)

@@ -6,15 +6,15 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
-from tests.system.conftest import Start
-from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
-from tests.system.raw import TEXT, raw_socket
-from tests.system.replica import Replica
+from tests.system.history import History, violations
+from tests.system.producers import KINDS, Producer
+from tests.system.raw_websocket import TEXT, raw_websocket
+from tests.system.recording_client import RecordingClient
+from tests.system.replica import Replica, ReplicaFactory
 
 
 @pytest.fixture(scope="module", params=["websockets-sansio"])
-def plain(start_for_module: Start, valkey: str, request: pytest.FixtureRequest) -> Replica:
+def plain(start_for_module: ReplicaFactory, valkey: str, request: pytest.FixtureRequest) -> Replica:
     """A replica under stock uvicorn."""
     return start_for_module(
         module="tests.system.plain_asgi",
@@ -100,7 +100,7 @@ async def test_slow_client(plain: Replica) -> None:
     path = "/ws/events?token=secret"
     async with (
         connected(plain.websocket(token="secret")) as fast,
-        raw_socket(plain, path, receive_buffer=4096) as slow,
+        raw_websocket(plain, path, receive_buffer=4096) as slow,
     ):
         numbers: list[int] = []
         for _ in range(20):
@@ -125,19 +125,23 @@ async def test_slow_client(plain: Replica) -> None:
 async def test_history(plain: Replica) -> None:
     """Sections 5 to 7, over plain ASGI: clients that come and go end with exactly their own events."""
     history, choice = History(), random.Random(1)
-    witnesses = [Witness("all"), Witness("alerts", ["alert.*"]), Witness("zlib", query={"format": "zlib"})]
-    for witness in witnesses:
-        witness.query["token"] = "secret"
-        await witness.connect(plain)
+    recorders = [
+        RecordingClient("all"),
+        RecordingClient("alerts", ["alert.*"]),
+        RecordingClient("zlib", query={"format": "zlib"}),
+    ]
+    for recorder in recorders:
+        recorder.query["token"] = "secret"
+        await recorder.connect(plain)
     producer = Producer(history, "m")
     async with plain.http() as http:
         for _ in range(40):
             await producer.publish_batch(http, choice.choices(KINDS, k=5))
-            witness = choice.choice(witnesses)
-            await witness.leave(politely=choice.random() < 0.5)
-            await witness.connect(plain)
+            recorder = choice.choice(recorders)
+            await recorder.leave(politely=choice.random() < 0.5)
+            await recorder.connect(plain)
     [epoch] = {place.epoch for place in history.accepted}
-    for witness in witnesses:
-        await witness.reaches(epoch, history.last(epoch))
-        await witness.leave(politely=True)
-    assert complaints(history, [witness.seen for witness in witnesses]) == []
+    for recorder in recorders:
+        await recorder.reaches(epoch, history.last(epoch))
+        await recorder.leave(politely=True)
+    assert violations(history, [recorder.record for recorder in recorders]) == []

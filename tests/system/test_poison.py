@@ -5,37 +5,37 @@ import json
 import re
 from typing import Any
 
-from tests.network import Way
+from tests.proxy import ProxyMode
 from tests.system.client import connected
-from tests.system.raw import BINARY, TEXT, raw_socket
-from tests.system.stage import Stage, becomes, client_of, frames_of, health, marks
+from tests.system.fault_environment import FaultEnvironment, degraded_notices, health, wait_for_health
+from tests.system.raw_websocket import BINARY, TEXT, raw_websocket
 
 # What is missing is not found because a check is due: what comes, comes at once.
 SELDOM = {"position_check_seconds": 10, "supervision_interval_seconds": 600}
 AT_ONCE = 8.0
 
 
-async def good_one(stage: Stage, count: int = 1) -> str:
+async def good_one(env: FaultEnvironment, count: int = 1) -> str:
     """Publish good events by each replica: everybody has them long before a check is due. Returns the epoch."""
-    for replica in stage.replicas:
-        assert None not in await stage.publish(replica, count)
-    epoch, last = stage.server.position
+    for replica in env.replicas:
+        assert None not in await env.publish(replica, count)
+    epoch, last = env.server.position
     async with asyncio.timeout(AT_ONCE):
-        for witness in stage.witnesses:
-            await witness.reaches(epoch, last)
+        for recorder in env.recorders:
+            await recorder.reaches(epoch, last)
     return epoch
 
 
-async def unharmed(stage: Stage) -> None:
+async def unharmed(env: FaultEnvironment) -> None:
     """Check that no replica takes poison for an outage, and that nobody got what was not published."""
-    for replica in stage.replicas:
-        report = await becomes(replica, status="healthy", listener_healthy=True)
+    for replica in env.replicas:
+        report = await wait_for_health(replica, status="healthy", listener_healthy=True)
         assert report["circuit"]["total_failures"] == 0
         assert "poison" not in replica.log
         assert replica.metric("listener_restarts_total") == 0
-    await stage.judge()
-    for witness in stage.witnesses:
-        assert marks(frames_of(witness)) == []
+    await env.check_history()
+    for recorder in env.recorders:
+        assert degraded_notices(recorder.frames) == []
 
 
 # -- on the channel ---------------------------------------------------------------------------------------------------
@@ -73,39 +73,39 @@ def poison(epoch: str) -> list[bytes]:
     return [json.dumps(document).encode() for document in documents] + raw
 
 
-async def test_channel(stage: Stage) -> None:
+async def test_channel(env: FaultEnvironment) -> None:
     """Section 7, strangers: what is no such document is skipped, logged once, and the next event comes at once."""
-    await stage.open(2, **SELDOM)
-    witnesses = await stage.audience()
-    epoch = (await health(stage.replicas[0]))["epoch"]
-    await stage.publish(stage.replicas[0], 3)
+    await env.start_replicas(2, **SELDOM)
+    recorders = await env.connect_clients()
+    epoch = (await health(env.replicas[0]))["epoch"]
+    await env.publish(env.replicas[0], 3)
     for number in range(3):
         for document in poison(epoch):
-            assert stage.server.link.publish("security_events", document) == 2
-        assert await good_one(stage) == epoch
-        assert stage.server.position == (epoch, 5 + 2 * number)
-    await unharmed(stage)
-    stage.check_unbroken()
-    for replica in stage.replicas:
+            assert env.server.link.publish("security_events", document) == 2
+        assert await good_one(env) == epoch
+        assert env.server.position == (epoch, 5 + 2 * number)
+    await unharmed(env)
+    env.check_unbroken()
+    for replica in env.replicas:
         assert len(re.findall("WARNING.*out-of-sequence messages on the Redis channel", replica.log)) == 1
         assert replica.metric("foreign_documents_total") >= len(poison(epoch))
-    assert "poison" not in json.dumps([frames_of(witness) for witness in witnesses])
+    assert "poison" not in json.dumps([recorder.frames for recorder in recorders])
 
 
-async def test_channel_under_load(stage: Stage) -> None:
+async def test_channel_under_load(env: FaultEnvironment) -> None:
     """Section 7, strangers: however much of it comes between good events, these are delivered in order, each once."""
-    await stage.open(2)
-    await stage.audience()
-    epoch = await good_one(stage, 10)
-    async with stage.load(0.005) as producers:
+    await env.start_replicas(2)
+    await env.connect_clients()
+    epoch = await good_one(env, 10)
+    async with env.load(0.005) as producers:
         for _ in range(5):
             for document in poison(epoch):
                 # the numbers in it are behind or far ahead: the very next one, by luck, nobody could tell
-                stage.server.link.publish("security_events", document)
-            await stage.more(producers, 20)
-    assert await stage.settle() == epoch
-    await unharmed(stage)
-    stage.check_unbroken()
+                env.server.link.publish("security_events", document)
+            await env.wait_until_accepted(producers, 20)
+    assert await env.wait_until_delivered() == epoch
+    await unharmed(env)
+    env.check_unbroken()
 
 
 # -- in the keys ------------------------------------------------------------------------------------------------------
@@ -133,63 +133,63 @@ SPOILT: dict[str, tuple[list[tuple[str, ...]], bool]] = {
 }
 
 
-async def test_keys(stage: Stage) -> None:
+async def test_keys(env: FaultEnvironment) -> None:
     """Section 7, strangers: keys that cannot be used mean one new epoch, announced, and the service goes on at once."""
-    await stage.open(2, **SELDOM)
-    await stage.audience()
-    epochs = [await good_one(stage, 3)]
+    await env.start_replicas(2, **SELDOM)
+    await env.connect_clients()
+    epochs = [await good_one(env, 3)]
     for name, (commands, renews) in SPOILT.items():
         print(name)
-        following = str(stage.server.position[1] + 1)
-        with stage.server.link.pipeline(transaction=True) as at_once:
+        following = str(env.server.position[1] + 1)
+        with env.server.link.pipeline(transaction=True) as at_once:
             for command in commands:
                 at_once.execute_command(*(word.replace("NEXT", following) for word in command))
             at_once.execute()
-        epoch = await good_one(stage, 3)
+        epoch = await good_one(env, 3)
         assert (epoch != epochs[-1]) is renews
         epochs += [epoch] * renews
-    assert stage.server.position[1] == 10**12 + 6
-    await unharmed(stage)
-    for witness in stage.witnesses:
-        assert [frame["epoch"] for frame in frames_of(witness) if frame.get("type") == "epoch_changed"] == epochs[1:]
-        assert len([frame for frame in frames_of(witness) if frame.get("type") == "gap"]) == 1
-    stage.tolerate += "| ERROR kernel.listening.position_check: events [0-9]+ to 1000000000000 are lost"
+    assert env.server.position[1] == 10**12 + 6
+    await unharmed(env)
+    for recorder in env.recorders:
+        assert [frame["epoch"] for frame in recorder.frames if frame.get("type") == "epoch_changed"] == epochs[1:]
+        assert len([frame for frame in recorder.frames if frame.get("type") == "gap"]) == 1
+    env.tolerate += "| ERROR kernel.listening.position_check: events [0-9]+ to 1000000000000 are lost"
 
 
-async def test_garbage_in_the_history(stage: Stage) -> None:
+async def test_garbage_in_the_history(env: FaultEnvironment) -> None:
     """Section 7, strangers: what is no event in the history is a gap for who must read it there, and nothing else."""
-    cut_off, well = await stage.open(2)
-    witnesses = await stage.audience()
-    await stage.publish(well, 5)
+    cut_off, well = await env.start_replicas(2)
+    recorders = await env.connect_clients()
+    await env.publish(well, 5)
     epoch = (await health(well))["epoch"]
-    for witness in witnesses:
-        await witness.reaches(epoch, 5)
-    await stage.proxies[0].go(Way.REFUSE)
-    await becomes(cut_off, is_degraded=True)
-    await stage.publish(well, 6)
-    await becomes(well, sequence=11)
-    kept = stage.server.link.xrange(HISTORY)
+    for recorder in recorders:
+        await recorder.reaches(epoch, 5)
+    await env.proxies[0].set_mode(ProxyMode.REFUSE)
+    await wait_for_health(cut_off, is_degraded=True)
+    await env.publish(well, 6)
+    await wait_for_health(well, sequence=11)
+    kept = env.server.link.xrange(HISTORY)
     garbage = {7: {"id": "x", "event": "poison"}, 9: {"poison": b"\xff"}, 10: {"id": "x", "event": "[" * 100_000}}
-    with stage.server.link.pipeline(transaction=True) as at_once:
+    with env.server.link.pipeline(transaction=True) as at_once:
         at_once.delete(HISTORY)
         for number, (name, fields) in enumerate(kept, 1):
             at_once.xadd(HISTORY, garbage.get(number, fields), name)
             at_once.xadd(HISTORY, {"id": "poison", "event": "poison"}, f"{number}-3")
         at_once.execute()
-    await stage.proxies[0].go(Way.PASS)
-    await stage.heal()
-    assert await stage.settle() == epoch
-    await stage.judge()
-    for witness, gaps in zip(witnesses, ([(7, 7), (9, 10)], [(7, 7), (9, 10)], [], []), strict=True):
-        assert [(f["from"], f["to"]) for f in frames_of(witness) if f.get("type") == "gap"] == gaps
-    stage.tolerate += r"| ERROR kernel.listening.position_check: events (7 to 7|9 to 10) are lost"
+    await env.proxies[0].set_mode(ProxyMode.PASS)
+    await env.wait_until_healthy()
+    assert await env.wait_until_delivered() == epoch
+    await env.check_history()
+    for recorder, gaps in zip(recorders, ([(7, 7), (9, 10)], [(7, 7), (9, 10)], [], []), strict=True):
+        assert [(f["from"], f["to"]) for f in recorder.frames if f.get("type") == "gap"] == gaps
+    env.tolerate += r"| ERROR kernel.listening.position_check: events (7 to 7|9 to 10) are lost"
 
 
-async def test_record(stage: Stage) -> None:
+async def test_record(env: FaultEnvironment) -> None:
     """Section 7, strangers: a record of an idempotency key that no publish wrote is none, and the publish goes on."""
-    (replica,) = await stage.open(**SELDOM)
-    await stage.audience()
-    link = stage.server.link
+    (replica,) = await env.start_replicas(**SELDOM)
+    await env.connect_clients()
+    link = env.server.link
     for number, spoil in enumerate((lambda key: link.rpush(key, "poison"), lambda key: link.set(key, "poison")), 1):
         before = {*link.keys("*:idempotency:*")}
         posted = [("/broadcast/alert/deleted", {"id": f"{number}-{again}"}) for again in range(2)]
@@ -202,10 +202,10 @@ async def test_record(stage: Stage) -> None:
         assert [answer.json()["sequence"] for answer in answers] == [2 * number - 1, 2 * number, 2 * number]
         assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, None, "true"]
         for (_, data), answer in zip(posted, answers, strict=False):
-            stage.history.receipt("alert_deleted", data, answer.json())
-    await good_one(stage)
-    await unharmed(stage)
-    stage.check_unbroken()
+            env.history.receipt("alert_deleted", data, answer.json())
+    await good_one(env)
+    await unharmed(env)
+    env.check_unbroken()
 
 
 # -- on a socket ------------------------------------------------------------------------------------------------------
@@ -236,27 +236,27 @@ MESSAGES: tuple[str | bytes, ...] = (
 PROTOCOL = (b"\x00" * 100, b"\xff" * 100, bytes([0x81, 0x81]) + bytes(4) + b"\xff", b"GET / HTTP/1.1\r\n\r\n")
 
 
-async def test_sockets(stage: Stage) -> None:
+async def test_sockets(env: FaultEnvironment) -> None:
     """Section 4, bad input: who sends poison is answered, or closed if it is no WebSocket; all get the next event."""
-    (replica,) = await stage.open(**SELDOM)
-    witnesses = await stage.audience()
-    poisoner = client_of(witnesses[0])
+    (replica,) = await env.start_replicas(**SELDOM)
+    recorders = await env.connect_clients()
+    poisoner = recorders[0].open_connection
     for message in MESSAGES:
         await poisoner.send(message)
         await poisoner.take(type="error")
-        await good_one(stage)
+        await good_one(env)
     for data in PROTOCOL:
-        async with raw_socket(replica) as raw:
+        async with raw_websocket(replica) as raw:
             raw.send_bytes(data)
             await raw.ended()
-        await good_one(stage)
-    async with raw_socket(replica) as raw, connected(replica.websocket()) as neighbour:
+        await good_one(env)
+    async with raw_websocket(replica) as raw, connected(replica.websocket()) as neighbour:
         for opcode in (TEXT, BINARY) * 200:
             raw.send(opcode, b"poison")
         await raw.sent()
-        epoch = await good_one(stage)
-        await neighbour.reached(stage.server.position[1])
+        epoch = await good_one(env)
+        await neighbour.reached(env.server.position[1])
         assert epoch == (await health(replica))["epoch"]
     assert len(poisoner.events) == len(MESSAGES) + len(PROTOCOL) + 1
-    await unharmed(stage)
-    stage.check_unbroken()
+    await unharmed(env)
+    env.check_unbroken()

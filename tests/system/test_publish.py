@@ -10,9 +10,8 @@ import redis
 
 from handlers.openapi.examples import EXAMPLES
 from tests.system.client import Client, connected
-from tests.system.conftest import Start
-from tests.system.parties import KINDS, marked, route_of
-from tests.system.replica import Replica
+from tests.system.producers import KINDS, marked, route_of
+from tests.system.replica import Replica, ReplicaFactory
 
 PROBLEM = "application/problem+json"
 
@@ -320,7 +319,7 @@ async def test_lost_in_the_middle(replica: Replica, client: Client) -> None:
     assert (await client.next())["sequence"] == receipt["sequence"]
 
 
-async def test_keys(start: Start, valkey: str, channel: str) -> None:
+async def test_keys(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 2, API keys: asked of every publish as Bearer or X-API-Key, and of no other route."""
     replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="first, second")
     path, body = "/broadcast/alert/deleted", {"id": "x"}
@@ -334,7 +333,7 @@ async def test_keys(start: Start, valkey: str, channel: str) -> None:
         assert (await replica.request("GET", free)).status_code == 200
 
 
-async def test_no_redis(start: Start) -> None:
+async def test_no_redis(start: ReplicaFactory) -> None:
     """Section 2, errors: without Redis a publish is a 503 that says when to come again."""
     replica = start(ready=False, redis_url="unix:///nowhere/redis.sock")
     answer = await replica.post("/broadcast/alert/deleted", {"id": "x"})

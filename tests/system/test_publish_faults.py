@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from tests.network import Way
+from tests.proxy import ProxyMode
 from tests.system.client import PATIENCE
+from tests.system.fault_environment import FaultEnvironment, degraded_notices, health, wait_for_health
 from tests.system.replica import Replica
-from tests.system.stage import Stage, becomes, frames_of, health, marks
 from tests.waiting import eventually
 
 # Commands have time enough on a slow machine, and the circuit stays out of it: what is counted is what the test does.
@@ -36,112 +36,112 @@ async def tried_again(replica: Replica, count: int) -> None:
 # -- one id, one number ---------------------------------------------------------------------------------------------
 
 
-async def test_cut_before_the_answer(stage: Stage) -> None:
+async def test_cut_before_the_answer(env: FaultEnvironment) -> None:
     """Section 2, errors: a publish whose answer is lost after Redis has acted is never numbered twice."""
-    (replica,) = await stage.open(**CALM)
-    (proxy,) = stage.proxies
-    await stage.audience()
+    (replica,) = await env.start_replicas(**CALM)
+    (proxy,) = env.proxies
+    await env.connect_clients()
     for number in range(1, 6):
         proxy.cut_after(publishes)
-        assert await stage.publish(replica) == [number]
+        assert await env.publish(replica) == [number]
         assert proxy.cuts == number
-    assert stage.server.position[1] == 5
+    assert env.server.position[1] == 5
     numbers = await retry_numbers(replica)
     assert (numbers["total_attempts"], numbers["successful_broadcasts"]) == (10, 5)
     assert numbers["retry_counts"] == {"1": 5}
     assert (numbers["failed_broadcasts"], numbers["retries_exhausted"], numbers["success_rate"]) == (0, 0, 1.0)
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
-async def test_batch_cut_before_the_answer(stage: Stage) -> None:
+async def test_batch_cut_before_the_answer(env: FaultEnvironment) -> None:
     """Section 2, errors: a batch whose answer is lost keeps its numbers, all of them, once."""
-    (replica,) = await stage.open(**CALM)
-    (proxy,) = stage.proxies
-    await stage.audience()
+    (replica,) = await env.start_replicas(**CALM)
+    (proxy,) = env.proxies
+    await env.connect_clients()
     for first in (1, 31):
         proxy.cut_after(publishes)
-        assert await stage.publish_batch(replica, 30) == list(range(first, first + 30))
-    assert (proxy.cuts, stage.server.position[1]) == (2, 60)
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+        assert await env.publish_batch(replica, 30) == list(range(first, first + 30))
+    assert (proxy.cuts, env.server.position[1]) == (2, 60)
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
-async def test_many_cut_before_their_answers(stage: Stage) -> None:
+async def test_many_cut_before_their_answers(env: FaultEnvironment) -> None:
     """Section 2, errors: publishes that were under way together and lose their answers are each numbered once."""
-    (replica,) = await stage.open(**CALM)
-    (proxy,) = stage.proxies
-    await stage.audience()
-    await stage.publish(replica)
+    (replica,) = await env.start_replicas(**CALM)
+    (proxy,) = env.proxies
+    await env.connect_clients()
+    await env.publish(replica)
     proxy.hold(publishes)
-    publishing = [asyncio.ensure_future(stage.publish(replica))]
+    publishing = [asyncio.ensure_future(env.publish(replica))]
     async with asyncio.timeout(PATIENCE):
         await proxy.held.wait()
     # behind the answer that is held up the others gather
-    publishing += [asyncio.ensure_future(stage.publish(replica)) for _ in range(19)]
+    publishing += [asyncio.ensure_future(env.publish(replica)) for _ in range(19)]
     await health(replica)
     await health(replica)
     proxy.cut_after(publishes)
     proxy.release()
     numbers = {number for (number,) in await asyncio.gather(*publishing)}
     assert numbers == set(range(2, 22))
-    assert (proxy.cuts, stage.server.position[1]) == (1, 21)
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    assert (proxy.cuts, env.server.position[1]) == (1, 21)
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
-async def test_late_commands(stage: Stage) -> None:
+async def test_late_commands(env: FaultEnvironment) -> None:
     """Section 2, errors: tries that a black hole held back and lets out when it is over come to one number."""
     settings = {"circuit_failure_threshold": 1000, "broadcast_max_retries": 100, "broadcast_max_delay_seconds": 0.1}
-    (replica,) = await stage.open(**settings)
-    (proxy,) = stage.proxies
-    await stage.audience()
+    (replica,) = await env.start_replicas(**settings)
+    (proxy,) = env.proxies
+    await env.connect_clients()
     for number in range(1, 4):
-        await proxy.go(Way.SWALLOW)
-        publishing = asyncio.ensure_future(stage.publish(replica))
+        await proxy.set_mode(ProxyMode.SWALLOW)
+        publishing = asyncio.ensure_future(env.publish(replica))
         await tried_again(replica, 2 * number)
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         assert await publishing == [number]
-    assert stage.server.position[1] == 3
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    assert env.server.position[1] == 3
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
-async def test_healed_in_time(stage: Stage) -> None:
+async def test_healed_in_time(env: FaultEnvironment) -> None:
     """Section 8, publish retry: a link that comes back before the retries are over costs the producer only time."""
     settings = {"circuit_failure_threshold": 1000, "broadcast_max_retries": 100, "broadcast_max_delay_seconds": 0.1}
-    (replica,) = await stage.open(**settings)
-    (proxy,) = stage.proxies
-    await stage.audience()
-    await proxy.go(Way.HANG_UP)
-    publishing = [asyncio.ensure_future(stage.publish(replica)) for _ in range(5)]
+    (replica,) = await env.start_replicas(**settings)
+    (proxy,) = env.proxies
+    await env.connect_clients()
+    await proxy.set_mode(ProxyMode.HANG_UP)
+    publishing = [asyncio.ensure_future(env.publish(replica)) for _ in range(5)]
     await tried_again(replica, 10)
-    await proxy.go(Way.PASS)
+    await proxy.set_mode(ProxyMode.PASS)
     assert {number for (number,) in await asyncio.gather(*publishing)} == {1, 2, 3, 4, 5}
     numbers = await retry_numbers(replica)
     assert numbers["successful_broadcasts"] == sum(numbers["retry_counts"].values()) == 5
     assert numbers["total_attempts"] == 5 + sum(int(n) * count for n, count in numbers["retry_counts"].items())
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
 # -- refusals -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [Way.REFUSE, Way.HANG_UP, Way.SWALLOW, Way.DEAF])
-async def test_retries_exhausted(stage: Stage, way: Way) -> None:
+@pytest.mark.parametrize("mode", [ProxyMode.REFUSE, ProxyMode.HANG_UP, ProxyMode.SWALLOW, ProxyMode.DEAF])
+async def test_retries_exhausted(env: FaultEnvironment, mode: ProxyMode) -> None:
     """Section 8, publish retry: after three retries, each later than the one before, it is 503 with Retry-After."""
-    (replica,) = await stage.open(circuit_failure_threshold=1000)
-    (proxy,) = stage.proxies
-    await stage.audience()
-    await proxy.go(way)
+    (replica,) = await env.start_replicas(circuit_failure_threshold=1000)
+    (proxy,) = env.proxies
+    await env.connect_clients()
+    await proxy.set_mode(mode)
     begin = time.monotonic()
     answer = await replica.post(*EVENT)
     elapsed = time.monotonic() - begin
@@ -154,21 +154,21 @@ async def test_retries_exhausted(stage: Stage, way: Way) -> None:
     assert (numbers["total_attempts"], numbers["retries_exhausted"], numbers["failed_broadcasts"]) == (4, 1, 1)
     assert (numbers["retry_counts"], numbers["success_rate"]) == ({}, 0.0)
     # nobody saw it but, maybe, who was only deaf
-    stage.history.unknown("alert_deleted", EVENT[1])
-    await proxy.go(Way.PASS)
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    env.history.unknown("alert_deleted", EVENT[1])
+    await proxy.set_mode(ProxyMode.PASS)
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
 
 
-async def test_at_once_while_open(stage: Stage) -> None:
+async def test_at_once_while_open(env: FaultEnvironment) -> None:
     """Section 2, errors: while the circuit is open it is 503 at once, with Retry-After, and Redis is left alone."""
     settings = {"circuit_recovery_seconds": 60, "broadcast_base_delay_seconds": 0.2}
-    (replica,) = await stage.open(**settings)
-    (proxy,) = stage.proxies
-    await proxy.go(Way.HANG_UP)
-    await becomes(replica, circuit_state="open")
+    (replica,) = await env.start_replicas(**settings)
+    (proxy,) = env.proxies
+    await proxy.set_mode(ProxyMode.HANG_UP)
+    await wait_for_health(replica, circuit_state="open")
     attempts, connections = (await retry_numbers(replica))["total_attempts"], proxy.connections
     begin = time.monotonic()
     async with replica.http() as http:
@@ -187,10 +187,10 @@ async def test_at_once_while_open(stage: Stage) -> None:
     assert (await replica.request("GET", "/health/ready")).status_code == 200
 
 
-async def test_invalid_is_never_retried(stage: Stage) -> None:
+async def test_invalid_is_never_retried(env: FaultEnvironment) -> None:
     """Section 8, publish retry: a validation error is never tried again, nor held against Redis."""
-    (replica,) = await stage.open(**CALM)
-    before = stage.proxies[0].connections
+    (replica,) = await env.start_replicas(**CALM)
+    before = env.proxies[0].connections
     for body in ({}, {"id": None}, [], {"type": "event", "data": {"id": "x"}}, {"data": {"id": 1}}):
         assert (await replica.post(EVENT[0], body)).status_code == 400
     good = {"type": "alert_deleted", "data": {"id": "x"}}
@@ -198,8 +198,8 @@ async def test_invalid_is_never_retried(stage: Stage) -> None:
     report = await health(replica)
     assert report["retry"]["total_attempts"] == report["retry"]["failed_broadcasts"] == 0
     assert report["circuit"]["total_failures"] == 0
-    assert stage.server.position[1] == 0
-    assert stage.proxies[0].connections == before
+    assert env.server.position[1] == 0
+    assert env.proxies[0].connections == before
 
 
 # -- refused writes -------------------------------------------------------------------------------------------------
@@ -217,18 +217,18 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("refusal", REFUSALS)
-async def test_refused_writes(stage: Stage, refusal: str) -> None:
+async def test_refused_writes(env: FaultEnvironment, refusal: str) -> None:
     """Section 8, what counts: a Redis that answers and takes no writes opens the circuit; reads do not close it."""
     forbid, allow = REFUSALS[refusal]
-    (replica,) = await stage.open()
-    (proxy,) = stage.proxies
-    witnesses = await stage.audience()
-    await stage.publish(replica, 3)
-    stage.server.link.execute_command(*forbid)
+    (replica,) = await env.start_replicas()
+    (proxy,) = env.proxies
+    recorders = await env.connect_clients()
+    await env.publish(replica, 3)
+    env.server.link.execute_command(*forbid)
     connections = proxy.connections
     for _ in range(2):
-        assert await stage.publish(replica) == [None]
-    opened = await becomes(replica, status="degraded", redis="unreachable", sequence=3)
+        assert await env.publish(replica) == [None]
+    opened = await wait_for_health(replica, status="degraded", redis="unreachable", sequence=3)
     # the trials write, and so fail; a read alone would have let them pass
     failures = opened["circuit"]["total_failures"]
 
@@ -240,29 +240,29 @@ async def test_refused_writes(stage: Stage, refusal: str) -> None:
     await eventually(tried, PATIENCE)
     if refusal == "READONLY":
         assert proxy.connections >= connections + 3, "what is connected may be a former primary"
-    stage.server.link.execute_command(*allow)
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
-    for witness in witnesses:
-        assert marks(frames_of(witness)) == ["degraded open", "healthy closed"]
+    env.server.link.execute_command(*allow)
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()
+    for recorder in recorders:
+        assert degraded_notices(recorder.frames) == ["degraded open", "healthy closed"]
     assert len([line for line in replica.log.splitlines() if " CRITICAL " in line]) == 1
 
 
-async def test_refused_subscription(stage: Stage) -> None:
+async def test_refused_subscription(env: FaultEnvironment) -> None:
     """Section 7, nothing is lost: a replica that may not subscribe gets everything by its position checks."""
-    (replica,) = await stage.open(circuit_failure_threshold=1000)
-    await stage.audience()
-    link = stage.server.link
+    (replica,) = await env.start_replicas(circuit_failure_threshold=1000)
+    await env.connect_clients()
+    link = env.server.link
     link.execute_command("ACL", "SETUSER", "default", "-subscribe")
     link.client_kill_filter(_type="pubsub")
-    await becomes(replica, listener_healthy=False)
-    assert None not in await stage.publish(replica, 20)
-    await stage.settle()
-    assert stage.server.listeners == 0
+    await wait_for_health(replica, listener_healthy=False)
+    assert None not in await env.publish(replica, 20)
+    await env.wait_until_delivered()
+    assert env.server.listeners == 0
     link.execute_command("ACL", "SETUSER", "default", "+subscribe")
-    await stage.heal()
-    await stage.settle()
-    await stage.judge()
-    stage.check_unbroken()
+    await env.wait_until_healthy()
+    await env.wait_until_delivered()
+    await env.check_history()
+    env.check_unbroken()

@@ -10,10 +10,10 @@ import redis
 
 from handlers.openapi.examples import EXAMPLES
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
-from tests.system.replica import ROOT, Replica
+from tests.system.history import History, violations
+from tests.system.producers import KINDS, Producer
+from tests.system.recording_client import RecordingClient
+from tests.system.replica import ROOT, Replica, ReplicaFactory
 from tests.waiting import eventually
 
 TRACED = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "a=b"}
@@ -35,7 +35,7 @@ async def publish(replica: Replica, count: int = 1) -> list[int]:
 
 def publish_silently(link: Any, count: int) -> None:
     """Number and keep events without announcing them here: what a replica sees whose subscription is deaf."""
-    script = (ROOT / "kernel" / "publish.lua").read_text()
+    script = (ROOT / "kernel" / "redis" / "publish.lua").read_text()
     for number in range(count):
         id = f"silent-{number}"
         tail = f',"id":"{id}","type":"alert_deleted","data":{{"id":"silent","reason":null}}}}'
@@ -46,15 +46,15 @@ def publish_silently(link: Any, count: int) -> None:
 # -- documented -----------------------------------------------------------------------------------------------------
 
 
-async def test_payload(link: Any, private_redis: str, start: Start) -> None:
+async def test_payload(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 7, payload: JSON with the epoch, and of each event number, id, type, trace context and data."""
     replica = start(redis_url=private_redis)
-    with link.pubsub(ignore_subscribe_messages=True) as ear:
-        ear.subscribe("security_events")
-        ear.get_message(timeout=5)
+    with link.pubsub(ignore_subscribe_messages=True) as subscription:
+        subscription.subscribe("security_events")
+        subscription.get_message(timeout=5)
         receipt = (await replica.post("/broadcast/event", EXAMPLES["event"], **TRACED)).json()
         await replica.post("/broadcast/batch", list(EXAMPLES.values()))
-        one, batch = (json.loads(_heard(ear)) for _ in range(2))
+        one, batch = (json.loads(_heard(subscription)) for _ in range(2))
         assert one.keys() == batch.keys() == {"epoch", "events"}
         assert one["epoch"] == batch["epoch"] == receipt["epoch"]
         [event] = one["events"]
@@ -68,19 +68,19 @@ async def test_payload(link: Any, private_redis: str, start: Start) -> None:
         assert numbers == list(range(numbers[0], numbers[0] + len(EXAMPLES)))
         ids = [each["id"] for each in (event, *batch["events"])]
         assert len(set(ids)) == len(ids)
-        assert not ear.get_message(timeout=0.01)  # the events of one call are announced together
+        assert not subscription.get_message(timeout=0.01)  # the events of one call are announced together
     kept = link.xrange("{security_events}:history")
     assert [fields[b"id"].decode() for _, fields in kept] == ids
 
 
-def _heard(ear: Any) -> bytes:
-    while (message := ear.get_message(timeout=5)) is None:
+def _heard(subscription: Any) -> bytes:
+    while (message := subscription.get_message(timeout=5)) is None:
         pass
     payload: bytes = message["data"]
     return payload
 
 
-async def test_keys(link: Any, private_redis: str, start: Start) -> None:
+async def test_keys(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 7, keys: position, history and idempotency, with the channel as their hash tag; the last ones expire."""
     replica = start(redis_url=private_redis, redis_event_channel="my {odd} channel")
     await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="key")
@@ -102,14 +102,14 @@ async def test_keys(link: Any, private_redis: str, start: Start) -> None:
 
 
 @pytest.mark.parametrize("server", ["valkey", "redis_server"])
-async def test_one_numbering(start: Start, request: pytest.FixtureRequest, channel: str, server: str) -> None:
+async def test_one_numbering(start: ReplicaFactory, request: pytest.FixtureRequest, channel: str, server: str) -> None:
     """Section 7, numbering: several producers on two replicas make one unbroken row of numbers for all clients."""
     settings = {"redis_url": request.getfixturevalue(server), "redis_event_channel": channel}
     pair = start.pair(**settings)
     history = History()
-    witnesses = [Witness("here"), Witness("there")]
-    for witness, replica in zip(witnesses, pair, strict=True):
-        await witness.connect(replica)
+    recorders = [RecordingClient("here"), RecordingClient("there")]
+    for recorder, replica in zip(recorders, pair, strict=True):
+        await recorder.connect(replica)
 
     async def produce(replica: Replica, name: str) -> None:
         producer = Producer(history, name)
@@ -120,24 +120,24 @@ async def test_one_numbering(start: Start, request: pytest.FixtureRequest, chann
     await asyncio.gather(*(produce(replica, f"{replica.url}-{twin}") for replica in pair for twin in range(2)))
     epoch = pair[0].health()["epoch"]
     assert sorted(history.accepted) == [(epoch, number) for number in range(1, 201)]
-    for witness in witnesses:
-        await witness.reaches(epoch, 200)
-        assert witness.client is not None
-        assert witness.client.numbers == list(range(1, 201))
-        await witness.leave(politely=True)
-    assert complaints(history, [witness.seen for witness in witnesses]) == []
+    for recorder in recorders:
+        await recorder.reaches(epoch, 200)
+        assert recorder.connection is not None
+        assert recorder.connection.numbers == list(range(1, 201))
+        await recorder.leave(politely=True)
+    assert violations(history, [recorder.record for recorder in recorders]) == []
 
 
 # -- subscriptions that end or are deaf -----------------------------------------------------------------------------
 
 
-async def test_cut_subscription(link: Any, private_redis: str, start: Start) -> None:
+async def test_cut_subscription(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 7, nothing is lost: replicas whose subscriptions are cut again and again miss no event."""
     pair = start.pair(redis_url=private_redis)
     history = History()
-    witnesses = [Witness("here"), Witness("there"), Witness("some", ["alert.*", "worker.*"])]
-    for witness, replica in zip(witnesses, (*pair, pair[1]), strict=True):
-        await witness.connect(replica)
+    recorders = [RecordingClient("here"), RecordingClient("there"), RecordingClient("some", ["alert.*", "worker.*"])]
+    for recorder, replica in zip(recorders, (*pair, pair[1]), strict=True):
+        await recorder.connect(replica)
     producer = Producer(history, "m")
     async with pair[0].http() as http:
         for number in range(200):
@@ -147,13 +147,13 @@ async def test_cut_subscription(link: Any, private_redis: str, start: Start) -> 
             if number % 50 == 49:
                 await eventually(lambda: link.pubsub_numsub("security_events")[0][1] == 2, 15)
     epoch = pair[0].health()["epoch"]
-    for witness in witnesses:
-        await witness.reaches(epoch, 200)
-        await witness.leave(politely=True)
-    assert complaints(history, [witness.seen for witness in witnesses]) == []
+    for recorder in recorders:
+        await recorder.reaches(epoch, 200)
+        await recorder.leave(politely=True)
+    assert violations(history, [recorder.record for recorder in recorders]) == []
 
 
-async def test_deaf_subscription(link: Any, private_redis: str, start: Start) -> None:
+async def test_deaf_subscription(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 7, nothing is lost: what was never announced is found by the position check, also if nothing follows."""
     replica = start(redis_url=private_redis, position_check_seconds=0.5)
     async with connected(replica.websocket()) as client:
@@ -167,7 +167,7 @@ async def test_deaf_subscription(link: Any, private_redis: str, start: Start) ->
         assert client.numbers == list(range(1, 32))
 
 
-async def test_gap(link: Any, private_redis: str, start: Start) -> None:
+async def test_gap(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 7, gap: what the history no longer has is announced exactly where it would have been."""
     replica = start(redis_url=private_redis, position_check_seconds=0.5)
     async with connected(replica.websocket()) as client, connected(replica.websocket(events="nothing")) as filtered:
@@ -195,39 +195,39 @@ async def test_gap(link: Any, private_redis: str, start: Start) -> None:
 # -- new epochs -----------------------------------------------------------------------------------------------------
 
 
-async def test_flush(link: Any, private_redis: str, start: Start) -> None:
+async def test_flush(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 7, epochs: a Redis that lost everything means one new epoch for all, announced between the two."""
     pair = start.pair(redis_url=private_redis)
     history = History()
-    witnesses = [Witness("here"), Witness("there"), Witness("some", ["alert.*"])]
-    for witness, replica in zip(witnesses, (*pair, pair[0]), strict=True):
-        await witness.connect(replica)
+    recorders = [RecordingClient("here"), RecordingClient("there"), RecordingClient("some", ["alert.*"])]
+    for recorder, replica in zip(recorders, (*pair, pair[0]), strict=True):
+        await recorder.connect(replica)
     producer = Producer(history, "m")
     async with pair[0].http() as here, pair[1].http() as there:
         for _ in range(2):
             for http in (here, there):
                 await producer.publish_batch(http, KINDS)
         epoch = pair[0].health()["epoch"]
-        for witness in witnesses:
-            await witness.reaches(epoch, history.last(epoch))
+        for recorder in recorders:
+            await recorder.reaches(epoch, history.last(epoch))
         link.flushall()
         await eventually(lambda: all(replica.health()["epoch"] != epoch for replica in pair), 15)
         renewed = pair[0].health()["epoch"]
         assert pair[1].health()["epoch"] == renewed
         for http in (here, there):
             await producer.publish_batch(http, KINDS)
-    for witness in witnesses:
-        await witness.reaches(renewed, history.last(renewed))
-        await witness.leave(politely=True)
+    for recorder in recorders:
+        await recorder.reaches(renewed, history.last(renewed))
+        await recorder.leave(politely=True)
     assert history.last(renewed) == 2 * len(KINDS)
-    assert complaints(history, [witness.seen for witness in witnesses]) == []
-    for witness in witnesses:
-        changes = [each for each in witness.seen.connections[0].frames if each.get("type") == "epoch_changed"]
+    assert violations(history, [recorder.record for recorder in recorders]) == []
+    for recorder in recorders:
+        changes = [each for each in recorder.record.connections[0].frames if each.get("type") == "epoch_changed"]
         assert changes == [{"type": "epoch_changed", "epoch": renewed}]
-        assert not any("replay" in each for each in witness.seen.connections[0].frames)
+        assert not any("replay" in each for each in recorder.record.connections[0].frames)
 
 
-async def test_resume_over_epochs(link: Any, private_redis: str, start: Start) -> None:
+async def test_resume_over_epochs(link: Any, private_redis: str, start: ReplicaFactory) -> None:
     """Section 6, resume: whose epoch is gone gets the new one from its start, and is told so."""
     replica = start(redis_url=private_redis)
     await publish(replica, 3)

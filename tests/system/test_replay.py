@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import redis
 
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, ProxyMode
 from tests.system.client import Client, connected
-from tests.system.conftest import FAST, Start
-from tests.system.history import History, complaints
-from tests.system.parties import KINDS, Producer, Witness
-from tests.system.replica import Replica, wait_until
-from tests.waiting import eventually
+from tests.system.history import History, violations
+from tests.system.producers import KINDS, Producer
+from tests.system.recording_client import RecordingClient
+from tests.system.replica import FAST, Replica, ReplicaFactory
+from tests.waiting import eventually, wait_until
 
 # More than the replicas keep in memory.
 MANY = 3 * int(FAST["message_buffer_size"])
@@ -69,11 +69,11 @@ async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch:
 async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) -> None:
     """Section 6, resume: no hole and no repeat between replayed and live frames, however many come meanwhile."""
     history = History()
-    everything = Witness("everything")
-    some = Witness("some", ["alert.*", "camera.offline"], deflate=True)
-    witnesses = [everything, some, *(Witness(f"latecomer {number}") for number in range(4))]
-    for witness in witnesses:
-        await witness.connect(pair[0])
+    everything = RecordingClient("everything")
+    some = RecordingClient("some", ["alert.*", "camera.offline"], deflate=True)
+    recorders = [everything, some, *(RecordingClient(f"latecomer {number}") for number in range(4))]
+    for recorder in recorders:
+        await recorder.connect(pair[0])
     done = asyncio.Event()
 
     async def produce(replica: Replica, name: str) -> None:
@@ -83,22 +83,22 @@ async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) ->
                 await producer.publish_batch(http, choice.choices(KINDS, k=5))
         done.set()
 
-    async def come_and_go(witness: Witness) -> None:
-        choice = random.Random(witness.seen.name)
+    async def come_and_go(recorder: RecordingClient) -> None:
+        choice = random.Random(recorder.record.name)
         while not done.is_set():
-            client = witness.client
+            client = recorder.connection
             assert client is not None
             await client.receives(choice.randrange(40))
-            await witness.leave()
-            await witness.connect(choice.choice(pair))
+            await recorder.leave()
+            await recorder.connect(choice.choice(pair))
 
-    await asyncio.gather(*(produce(each, each.url) for each in pair), *map(come_and_go, witnesses[1:]))
+    await asyncio.gather(*(produce(each, each.url) for each in pair), *map(come_and_go, recorders[1:]))
     epoch = pair[0].health()["epoch"]
-    for witness in witnesses:
-        await witness.reaches(epoch, history.last(epoch))
-        await witness.leave(politely=True)
+    for recorder in recorders:
+        await recorder.reaches(epoch, history.last(epoch))
+        await recorder.leave(politely=True)
     assert len(history.accepted) == 600
-    assert complaints(history, [witness.seen for witness in witnesses]) == []
+    assert violations(history, [recorder.record for recorder in recorders]) == []
 
 
 async def test_beyond_the_newest(replica: Replica) -> None:
@@ -160,7 +160,7 @@ async def test_several_resyncs(replica: Replica, client: Client) -> None:
         assert (await client.next())["channel"] == str(since)
 
 
-async def test_resync_of_everything(start: Start, valkey: str, channel: str) -> None:
+async def test_resync_of_everything(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 6, resync: `last_sequence` absent is 0."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await publish(replica, MANY)
@@ -191,7 +191,7 @@ async def test_another_epoch(replica: Replica) -> None:
 
 
 @pytest.fixture(scope="module")
-def forgetful(start_for_module: Start, valkey: str) -> Replica:
+def forgetful(start_for_module: ReplicaFactory, valkey: str) -> Replica:
     """A replica whose Redis keeps some 100 events, of which 1,000 have been published."""
     replica = start_for_module(
         redis_url=valkey, redis_event_channel="forgetful", history_size=100, message_buffer_size=5
@@ -237,13 +237,13 @@ async def test_just_before_the_oldest(forgetful: Replica, valkey: str) -> None:
 # -- while Redis is away --------------------------------------------------------------------------------------------
 
 
-async def test_ahead_of_this_replica(start: Start, valkey: str, channel: str) -> None:
+async def test_ahead_of_this_replica(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 6, resume: a number that Redis has and this replica has not yet is waited for."""
-    async with Proxy(valkey) as way:
+    async with Proxy(valkey) as proxy:
         first = start(redis_url=valkey, redis_event_channel=channel)
         settings = {"redis_event_channel": channel, "position_check_seconds": 15}
-        late = await asyncio.to_thread(start, redis_url=way.url, **settings)
-        await way.go(Way.DEAF)
+        late = await asyncio.to_thread(start, redis_url=proxy.url, **settings)
+        await proxy.set_mode(ProxyMode.DEAF)
         numbers = await publish(first, 3)
         async with connected(late.websocket(since=numbers[1])) as client:
             hello = await client.next()
@@ -252,20 +252,20 @@ async def test_ahead_of_this_replica(start: Start, valkey: str, channel: str) ->
             await client.take(type="pong")
             await client.until(lambda: client.heartbeats or None)
             assert client.numbers == []
-            await way.go(Way.PASS)
+            await proxy.set_mode(ProxyMode.PASS)
             assert (await client.take(replay=True))["sequence"] == numbers[2]
             assert await client.next() == verdict(hello, numbers[1], 1)
         await asyncio.to_thread(late.stop)
 
 
-async def test_resume_without_redis(start: Start, valkey: str, channel: str) -> None:
+async def test_resume_without_redis(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 6, resume: what memory cannot answer waits for Redis, while heartbeats and replies go on."""
-    async with Proxy(valkey) as way:
+    async with Proxy(valkey) as proxy:
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2}
-        replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
+        replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings)
         numbers = await publish(replica, MANY)
         await replica.delivers(numbers[-1])
-        await way.go(Way.REFUSE)
+        await proxy.set_mode(ProxyMode.REFUSE)
         await eventually(lambda: replica.health()["is_degraded"], 15)
         async with (
             connected(replica.websocket(since=numbers[0])) as old,
@@ -277,21 +277,21 @@ async def test_resume_without_redis(start: Start, valkey: str, channel: str) -> 
             await old.take(type="pong")
             await old.until(lambda: old.heartbeats or None)
             assert old.events == []
-            await way.go(Way.PASS)
+            await proxy.set_mode(ProxyMode.PASS)
             assert (await old.take(type="resync_ack"))["recovered"] is True
             assert old.numbers == numbers[1:]
         await eventually(lambda: not replica.health()["is_degraded"], 15)
         await asyncio.to_thread(replica.stop, tolerate="CRITICAL kernel")
 
 
-async def test_before_redis_was_there(start: Start, valkey: str, channel: str) -> None:
+async def test_before_redis_was_there(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 6, resume: who came before Redis gets `epoch_changed` when it is there, and live events from there on."""
     first = start(redis_url=valkey, redis_event_channel=channel)
     numbers = await publish(first, 3)
-    async with Proxy(valkey) as way:
-        await way.go(Way.SHUT)
+    async with Proxy(valkey) as proxy:
+        await proxy.set_mode(ProxyMode.SHUT)
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2, "ready": False}
-        replica = await asyncio.to_thread(start, redis_url=way.url, **settings)
+        replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings)
         async with (
             connected(replica.websocket()) as client,
             connected(replica.websocket(since=numbers[0])) as resumed,
@@ -301,7 +301,7 @@ async def test_before_redis_was_there(start: Start, valkey: str, channel: str) -
                 assert (hello["epoch"], hello["lastSeq"]) == ("", 0)
                 notice = await each.next()
                 assert (notice["type"], notice["data"]["status"]) == ("service_status", "degraded")
-            await way.go(Way.PASS)
+            await proxy.set_mode(ProxyMode.PASS)
             changed = {"type": "epoch_changed", "epoch": first.health()["epoch"]}
             assert await client.take(type="epoch_changed") == changed
             assert await resumed.take(type="epoch_changed") == changed

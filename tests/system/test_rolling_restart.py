@@ -5,33 +5,34 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from tests.system.conftest import Start
-from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
-from tests.system.history import History, complaints
+from tests.system.history import History, violations
+from tests.system.producers import RetryingProducer
+from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
+from tests.system.replica import PATIENCE, ReplicaFactory
+from tests.waiting import eventually
 
 CLIENTS = 100
 DRAIN_SECONDS = 4.0
 OPTIONS: tuple[dict[str, bool], ...] = ({}, {"deflate": True}, {}, {})
 
 
-async def test_rolling_restart(start: Start, valkey: str, channel: str) -> None:
+async def test_rolling_restart(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 9, drain: a rolling restart, polite and rude, loses nothing, and clients come back spread over time."""
     rng = random.Random(1)
     shared = {"redis_url": valkey, "redis_event_channel": channel, "drain_seconds": DRAIN_SECONDS}
     replicas = [start(**shared) for _ in range(3)]
     history, stop, gone = History(), asyncio.Event(), asyncio.Event()
-    producers = [Persistent(history, f"producer-{number}", replicas, rng) for number in range(3)]
-    crowd = [
-        Wanderer(f"client-{number}", FILTERS[number % len(FILTERS)], rng, **OPTIONS[number % len(OPTIONS)])
+    producers = [RetryingProducer(history, f"producer-{number}", replicas, rng) for number in range(3)]
+    clients = [
+        ReconnectingClient(f"client-{number}", PATTERNS[number % len(PATTERNS)], rng, **OPTIONS[number % len(OPTIONS)])
         for number in range(CLIENTS)
     ]
     async with asyncio.TaskGroup() as group:
-        for wanderer in crowd:
-            group.create_task(wanderer.stay(replicas, gone))
+        for client in clients:
+            group.create_task(client.stay(replicas, gone))
         for producer in producers:
             group.create_task(producer.publish(0.06, stop))
-        while not all(wanderer.returns for wanderer in crowd):
-            await asyncio.sleep(0.05)
+        await eventually(lambda: all(client.reconnections for client in clients), PATIENCE)
         drains = []
         for replica in replicas:
             had = (await asyncio.to_thread(replica.health))["connections"]
@@ -44,30 +45,29 @@ async def test_rolling_restart(start: Start, valkey: str, channel: str) -> None:
             await asyncio.to_thread(replica.start)
         stop.set()
         epoch = replicas[0].health()["epoch"]
-        while not all(producer.idle for producer in producers):
-            await asyncio.sleep(0.05)
-        await settled(history, epoch, crowd)
+        await eventually(lambda: all(producer.idle for producer in producers), PATIENCE)
+        await wait_until_delivered(history, epoch, clients)
         gone.set()
-    assert complaints(history, [wanderer.seen for wanderer in crowd]) == []
+    assert violations(history, [client.record for client in clients]) == []
     assert {place.epoch for place in history.accepted} == {epoch}
-    frames = [frame for wanderer in crowd for each in wanderer.seen.connections for frame in each.frames]
+    frames = [frame for client in clients for each in client.record.connections for frame in each.frames]
     assert not [frame for frame in frames if frame.get("type") in ("gap", "epoch_changed")]
     assert all(frame["recovered"] for frame in frames if frame.get("type") == "resync_ack")
     assert sum(producer.retries for producer in producers)
     for begun, ended, had, url in drains:
-        times = sorted(r.at for w in crowd for r in w.returns if r.code == 1012 and begun <= r.at <= ended + 1)
+        times = sorted(r.at for w in clients for r in w.reconnections if r.code == 1012 and begun <= r.at <= ended + 1)
         assert len(times) >= had
         # a busy machine, which stops for a while, bunches them; what they were told it cannot bunch
         assert peak(times) <= 2.5 * had / DRAIN_SECONDS + 3, (had, [time - begun for time in times])
-        delays = sorted(frame["data"]["delay_ms"] / 1000 for frame in notices_of(url, crowd))
+        delays = sorted(frame["data"]["delay_ms"] / 1000 for frame in notices_of(url, clients))
         assert len(delays) >= had
         assert delays[-1] <= DRAIN_SECONDS
         assert peak(delays) <= len(delays) / DRAIN_SECONDS + 1
 
 
-def notices_of(url: str, crowd: Sequence[Wanderer]) -> list[dict[str, Any]]:
+def notices_of(url: str, clients: Sequence[ReconnectingClient]) -> list[dict[str, Any]]:
     """What a replica said about the end of its connections."""
-    connections = [each for wanderer in crowd for each in wanderer.seen.connections if each.where == url]
+    connections = [each for client in clients for each in client.record.connections if each.where == url]
     return [frame for each in connections for frame in each.frames if frame.get("type") == "system.shutdown"]
 
 

@@ -17,72 +17,56 @@ from pathlib import Path
 import pytest
 
 from handlers.settings import settings_help
-from tests.network import Proxy
+from tests import processes
+from tests.proxy import Proxy
 from tests.system.client import connected
-from tests.system.conftest import FAST, Start
-from tests.system.parties import KINDS
-from tests.system.replica import PATIENCE, ROOT, Replica, clean_environment, wait_until
+from tests.system.producers import KINDS
+from tests.system.replica import FAST, PATIENCE, ROOT, Replica, ReplicaFactory, clean_environment
+from tests.waiting import wait_until
 
 MODULE = [sys.executable, "-m", "handlers"]
 
 
 def run(*arguments: str, **environment: object) -> "subprocess.CompletedProcess[str]":
     """Run a command to its end."""
-    return subprocess.run(
-        [*MODULE, *arguments],
-        cwd=ROOT,
-        env=clean_environment(**environment),
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return processes.run([*MODULE, *arguments], cwd=ROOT, env=clean_environment(**environment))
 
 
 class Tail:
-    """`tail` as a process; its lines are collected."""
+    """The lines that a `tail` process prints, collected by a thread."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.lines: list[str] = []
-        self.process = subprocess.Popen(
-            [*MODULE, "tail", *arguments],
-            cwd=ROOT,
-            env=clean_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self._reading = threading.Thread(target=self._read)
+        self._process = process
+        # a daemon, so that it can never keep pytest from ending
+        self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
     def waits_for(self, text: str) -> None:
         """Wait until a line matches."""
         wait_until(lambda: any(re.search(text, line) for line in self.lines), 30)
 
-    def stop(self) -> None:
-        """End it as Ctrl-C does; it has to go with status 0."""
-        self.process.send_signal(signal.SIGINT)
-        status = self.process.wait(PATIENCE)
-        self._reading.join()
-        for stream in (self.process.stdout, self.process.stderr):
-            assert stream is not None
-            stream.close()
-        assert status == 0
+    def interrupt(self) -> None:
+        """End it as Ctrl-C does, and collect the remaining lines; the exit status must be 0."""
+        self._process.send_signal(signal.SIGINT)
+        assert self._process.wait(PATIENCE) == 0
+        self._reading.join(PATIENCE)
 
     def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
             self.lines.append(line.rstrip("\n"))
 
 
 @contextlib.contextmanager
 def tail(*arguments: str) -> Iterator[Tail]:
-    """Watch for the length of a block."""
-    process = Tail(*arguments)
-    try:
-        process.waits_for("connected")
-        yield process
-    finally:
-        process.stop()
+    """Run `tail` for the length of a block, and interrupt it at the end."""
+    command = [*MODULE, "tail", *arguments]
+    with processes.running(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
+        watching = Tail(process)
+        watching.waits_for("connected")
+        yield watching
+        watching.interrupt()
 
 
 def children(pid: int) -> list[Path]:
@@ -119,23 +103,20 @@ def test_script(tmp_path: Path, valkey: str) -> None:
     if command is None:
         pytest.skip("the distribution is not installed")
     environment = clean_environment(redis_url=valkey, host="256.0.0.1", port=1)
+    options = ["--host", "127.0.0.1", "--port", "0"]
     with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [command, "serve", "--host", "127.0.0.1", "--port", "0"], cwd=ROOT, env=environment, stderr=log
-        )
-    try:
-        wait_until(lambda: "running on http://127.0.0.1:" in (tmp_path / "log").read_text())
-    finally:
-        process.terminate()
-        status = process.wait(PATIENCE)
-    assert status == 0
+        serve = processes.running([command, "serve", *options], cwd=ROOT, env=environment, stderr=log)
+        with serve as process:
+            wait_until(lambda: "running on http://127.0.0.1:" in (tmp_path / "log").read_text())
+            process.terminate()
+            assert process.wait(PATIENCE) == 0
 
 
 @pytest.mark.parametrize("scheme", ["redis", "unix"])
-async def test_redis_urls(start: Start, valkey: str, channel: str, scheme: str) -> None:
+async def test_redis_urls(start: ReplicaFactory, valkey: str, channel: str, scheme: str) -> None:
     """Section 1, Redis: over TCP and over a Unix socket."""
-    async with Proxy(valkey) as way:
-        url = f"{way.url}/0" if scheme == "redis" else valkey
+    async with Proxy(valkey) as proxy:
+        url = f"{proxy.url}/0" if scheme == "redis" else valkey
         replica = await asyncio.to_thread(start, redis_url=url, redis_event_channel=channel)
         assert (await replica.post("/broadcast/alert/deleted", {"id": "x"})).json()["sequence"] == 1
         await asyncio.to_thread(replica.stop)
@@ -179,7 +160,7 @@ async def secure_redis(valkey: str, certificate: Path) -> AsyncIterator[str]:
     await asyncio.wait(tasks, timeout=PATIENCE)
 
 
-async def test_secure_redis(start: Start, secure_redis: str, channel: str) -> None:
+async def test_secure_redis(start: ReplicaFactory, secure_redis: str, channel: str) -> None:
     """Section 1, Redis: over TLS."""
     replica = await asyncio.to_thread(start, redis_url=secure_redis, redis_event_channel=channel)
     async with connected(replica.websocket()) as client:
@@ -228,7 +209,7 @@ def test_bad_setting(name: str, value: str, allowed: str) -> None:
     assert allowed in line.replace(value, "", 1)
 
 
-async def test_largest_settings(start: Start, valkey: str, channel: str) -> None:
+async def test_largest_settings(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 11, settings: with the largest sizes, counts and seconds that are taken the service works."""
     most = 10**18 - 1
     sizes = ("history_size", "message_buffer_size", "websocket_max_message_size", "websocket_compression_threshold")
@@ -266,10 +247,10 @@ def test_port_in_use(replica: Replica) -> None:
 # -- demo, tail -------------------------------------------------------------------------------------------------
 
 
-def test_demo_and_tail(settled: tuple[Replica, Replica]) -> None:
+def test_demo_and_tail(replicas: tuple[Replica, Replica]) -> None:
     """Section 1, demo and tail: 200 messages of every family, the same again by their seed; each is a line of tail."""
-    with tail("--url", settled[1].websocket()) as watching:
-        runs = [run("demo", "--url", settled[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
+    with tail("--url", replicas[1].websocket()) as watching:
+        runs = [run("demo", "--url", replicas[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
         posted = [[line.split() for line in each.stdout.splitlines()] for each in runs]
         last = posted[1][-1][0]
         watching.waits_for(rf"^\S+ +{last} ")
@@ -306,7 +287,7 @@ def test_tail_of_some(replica: Replica) -> None:
     assert all(frame["replay"] and frame["sequence"] > first for frame in events)
 
 
-async def test_tail_comes_back(start: Start, valkey: str, channel: str) -> None:
+async def test_tail_comes_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 1, tail: when the service is restarted it reconnects, resumes and misses nothing."""
     settings = {"redis_url": valkey, "redis_event_channel": channel}
     replica, other = start.pair(**settings)
@@ -323,7 +304,7 @@ async def test_tail_comes_back(start: Start, valkey: str, channel: str) -> None:
     assert numbers == ["1", "2", "3"]
 
 
-def test_tail_refused(start: Start, valkey: str, channel: str) -> None:
+def test_tail_refused(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 1, tail: refused credentials end it with status 1; with the right ones it goes on."""
     replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="secret")
     ended = run("tail", "--url", replica.websocket())

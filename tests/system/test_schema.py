@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.system.parties import KINDS, route_of
+from tests.system.producers import KINDS, route_of
 from tests.system.replica import Replica
 
 # To JSON Schema 34.0 is an integer; here types are strict, and it is not.

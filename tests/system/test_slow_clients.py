@@ -8,11 +8,11 @@ from functools import partial
 import pytest
 
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.history import Connection, History, Witnessed, complaints
-from tests.system.raw import PING, TEXT, raw_socket
-from tests.system.replica import Replica
-from tests.system.slow import FLOOD, Flood, memory_of, slow_client, sockets_of
+from tests.system.history import ClientRecord, Connection, History, violations
+from tests.system.producers import BulkProducer
+from tests.system.raw_websocket import PING, TEXT, raw_websocket
+from tests.system.replica import Replica, ReplicaFactory
+from tests.system.slow_client import OVERFLOW_BYTES, slow_client
 from tests.waiting import eventually
 
 MARK = 65536
@@ -22,7 +22,7 @@ Serve = Callable[..., Replica]
 
 
 @pytest.fixture
-def serve(start: Start, valkey: str, channel: str) -> Serve:
+def serve(start: ReplicaFactory, valkey: str, channel: str) -> Serve:
     """Start a replica with a low high-water mark on a channel of the test's own."""
 
     def serve(**settings: object) -> Replica:
@@ -34,7 +34,7 @@ def serve(start: Start, valkey: str, channel: str) -> Serve:
 
 async def only(connections: int, replica: Replica) -> None:
     """Wait until the system holds no more than so many connections to the replica, aborted ones included."""
-    await eventually(lambda: sockets_of(replica) <= connections, 60.0)
+    await eventually(lambda: replica.sockets <= connections, 60.0)
 
 
 @pytest.mark.parametrize(
@@ -45,57 +45,57 @@ async def only(connections: int, replica: Replica) -> None:
 async def test_falls_behind_and_catches_up(serve: Serve, how: dict[str, object], patterns: list[str] | None) -> None:
     """Section 9, slow clients: who does not read delays nobody, gets everything later, and is live again."""
     replica, history = serve(), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     query = how | ({} if patterns is None else {"events": ",".join(patterns)})
     async with slow_client(replica, **query) as slow, connected(replica.websocket()) as fast:  # type: ignore[arg-type]
         await fast.next()
-        await flood.pour(50_000)
-        await slow.reached(flood.last)
+        await bulk.publish(50_000)
+        await slow.reached(bulk.last)
         slow.stall()
         # random digits, compressed, are half as long
-        await flood.pour(2 * FLOOD if how else FLOOD)
-        await fast.reached(flood.last)
-        assert slow.place < flood.last
+        await bulk.publish(2 * OVERFLOW_BYTES if how else OVERFLOW_BYTES)
+        await fast.reached(bulk.last)
+        assert slow.place < bulk.last
         slow.read()
-        await slow.reached(flood.last)
-        await flood.pour(50_000)
-        await slow.reached(flood.last)
-        await fast.reached(flood.last)
+        await slow.reached(bulk.last)
+        await bulk.publish(50_000)
+        await slow.reached(bulk.last)
+        await fast.reached(bulk.last)
         assert not any("replay" in frame for frame in slow.frames)
-        everything = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
-        assert complaints(history, [slow.seen("slow", patterns), everything]) == []
+        everything = ClientRecord("fast", None, [Connection("", None, "", fast.frames)])
+        assert violations(history, [slow.record("slow", patterns), everything]) == []
 
 
 async def test_again_and_again(serve: Serve) -> None:
     """Section 9, slow clients: a client that falls behind while it is catching up still gets each event once."""
     replica, history = serve(), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow, asyncio.TaskGroup() as group:
-        publishing = group.create_task(flood.pour(3 * FLOOD))
+        publishing = group.create_task(bulk.publish(3 * OVERFLOW_BYTES))
 
         def published(number: int) -> bool:
-            return publishing.done() or flood.last >= number
+            return publishing.done() or bulk.last >= number
 
         while not publishing.done():
             slow.stall()
-            await eventually(partial(published, flood.last + 450), 20.0)
+            await eventually(partial(published, bulk.last + 450), 20.0)
             slow.read()
-            await slow.reached(flood.last)
-        await slow.reached(flood.last)
-        assert complaints(history, [slow.seen("slow")]) == []
+            await slow.reached(bulk.last)
+        await slow.reached(bulk.last)
+        assert violations(history, [slow.record("slow")]) == []
 
 
 async def test_subscribe_while_behind(serve: Serve) -> None:
     """Section 9, slow clients: from its `subscribed` reply on, what is caught up obeys the new patterns."""
     replica, history = serve(), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow:
         slow.stall()
-        await flood.pour(FLOOD)
+        await bulk.publish(OVERFLOW_BYTES)
         await slow.send({"type": "subscribe", "data": {"events": ["alert.deleted"]}})
         slow.read()
         await slow.take(action="subscribed")
-        await slow.reached(flood.last)
+        await slow.reached(bulk.last)
         at = slow.frames.index({"action": "subscribed", "events": ["alert.deleted"]})
         before = [frame["sequence"] for frame in slow.frames[:at] if "sequence" in frame]
         after = [(frame["sequence"], frame["type"]) for frame in slow.frames[at:] if "sequence" in frame]
@@ -108,47 +108,47 @@ async def test_subscribe_while_behind(serve: Serve) -> None:
 async def test_out_of_the_history(serve: Serve) -> None:
     """Section 9, slow clients: who has left the history is closed with 4008, and told of its loss on return."""
     replica, history = serve(history_size=50), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow:
         slow.stall()
-        await flood.pour(FLOOD)
+        await bulk.publish(OVERFLOW_BYTES)
         slow.read()
         code, _ = await slow.closed()
         assert code == 4008
         epoch, since = slow.stands_at()
-        assert since < flood.last
+        assert since < bulk.last
     async with slow_client(replica, since=since, epoch=epoch) as again:
         verdict = await again.take(type="resync_ack")
         assert verdict["gap_too_old"]
         assert not verdict["recovered"]
         assert verdict["oldest_available"] > since + 1
-        await flood.pour(50_000)
-        await again.reached(flood.last)
-    witness = Witnessed("slow", None, slow.seen("").connections + again.seen("").connections)
-    assert complaints(history, [witness]) == []
+        await bulk.publish(50_000)
+        await again.reached(bulk.last)
+    record = ClientRecord("slow", None, slow.record("").connections + again.record("").connections)
+    assert violations(history, [record]) == []
 
 
 async def test_memory(serve: Serve) -> None:
     """Section 9, slow clients: ten that read nothing cost no memory under load, and others go on."""
     replica, history = serve(), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with connected(replica.websocket()) as fast:
-        await flood.pour(FLOOD)
-        await fast.reached(flood.last)
-        before = memory_of(replica)
+        await bulk.publish(OVERFLOW_BYTES)
+        await fast.reached(bulk.last)
+        before = replica.memory
         stuck = [slow_client(replica) for _ in range(10)]
         clients = [await each.__aenter__() for each in stuck]
         for client in clients:
             client.stall()
-        await flood.pour(4 * FLOOD)
-        await fast.reached(flood.last)
-        grown = memory_of(replica) - before
+        await bulk.publish(4 * OVERFLOW_BYTES)
+        await fast.reached(bulk.last)
+        grown = replica.memory - before
         clients[0].read()
-        await clients[0].reached(flood.last)
-        fast_one = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
+        await clients[0].reached(bulk.last)
+        fast_one = ClientRecord("fast", None, [Connection("", None, "", fast.frames)])
         for each in stuck:
             await each.__aexit__(None, None, None)
-        assert complaints(history, [clients[0].seen("slow"), fast_one]) == []
+        assert violations(history, [clients[0].record("slow"), fast_one]) == []
     # 320 MiB were meant for them
     assert grown < 20 * MIB
 
@@ -157,8 +157,8 @@ async def test_memory(serve: Serve) -> None:
 async def test_sends_and_never_reads(serve: Serve, opcode: int) -> None:
     """Section 9, slow clients: who sends and never reads its pongs is read no more from the mark on, then aborted."""
     replica = serve(websocket_idle_timeout_seconds=2)
-    async with raw_socket(replica, receive_buffer=4096) as deaf:
-        before = memory_of(replica)
+    async with raw_websocket(replica, receive_buffer=4096) as deaf:
+        before = replica.memory
         payload = b"ping" if opcode == TEXT else b"x" * 125
         sent = 0
 
@@ -174,18 +174,18 @@ async def test_sends_and_never_reads(serve: Serve, opcode: int) -> None:
             async with asyncio.timeout(60):
                 await send()
         assert sent < 20 * MIB
-        assert memory_of(replica) - before < 20 * MIB
+        assert replica.memory - before < 20 * MIB
         await only(0, replica)
 
 
 async def test_takes_nothing(serve: Serve) -> None:
     """Section 9, slow clients: who takes nothing for the idle timeout is aborted, who takes a little is not."""
     replica, history = serve(websocket_idle_timeout_seconds=2), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as stuck, slow_client(replica) as slow:
         stuck.stall()
         slow.stall()
-        await flood.pour(FLOOD)
+        await bulk.publish(OVERFLOW_BYTES)
         begun = time.monotonic()
 
         async def sip() -> None:
@@ -201,23 +201,23 @@ async def test_takes_nothing(serve: Serve) -> None:
         assert time.monotonic() - begun > 1.0
         # for twice as long as the other one had
         await asyncio.sleep(max(0.0, begun + 4.0 - time.monotonic()))
-        assert sockets_of(replica) == 1
+        assert replica.sockets == 1
         sipping.cancel()
         stuck.read()
         assert (await stuck.closed())[0] == 1006
         slow.read()
-        await slow.reached(flood.last)
+        await slow.reached(bulk.last)
         # a half frame is what an abort leaves
-        assert complaints(history, [slow.seen("slow")]) == []
+        assert violations(history, [slow.record("slow")]) == []
 
 
 async def test_close_not_taken(serve: Serve) -> None:
     """Section 9, slow clients: a socket that does not take its close frame within 5 s is aborted."""
     replica, history = serve(websocket_max_age_seconds=1.5), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as stuck:
         stuck.stall()
-        await flood.pour(FLOOD)
+        await bulk.publish(OVERFLOW_BYTES)
         begun = time.monotonic()
         # far sooner than the idle timeout of 300 s
         await only(0, replica)
@@ -229,29 +229,29 @@ async def test_close_not_taken(serve: Serve) -> None:
 async def test_larger_than_the_mark(serve: Serve) -> None:
     """Section 9, slow clients: a message larger than the high-water mark reaches who reads and who reads late."""
     replica, history = serve(websocket_send_buffer_bytes=1024), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow, connected(replica.websocket()) as fast:
         await fast.next()
         slow.stall()
         for _ in range(4):
-            await flood.pour(500_000, 500_000)
-            await fast.reached(flood.last)
+            await bulk.publish(500_000, 500_000)
+            await fast.reached(bulk.last)
         slow.read()
-        await slow.reached(flood.last)
-        await flood.pour(500_000, 500_000)
-        await slow.reached(flood.last)
-        await fast.reached(flood.last)
-        everything = Witnessed("fast", None, [Connection("", None, "", fast.frames)])
-        assert complaints(history, [slow.seen("slow"), everything]) == []
+        await slow.reached(bulk.last)
+        await bulk.publish(500_000, 500_000)
+        await slow.reached(bulk.last)
+        await fast.reached(bulk.last)
+        everything = ClientRecord("fast", None, [Connection("", None, "", fast.frames)])
+        assert violations(history, [slow.record("slow"), everything]) == []
 
 
 async def test_drain_is_bounded(serve: Serve) -> None:
     """Section 9, drain: it ends in bounded time, whoever takes nothing, answers nothing or sends half a request."""
     replica, history = serve(drain_seconds=1), History()
-    async with slow_client(replica) as stuck, raw_socket(replica) as mute, connected(replica.websocket()) as good:
+    async with slow_client(replica) as stuck, raw_websocket(replica) as mute, connected(replica.websocket()) as good:
         await good.next()
         stuck.stall()
-        await Flood(history, replica).pour(FLOOD)
+        await BulkProducer(history, replica).publish(OVERFLOW_BYTES)
         silent, half = [(await asyncio.open_connection("127.0.0.1", replica.port))[1] for _ in range(2)]
         half.write(b"POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
         await half.drain()
@@ -264,23 +264,23 @@ async def test_drain_is_bounded(serve: Serve) -> None:
         await mute.ended()
         for writer in (silent, half):
             writer.close()
-        everything = Witnessed("good", None, [Connection("", None, "", good.frames)])
-        assert complaints(history, [everything]) == []
+        everything = ClientRecord("good", None, [Connection("", None, "", good.frames)])
+        assert violations(history, [everything]) == []
     assert "Traceback" not in replica.log
 
 
 async def test_drain_of_a_slow_client(serve: Serve) -> None:
     """Section 9, drain: a slow client is told when its socket has drained, and gets events until its close."""
     replica, history = serve(drain_seconds=6), History()
-    flood = Flood(history, replica)
+    bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow:
         slow.stall()
-        await flood.pour(FLOOD)
+        await bulk.publish(OVERFLOW_BYTES)
         replica.signal()
         await eventually(lambda: replica.health()["status"] == "draining")
         slow.read()
         await slow.take(type="system.shutdown")
-        await slow.reached(flood.last)
+        await slow.reached(bulk.last)
         assert (await slow.closed())[0] == 1012
         assert await asyncio.to_thread(replica.ended) == 0
-        assert complaints(history, [slow.seen("slow")]) == []
+        assert violations(history, [slow.record("slow")]) == []

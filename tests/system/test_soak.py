@@ -1,7 +1,7 @@
-"""A soak: everything that can happen to Redis, replicas, links and clients, in an order that a seed decides.
+"""Soak test: faults of Redis, replicas, links and clients, in an order that a seed determines.
 
-By hand: `SOAK_SECONDS=600 SOAK_SEED=7 pytest -s tests/system/test_soak.py`; the same seed does the same once more, as
-far as it is the test that decides.
+To run it longer: `SOAK_SECONDS=600 SOAK_SEED=7 pytest -s tests/system/test_soak.py`. The same seed injects the same
+faults in the same order; their timing depends on the machine.
 """
 
 import asyncio
@@ -14,25 +14,25 @@ from contextlib import AsyncExitStack
 
 import httpx
 
-from tests.network import Proxy, Way
-from tests.system.conftest import Start
-from tests.system.crowd import FILTERS, Persistent, Wanderer, settled
-from tests.system.history import History, complaints
-from tests.system.replica import Replica
-from tests.system.servers import RedisServer
+from tests.proxy import Proxy, ProxyMode
+from tests.system.history import History, violations
+from tests.system.producers import RetryingProducer
+from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
+from tests.system.redis_server import RedisServer
+from tests.system.replica import Replica, ReplicaFactory
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
 CLIENTS = 24
-# What a replica may complain of while it is cut off from Redis, or Redis forgets.
-_EXPECTED = r" (ERROR|CRITICAL) kernel\.(link|listener): "
+# Errors that a replica may log while it is cut off from Redis, or when Redis loses data.
+_EXPECTED = r" (ERROR|CRITICAL) kernel\.(resilience\.link|listening\.\w+): "
 
 
-async def test_soak(start: Start) -> None:
-    """Sections 7 to 9, together: whatever happens, nothing is lost without a word, doubled or moved."""
+async def test_soak(start: ReplicaFactory) -> None:
+    """Sections 7 to 9, together: whatever happens, no event is lost without notice, duplicated or reordered."""
     print(f"SOAK_SEED={SEED} SOAK_SECONDS={SECONDS:g}")
     async with AsyncExitStack() as stack:
-        # killed, it comes back with all that it has answered for; what is lost, `flush` loses
+        # a killed server comes back with everything that it confirmed; only `flush` loses data
         server = stack.enter_context(RedisServer(appendonly="yes", appendfsync="always"))
         proxies = [await stack.enter_async_context(Proxy(server.path)) for _ in range(3)]
         settings = {"drain_seconds": 1, "circuit_recovery_seconds": 1, "websocket_send_buffer_bytes": 65536}
@@ -40,33 +40,36 @@ async def test_soak(start: Start) -> None:
         rng, history = random.Random(SEED), History()
         stop, gone = asyncio.Event(), asyncio.Event()
         producers = [
-            Persistent(history, f"producer-{number}", replicas, random.Random(SEED + number)) for number in range(3)
+            RetryingProducer(history, f"producer-{number}", replicas, random.Random(SEED + number))
+            for number in range(3)
         ]
-        crowd = [
-            Wanderer(f"client-{number}", FILTERS[number % len(FILTERS)], random.Random(SEED + number))
+        clients = [
+            ReconnectingClient(f"client-{number}", PATTERNS[number % len(PATTERNS)], random.Random(SEED + number))
             for number in range(CLIENTS)
         ]
-        demon = Demon(rng, replicas, proxies, server, crowd, Persistent(history, "large", replicas, rng))
+        bulk = RetryingProducer(history, "large", replicas, rng)
+        injector = FaultInjector(rng, replicas, proxies, server, clients, bulk)
         async with asyncio.TaskGroup() as group:
-            for wanderer in crowd:
-                group.create_task(wanderer.stay(replicas, gone))
+            for client in clients:
+                group.create_task(client.stay(replicas, gone))
             publishing = [group.create_task(producer.publish(0.03, stop)) for producer in producers]
-            await demon.rage(SECONDS)
+            await injector.run(SECONDS)
             stop.set()
             await asyncio.wait(publishing)
             async with httpx.AsyncClient(trust_env=False, timeout=10) as http:
                 await producers[0].publish_one(http)
             epoch = [place.epoch for place in history.accepted][-1]
-            await settled(history, epoch, crowd, 60)
+            await wait_until_delivered(history, epoch, clients, 60)
             gone.set()
-        print(f"{len(history.accepted)} events, {sum(len(w.returns) for w in crowd)} connections, {demon.deeds}")
-        assert complaints(history, [wanderer.seen for wanderer in crowd]) == []
+        connections = sum(len(client.reconnections) for client in clients)
+        print(f"{len(history.accepted)} events, {connections} connections, {injector.counts}")
+        assert violations(history, [client.record for client in clients]) == []
         for replica in replicas:
             await asyncio.to_thread(replica.stop, tolerate=_EXPECTED)
 
 
-class Demon:
-    """Does one thing after the other, as its dice say; what it breaks it mends."""
+class FaultInjector:
+    """Injects one random fault after another, and repairs each."""
 
     def __init__(
         self,
@@ -74,20 +77,20 @@ class Demon:
         replicas: list[Replica],
         proxies: list[Proxy],
         server: RedisServer,
-        crowd: list[Wanderer],
-        producer: Persistent,
+        clients: list[ReconnectingClient],
+        producer: RetryingProducer,
     ) -> None:
         self._producer = producer
         self._rng = rng
         self._replicas = replicas
         self._proxies = proxies
         self._server = server
-        self._crowd = crowd
-        self.deeds: dict[str, int] = {}
+        self._clients = clients
+        self.counts: dict[str, int] = {}
 
-    async def rage(self, seconds: float) -> None:
-        """Do each thing once, and go on for so many seconds in all."""
-        deeds: list[tuple[Callable[[], Awaitable[None]], float]] = [
+    async def run(self, seconds: float) -> None:
+        """Inject each fault once, then random ones until `seconds` have passed."""
+        counts: list[tuple[Callable[[], Awaitable[None]], float]] = [
             (self.terminate, 2),
             (self.kill, 2),
             (self.cut, 2),
@@ -101,22 +104,22 @@ class Demon:
             (self.flush, 0.7),
         ]
         end = time.monotonic() + seconds
-        choice, weights = [deed for deed, _ in deeds], [weight for _, weight in deeds]
+        choice, weights = [fault for fault, _ in counts], [weight for _, weight in counts]
         once = self._rng.sample(choice, len(choice))
         while once or time.monotonic() < end:
-            deed = once.pop() if once else self._rng.choices(choice, weights)[0]
-            self.deeds[deed.__name__] = self.deeds.get(deed.__name__, 0) + 1
-            await deed()
+            fault = once.pop() if once else self._rng.choices(choice, weights)[0]
+            self.counts[fault.__name__] = self.counts.get(fault.__name__, 0) + 1
+            await fault()
             await asyncio.sleep(self._rng.uniform(0.0, 0.8))
 
     async def terminate(self) -> None:
-        """SIGTERM, and another replica in its place."""
+        """End a replica with SIGTERM, and start it again."""
         replica = self._rng.choice(self._replicas)
         await asyncio.to_thread(replica.stop, tolerate=_EXPECTED)
         await asyncio.to_thread(replica.start)
 
     async def kill(self) -> None:
-        """SIGKILL, or a replica that is frozen before."""
+        """Kill a replica and start it again; sometimes it is frozen first, or only frozen."""
         replica = self._rng.choice(self._replicas)
         if self._rng.random() < 0.3:
             replica.signal(signal.SIGSTOP)
@@ -128,48 +131,48 @@ class Demon:
         await asyncio.to_thread(replica.start)
 
     async def cut(self) -> None:
-        """Every connection of a replica to Redis is reset."""
+        """Close every connection of a replica to Redis."""
         self._rng.choice(self._proxies).cut()
 
     async def cut_before_the_answer(self) -> None:
-        """A publish arrives, and its answer does not."""
+        """Cut off the answer to a publish."""
         self._rng.choice(self._proxies).cut_after(lambda piece: b"EVALSHA" in piece)
 
     async def break_for_a_while(self) -> None:
-        """A link is dead, deaf or refused."""
+        """Make a link to Redis refuse connections, pass nothing, or pass no answers, for a while."""
         proxy = self._rng.choice(self._proxies)
-        await proxy.go(self._rng.choice([Way.REFUSE, Way.SWALLOW, Way.DEAF]))
+        await proxy.set_mode(self._rng.choice([ProxyMode.REFUSE, ProxyMode.SWALLOW, ProxyMode.DEAF]))
         await asyncio.sleep(self._rng.uniform(0.2, 3.0))
-        # what a black hole has swallowed comes out of it again, as with a network that heals, unless it is cut
+        # data held by a black hole arrives afterwards, as when a network heals, unless the connections are cut
         if self._rng.random() < 0.5:
             proxy.cut()
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
 
     async def kill_connections(self) -> None:
-        """Redis itself closes connections."""
+        """Let Redis close connections."""
         self._server.link.client_kill_filter(_type=self._rng.choice(["pubsub", "normal"]), skipme=True)
 
     async def kill_redis(self) -> None:
-        """Redis dies, and is started again from what it has written."""
+        """Kill Redis, and start it again with the data on disk."""
         self._server.kill()
         await asyncio.sleep(self._rng.uniform(0.0, 2.0))
         await asyncio.to_thread(self._server.start)
 
     async def freeze_redis(self) -> None:
-        """Redis stands still for a while."""
+        """Suspend Redis for a while."""
         self._server.freeze()
         await asyncio.sleep(self._rng.uniform(0.2, 3.0))
         self._server.thaw()
 
     async def refuse_writes(self) -> None:
-        """Redis has no room for a while."""
+        """Let Redis refuse writes for a while, as if its memory were full."""
         self._server.link.config_set("maxmemory", 1)
         await asyncio.sleep(self._rng.uniform(0.2, 3.0))
         self._server.link.config_set("maxmemory", 0)
 
     async def stall_clients(self) -> None:
-        """Some clients read nothing for a while, and sometimes there is more for them than sockets hold."""
-        stalled = [w.client for w in self._rng.sample(self._crowd, CLIENTS // 4) if w.client is not None]
+        """Stop some clients reading for a while; sometimes publish more than their sockets can buffer."""
+        stalled = [w.connection for w in self._rng.sample(self._clients, CLIENTS // 4) if w.connection is not None]
         for client in stalled:
             client.socket.transport.pause_reading()
         if self._rng.random() < 0.4:
@@ -181,5 +184,5 @@ class Demon:
             client.socket.transport.resume_reading()
 
     async def flush(self) -> None:
-        """Redis forgets everything."""
+        """Delete all data in Redis."""
         self._server.link.flushall()

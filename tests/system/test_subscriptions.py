@@ -7,7 +7,7 @@ import pytest
 
 from tests.system.client import Client, connected
 from tests.system.history import NAMES, matches
-from tests.system.parties import KINDS, marked, route_of
+from tests.system.producers import KINDS, marked, route_of
 from tests.system.replica import Replica
 
 EVENT_TYPES = {"camera_status": "camera.offline", "worker_status": "worker.health_check_failed"}

@@ -13,10 +13,9 @@ import redis
 
 from telemetry import FLUSH_SECONDS
 from tests.collector import Collector, Span, tree
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, ProxyMode
 from tests.system.client import connected
-from tests.system.conftest import Start
-from tests.system.replica import Replica
+from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 CHANNEL = "traced"
@@ -64,7 +63,7 @@ def collector() -> Iterator[Collector]:
 
 
 @pytest.fixture(scope="module")
-def traced(collector: Collector, valkey: str, start_for_module: Start) -> tuple[Replica, Replica]:
+def traced(collector: Collector, valkey: str, start_for_module: ReplicaFactory) -> tuple[Replica, Replica]:
     """Two replicas that trace everything."""
     settings = {"redis_url": valkey, "redis_event_channel": CHANNEL, "message_buffer_size": 2}
     first = start_for_module(**settings, **exporting(collector, "one"))
@@ -257,22 +256,22 @@ async def test_replays(traced: tuple[Replica, Replica], collector: Collector) ->
     assert span.attributes["event_broadcaster.reason"] == "epoch_changed"
 
 
-async def test_a_retried_publish(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+async def test_a_retried_publish(start: ReplicaFactory, valkey: str, channel: str, collector: Collector) -> None:
     """Section 10, traces: each attempt and each retry is under the publish, which is no error if it succeeds."""
-    async with Proxy(valkey) as way:
+    async with Proxy(valkey) as proxy:
         # others find out too that Redis is away: they must not open the circuit meanwhile
         settings = {
             "redis_event_channel": channel,
             "broadcast_base_delay_seconds": 0.3,
             "circuit_failure_threshold": 100,
         }
-        replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "retrying"))
+        replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings, **exporting(collector, "retrying"))
         await replica.post(ROUTE, BODY)
-        await way.go(Way.REFUSE)
+        await proxy.set_mode(ProxyMode.REFUSE)
         headers = traced_by()
         publishing = asyncio.create_task(replica.request("POST", ROUTE, json=BODY, headers=headers))
         await eventually(lambda: replica.metric("retries_total") == 1, 15)
-        await way.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         assert (await publishing).status_code == 202
         spans = await collector.complete(trace_of(headers), 6)
     assert tree(spans) == [
@@ -301,12 +300,14 @@ async def test_a_retried_publish(start: Start, valkey: str, channel: str, collec
     replica.stop()
 
 
-async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+async def test_a_failed_publish_and_the_circuit(
+    start: ReplicaFactory, valkey: str, channel: str, collector: Collector
+) -> None:
     """Section 10, traces: a failed publish is an error by a plain name; each move of the circuit is a span.
 
     The move that opens it is linked to the attempt that did it; so are those that follow to none.
     """
-    async with Proxy(valkey) as way:
+    async with Proxy(valkey) as proxy:
         settings = {
             "redis_event_channel": channel,
             "broadcast_max_retries": 1,
@@ -315,9 +316,9 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
             "position_check_seconds": 60,
             "supervision_interval_seconds": 60,
         }
-        replica = await asyncio.to_thread(start, redis_url=way.url, **settings, **exporting(collector, "failing"))
+        replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings, **exporting(collector, "failing"))
         # the subscription stays, so that no failure but those of the publish counts
-        await way.go(Way.SHUT)
+        await proxy.set_mode(ProxyMode.SHUT)
         with redis.Redis.from_url(valkey) as link:
             link.client_kill_filter(_type="normal", skipme=True)
         headers = traced_by()
@@ -347,7 +348,7 @@ async def test_a_failed_publish_and_the_circuit(start: Start, valkey: str, chann
         assert tree(spans) == [SERVER + " !", f"  publish {channel} !"]
         assert one(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
 
-        await way.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         # who asks for what is not here yet makes the listener look at Redis
         async with connected(replica.websocket(since=9)):
             (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")
@@ -363,7 +364,9 @@ async def eventually_named(collector: Collector, name: str, instance: str) -> li
     return collector.named(name, instance=instance)
 
 
-async def test_the_listener_and_the_drain(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+async def test_the_listener_and_the_drain(
+    start: ReplicaFactory, valkey: str, channel: str, collector: Collector
+) -> None:
     """Section 10, traces: a listener's restart and a drain are spans; what is left is exported before the end."""
     settings = exporting(collector, "ending", otel_bsp_schedule_delay=60_000)
     replica = await asyncio.to_thread(start, redis_url=valkey, redis_event_channel=channel, **settings)
@@ -383,7 +386,7 @@ async def test_the_listener_and_the_drain(start: Start, valkey: str, channel: st
     assert drain.end >= drain.begin
 
 
-async def test_one_of_two_traces(start: Start, valkey: str, channel: str, collector: Collector) -> None:
+async def test_one_of_two_traces(start: ReplicaFactory, valkey: str, channel: str, collector: Collector) -> None:
     """Section 10, traces: through a replica that does not trace, the producer's own span is the delivery's parent."""
     settings = {"redis_url": valkey, "redis_event_channel": channel}
     silent = start(**settings)
@@ -397,7 +400,7 @@ async def test_one_of_two_traces(start: Start, valkey: str, channel: str, collec
     assert deliver.state == headers["tracestate"]
 
 
-async def test_resource_and_metrics(start: Start, valkey: str, channel: str) -> None:
+async def test_resource_and_metrics(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, traces: spans and metrics say of which service, version, instance and pod they are."""
     with Collector() as collector:
         replica = start(
@@ -443,7 +446,7 @@ async def test_resource_and_metrics(start: Start, valkey: str, channel: str) -> 
     ("way", "reason"),
     [("refused", "Connection refused"), ("an error", "reason: Not Found"), ("no answer", "due to timeout")],
 )
-async def test_a_dead_collector(start: Start, valkey: str, channel: str, way: str, reason: str) -> None:
+async def test_a_dead_collector(start: ReplicaFactory, valkey: str, channel: str, way: str, reason: str) -> None:
     """Section 10, traces: a collector that takes nothing costs one warning, no publish, and 5 s at most at the end."""
     with Collector() as collector:
         collector.status = 404
@@ -472,7 +475,7 @@ async def test_a_dead_collector(start: Start, valkey: str, channel: str, way: st
         assert "secret" not in replica.log
 
 
-async def test_a_collector_that_comes_back(start: Start, valkey: str, channel: str) -> None:
+async def test_a_collector_that_comes_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, traces: exports go on when the collector is there again, and the log says so once."""
     with Collector() as collector:
         collector.status = 400
@@ -485,7 +488,7 @@ async def test_a_collector_that_comes_back(start: Start, valkey: str, channel: s
         await eventually(lambda: "spans are exported again" in replica.log, 15)
 
 
-async def test_a_collector_that_hangs_at_the_end(start: Start, valkey: str, channel: str) -> None:
+async def test_a_collector_that_hangs_at_the_end(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Section 10, traces: a flush that gets no answer ends with its bound, and one warning."""
     with Collector() as collector:
         settings = exporting(collector, "hung", otel_bsp_schedule_delay=60_000, otel_metrics_exporter="none")

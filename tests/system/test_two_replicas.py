@@ -6,13 +6,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from tests.system.conftest import Start
-from tests.system.history import History, complaints
-from tests.system.parties import Witness
-from tests.system.replica import ROOT, Replica, clean_environment
+from tests import processes
+from tests.system.history import History, violations
+from tests.system.recording_client import RecordingClient
+from tests.system.replica import ROOT, Replica, ReplicaFactory, clean_environment
 
 EVENTS = 500  # each of two demos
-FILTERS: Sequence[Sequence[str] | None] = (
+PATTERNS: Sequence[Sequence[str] | None] = (
     None,
     ["alert.*"],
     ["event", "camera.offline"],
@@ -33,54 +33,48 @@ ENCODINGS: Sequence[tuple[dict[str, Any], bool]] = (
 async def demo(replica: Replica, seed: int, history: History, epoch: str) -> None:
     """Run the demo as a process, and log its receipts."""
     options = ["--url", replica.url, "--rate", "0", "--count", str(EVENTS), "--seed", str(seed)]
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "handlers", "demo", *options),
-        cwd=ROOT,
-        env=clean_environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    printed, errors = await process.communicate()
-    assert process.returncode == 0, errors.decode()
-    for line in printed.decode().splitlines():
+    command = [sys.executable, "-m", "handlers", "demo", *options]
+    posted = await asyncio.to_thread(processes.run, command, cwd=ROOT, env=clean_environment())
+    assert posted.returncode == 0, posted.stderr
+    for line in posted.stdout.splitlines():
         sequence, kind = line.split()
         history.receipt(kind, None, {"epoch": epoch, "sequence": int(sequence)})
 
 
-async def test_two_replicas(start: Start, valkey: str, channel: str) -> None:
+async def test_two_replicas(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """Sections 5 to 7: every client ends with exactly the events that it asked for, in order and none twice."""
     # some of what is missed is in memory, some only in Redis
     settings = {"redis_url": valkey, "redis_event_channel": channel, "message_buffer_size": 10}
     pair = start.pair(**settings)
     history = History(marked=False)
-    witnesses = []
+    recorders = []
     for number in range(50):
         query, deflate = ENCODINGS[number % len(ENCODINGS)]
-        witness = Witness(f"client {number}", FILTERS[number % len(FILTERS)], query=query, deflate=deflate)
-        await witness.connect(pair[number % 2])
-        witnesses.append(witness)
+        recorder = RecordingClient(f"client {number}", PATTERNS[number % len(PATTERNS)], query=query, deflate=deflate)
+        await recorder.connect(pair[number % 2])
+        recorders.append(recorder)
     published = asyncio.Event()
 
-    async def move(witness: Witness) -> None:
+    async def move(recorder: RecordingClient) -> None:
         """Leave after some messages, politely or not, and go on elsewhere."""
-        choice = random.Random(witness.seen.name)
+        choice = random.Random(recorder.record.name)
         while not published.is_set():
-            assert witness.client is not None
-            await witness.client.receives(choice.randrange(1, 60))
-            await witness.leave(politely=choice.random() < 0.5)
-            await witness.connect(choice.choice(pair))
+            assert recorder.connection is not None
+            await recorder.connection.receives(choice.randrange(1, 60))
+            await recorder.leave(politely=choice.random() < 0.5)
+            await recorder.connect(choice.choice(pair))
 
-    moving = [asyncio.create_task(move(witness)) for witness in witnesses[::2]]
+    moving = [asyncio.create_task(move(recorder)) for recorder in recorders[::2]]
     epoch = pair[0].health()["epoch"]
     await asyncio.gather(*(demo(replica, seed, history, epoch) for seed, replica in enumerate(pair)))
     published.set()
     await asyncio.gather(*moving)
-    for witness in witnesses:
-        await witness.reaches(epoch, 2 * EVENTS)
-        await witness.leave(politely=True)
+    for recorder in recorders:
+        await recorder.reaches(epoch, 2 * EVENTS)
+        await recorder.leave(politely=True)
 
     assert sorted(history.accepted) == [(epoch, number) for number in range(1, 2 * EVENTS + 1)]
-    assert complaints(history, [witness.seen for witness in witnesses]) == []
-    resumed = [each for witness in witnesses for each in witness.seen.connections if each.since]
+    assert violations(history, [recorder.record for recorder in recorders]) == []
+    resumed = [each for recorder in recorders for each in recorder.record.connections if each.since]
     assert len(resumed) > 50
     assert any(frame.get("replay") for each in resumed for frame in each.frames)

@@ -10,7 +10,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.trace import SpanContext, SpanKind, StatusCode, get_tracer
 
 from kernel import BroadcasterConfig, BroadcastFailed, EventBroadcaster, PublishOptions, RedisTransport, SceneChangeData
-from tests.network import Proxy, Way
+from tests.proxy import Proxy, ProxyMode
 from tests.telemetry.conftest import CHANNEL, Watch
 from tests.waiting import eventually
 
@@ -112,11 +112,11 @@ async def test_commands_outside_of_publishes(redis_url: str, watch: Watch) -> No
 
 async def test_a_deadline(redis_url: str, watch: Watch) -> None:
     """Section 10, traces: a Redis that does not answer is an attempt that failed, by a plain name."""
-    async with Proxy(redis_url) as way, broadcasting(way.url, watch, deadline=0.2) as broadcaster:
-        await way.go(Way.DEAF)
+    async with Proxy(redis_url) as proxy, broadcasting(proxy.url, watch, deadline=0.2) as broadcaster:
+        await proxy.set_mode(ProxyMode.DEAF)
         with pytest.raises(BroadcastFailed):
             await broadcaster.broadcast_scene_change(DATA)
-        await way.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
     (command,), (publish,) = watch.named("EVALSHA"), watch.named("publish c")
     for span, name in ((command, "TimeoutError"), (publish, "TransportUnavailable")):
         assert span.status.status_code is StatusCode.ERROR

@@ -1,7 +1,6 @@
 """What the `OTEL_*` variables switch on, off and wrong; and that off means nothing is there."""
 
 import logging
-import subprocess
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -10,6 +9,7 @@ import pytest
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 
 from telemetry import Telemetry
+from tests import processes
 from tests.system.replica import ROOT, clean_environment
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
@@ -119,10 +119,9 @@ def imported(environ: dict[str, str], code: str) -> str:
         "-c",
         f"import telemetry, os; from opentelemetry import propagate; {code}",
     ]
-    run = subprocess.run(
-        command, cwd=ROOT, env=clean_environment(**environ), capture_output=True, text=True, check=True
-    )
-    return run.stdout.strip()
+    ended = processes.run(command, cwd=ROOT, env=clean_environment(**environ))
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout.strip()
 
 
 @pytest.mark.parametrize(

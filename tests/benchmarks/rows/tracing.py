@@ -2,11 +2,11 @@
 
 import contextlib
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 
+from tests import processes
 from tests.benchmarks.bench import Bench, Row
 from tests.benchmarks.results import Column, Table
 from tests.benchmarks.rows.publish import requests
@@ -46,8 +46,7 @@ def _sink() -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, "-m", "tests.benchmarks.peers.sink", str(port)])
-    try:
+    with processes.running([sys.executable, "-m", "tests.benchmarks.peers.sink", str(port)]) as process:
         deadline = time.monotonic() + 30
         while True:
             try:
@@ -58,9 +57,6 @@ def _sink() -> Iterator[str]:
                     raise
                 time.sleep(0.05)
         yield f"http://127.0.0.1:{port}/v1/traces"
-    finally:
-        process.kill()
-        process.wait()
 
 
 def run_publish(bench: Bench) -> None:

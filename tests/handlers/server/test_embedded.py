@@ -1,6 +1,7 @@
 """The embedded Valkey server, with the real binary and real processes (section 1, run it; section 8, supervision)."""
 
 import asyncio
+import contextlib
 import os
 import select
 import signal
@@ -10,8 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote
@@ -19,14 +19,16 @@ from urllib.parse import unquote
 import pytest
 import redis
 
-from handlers.server import embedded
-from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey
+from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey, find_binary
+from tests import processes
+from tests.processes import ended
+from tests.waiting import eventually, wait_until
 
 ROOT = Path(__file__).parents[3]
 
 # Stands for the service: prints where its server is, and survives Ctrl-C.
 PARENT = """
-import signal, time
+import signal, sys, time
 from handlers.server.embedded import EmbeddedValkey
 signal.signal(signal.SIGINT, lambda *_: print("interrupted", flush=True))
 valkey = EmbeddedValkey()
@@ -38,8 +40,9 @@ while True:
 
 
 @pytest.fixture(autouse=True)
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Give each test its own directory of temporary files, with a path short enough for a socket."""
+    tmp_path_factory.getbasetemp()  # pytest creates its own directory at the first use, and must not create it in ours
     with tempfile.TemporaryDirectory(prefix="eb-") as name:
         monkeypatch.setenv("TMPDIR", name)
         monkeypatch.setattr(tempfile, "tempdir", name)
@@ -59,22 +62,6 @@ def path_of(url: str) -> Path:
     return Path(unquote(url.removeprefix("unix://")))
 
 
-def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
-    """Wait for a condition, with a deadline."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "not within the deadline"
-        time.sleep(0.01)
-
-
-def running(pid: int) -> bool:
-    """Tell whether a process runs; one that has ended but was not yet waited for does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 def answers(url: str) -> bool:
     """Tell whether the server behind the URL answers."""
     try:
@@ -87,10 +74,8 @@ def answers(url: str) -> bool:
 class Parent:
     """A process that has started an embedded server."""
 
-    def __init__(self) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PARENT], cwd=ROOT, stdout=subprocess.PIPE, bufsize=0, start_new_session=True
-        )
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self.process = process
         self.url = self.line()
         self.pid = int(self.line())
 
@@ -105,16 +90,22 @@ class Parent:
         """Kill it without a chance to clean up."""
         self.process.kill()
         self.process.wait()
-        assert self.process.stdout is not None
-        self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def parent_process(code: str = PARENT) -> Iterator[Parent]:
+    """Run a process with a server for the length of a block."""
+    command = [sys.executable, "-c", code]
+    options = {"cwd": ROOT, "stdout": subprocess.PIPE, "bufsize": 0, "start_new_session": True}
+    with processes.running(command, **options) as process:
+        yield Parent(process)
 
 
 @pytest.fixture
 def parent() -> Iterator[Parent]:
-    """Give a process with a server."""
-    process = Parent()
-    yield process
-    process.kill()
+    """Run a process with a server."""
+    with parent_process() as parent:
+        yield parent
 
 
 def test_private(valkey: EmbeddedValkey) -> None:
@@ -138,7 +129,7 @@ def test_stop(valkey: EmbeddedValkey) -> None:
     pid = valkey.pid
     assert pid
     valkey.stop()
-    assert not running(pid)
+    assert ended(pid)
     assert valkey.pid is None
     assert not path_of(url).parent.exists()
     valkey.stop()
@@ -155,9 +146,9 @@ def test_path_is_quoted(valkey: EmbeddedValkey, temporary: Path, monkeypatch: py
 
 def test_killed_parent_takes_the_server_along(parent: Parent) -> None:
     """Section 1, run it: the server does not outlive the process, not even after SIGKILL."""
-    assert running(parent.pid)
+    assert not ended(parent.pid)
     parent.kill()
-    until(lambda: not running(parent.pid))
+    wait_until(lambda: ended(parent.pid))
 
 
 def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: Path) -> None:
@@ -177,21 +168,18 @@ def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: 
         with_server_in_use.stop()
 
 
-def test_orphan_is_ended(valkey: EmbeddedValkey, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_orphan_is_ended(valkey: EmbeddedValkey) -> None:
     """Section 1, run it: where the kernel does not end an orphaned server, the next start does."""
-    monkeypatch.setattr(sys, "platform", "darwin")
-    orphan = EmbeddedValkey()
-    url = orphan.start()
-    pid = orphan.pid
-    assert pid
+    with parent_process(PARENT.replace("valkey =", "sys.platform = 'darwin'; valkey =")) as parent:
+        pass
     try:
-        os.close(orphan._lock)  # what the end of the process would do
+        assert not ended(parent.pid)
         valkey.start()
-        until(lambda: not running(pid))
-        assert not path_of(url).parent.exists()
+        wait_until(lambda: ended(parent.pid))
+        assert not path_of(parent.url).parent.exists()
     finally:
-        orphan._lock = os.open(temporary, os.O_RDONLY)
-        orphan.stop()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(parent.pid, signal.SIGKILL)
 
 
 def test_interrupt_does_not_reach_the_server(parent: Parent) -> None:
@@ -200,13 +188,6 @@ def test_interrupt_does_not_reach_the_server(parent: Parent) -> None:
     os.killpg(parent.process.pid, signal.SIGINT)
     assert parent.line() == "interrupted"
     assert answers(parent.url)
-
-
-async def until_async(condition: Callable[[], object]) -> None:
-    """Wait for a condition while the event loop turns, with a deadline."""
-    async with asyncio.timeout(10):
-        while not condition():  # it is another process's doing
-            await asyncio.sleep(0.01)
 
 
 async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
@@ -221,29 +202,32 @@ async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
         first = valkey.pid
         assert first
         os.kill(first, signal.SIGKILL)
-        await until_async(partial(replaced, first))
+        await eventually(partial(replaced, first), 10)
     second = valkey.pid
     assert second
     valkey.stop()
     async with asyncio.timeout(10):
         await supervisor
-    assert not running(second)
+    assert ended(second)
 
 
-async def test_restart_backs_off(
-    valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_restart_backs_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Section 8, embedded Valkey: a server that cannot stay up is tried again at growing intervals."""
-    valkey.start()
-    monkeypatch.setattr(embedded, "_FIRST_DELAY", 0.01)
-    monkeypatch.setattr(embedded, "_LOOK_INTERVAL", 0.01)
-    valkey._binary = "/bin/false"
-    supervisor = asyncio.create_task(valkey.supervise())
-    assert valkey.pid
-    os.kill(valkey.pid, signal.SIGKILL)
-    await until_async(lambda: len(caplog.messages) >= 4)
-    supervisor.cancel()
-    assert [message.rpartition(" in ")[2] for message in caplog.messages] == ["0.0 s", "0.0 s", "0.0 s", "0.1 s"]
+    binary = tmp_path / "server"
+    binary.symlink_to(find_binary())
+    valkey = EmbeddedValkey(str(binary))
+    try:
+        valkey.start()
+        binary.unlink()
+        binary.symlink_to("/bin/false")
+        supervisor = asyncio.create_task(valkey.supervise())
+        assert valkey.pid
+        os.kill(valkey.pid, signal.SIGKILL)
+        await eventually(lambda: len(caplog.messages) >= 3, 10)
+        supervisor.cancel()
+    finally:
+        valkey.stop()
+    assert [message.rpartition(" in ")[2] for message in caplog.messages] == ["0.2 s", "0.4 s", "0.8 s"]
     assert "status -9" in caplog.messages[0]
 
 
@@ -254,15 +238,16 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
         EmbeddedValkey().start()
 
 
-def test_start_fails(valkey: EmbeddedValkey, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_fails(valkey: EmbeddedValkey, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Section 1, run it: a server that does not come up is an error with the reason, and leaves nothing behind."""
-    monkeypatch.setattr(embedded, "_ARGUMENTS", ("--port", "never"))
+    misconfigured = tmp_path / "server"
+    misconfigured.write_text(f'#!/bin/sh\nexec "{find_binary()}" "$@" --port never\n')
+    misconfigured.chmod(0o700)
     with pytest.raises(EmbeddedUnavailable, match=r"FATAL CONFIG.*; install event-broadcaster\[embedded\]"):
-        valkey.start()
+        EmbeddedValkey(str(misconfigured)).start()
     assert list(temporary.iterdir()) == []
-    monkeypatch.setattr(embedded, "_find_binary", lambda: "/nowhere/valkey-server")
     with pytest.raises(EmbeddedUnavailable, match="No such file"):
-        valkey.start()
+        EmbeddedValkey("/nowhere/valkey-server").start()
     (temporary / ("x" * 90)).mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(temporary / ("x" * 90)))
     with pytest.raises(EmbeddedUnavailable, match="shorter TMPDIR"):
@@ -301,8 +286,11 @@ def test_swept_too_early(valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
     assert path_of(valkey.start()).parent == Path(made[1])
 
 
-def test_unanswered_question(temporary: Path) -> None:
-    """Section 1, run it: a socket that nobody serves any more is no obstacle."""
+def test_socket_without_a_server(valkey: EmbeddedValkey, temporary: Path) -> None:
+    """Section 1, run it: a directory left over with a socket that nobody serves is removed by the next start."""
+    directory = temporary / "event-broadcaster-valkey-old"
+    directory.mkdir()
     with socket.socket(socket.AF_UNIX) as left_over:
-        left_over.bind(str(temporary / "s"))
-    assert embedded._ask(temporary / "s", b"PING\r\n") == b""
+        left_over.bind(str(directory / "valkey.sock"))
+    assert answers(valkey.start())
+    assert not directory.exists()

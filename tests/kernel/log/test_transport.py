@@ -13,7 +13,7 @@ from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.transport import RedisTransport
 from tests.conftest import emptied
 from tests.fakes import FakeRedis, FakeTransport
-from tests.links import FRESH, NOTHING, ends, event, fails, hear, heard, kept, listening, outgoing, publish
+from tests.transport_helpers import FRESH, NOTHING, ends, event, fails, hear, heard, kept, listening, outgoing, publish
 
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 

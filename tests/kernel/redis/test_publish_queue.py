@@ -8,7 +8,7 @@ import pytest
 from kernel.errors import TransportUnavailable
 from kernel.redis import publish_queue as groups
 from kernel.redis.publish_queue import Queue, Waiting, fail
-from tests.links import FRESH
+from tests.transport_helpers import FRESH
 
 
 def waiting(events: int, size: int = 1) -> Waiting:

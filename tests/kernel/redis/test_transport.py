@@ -20,8 +20,9 @@ from kernel.observer import Observer
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis import transport as transport_module
 from kernel.redis.transport import RedisTransport
-from tests.links import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
-from tests.network import Proxy, ScriptedRedis, Way
+from tests.proxy import Proxy, ProxyMode
+from tests.scripted_redis import ScriptedRedis
+from tests.transport_helpers import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
 from tests.waiting import eventually
 
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
@@ -464,29 +465,29 @@ async def all_calls_fail(replica: RedisTransport) -> None:
 async def test_connection_refused(redis_url: str) -> None:
     """Section 8, publish retry: without a server every call fails at once, and works when there is one."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
-        await proxy.go(Way.SHUT)
+        await proxy.set_mode(ProxyMode.SHUT)
         await all_calls_fail(replica)
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         await publish(replica, "a")
-        await proxy.go(Way.REFUSE)
+        await proxy.set_mode(ProxyMode.REFUSE)
         await all_calls_fail(replica)
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         async with listening(replica):
             assert await kept(replica) == [(1, "a")]
     async with connected("unix:///nowhere/redis.sock") as replica:
         await all_calls_fail(replica)
 
 
-@pytest.mark.parametrize("way", [Way.SWALLOW, Way.DEAF])
-async def test_black_hole(redis_url: str, way: Way) -> None:
+@pytest.mark.parametrize("mode", [ProxyMode.SWALLOW, ProxyMode.DEAF])
+async def test_black_hole(redis_url: str, mode: ProxyMode) -> None:
     """Section 8, what counts: every command has its deadline; its event is published once, whatever its fate."""
     async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.25) as replica:
         fence = await publish(replica, "before")
         await replica.read(1, 1)
-        await proxy.go(way)
+        await proxy.set_mode(mode)
         await all_calls_fail(replica)
         proxy.cut()
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         await eventually(lambda: proxy.open == 0)
         made = await replica.publish(outgoing("a"), fence)
         assert made[1:] == (2, 1, 0, False)
@@ -515,7 +516,7 @@ async def test_dead_connections_are_left(redis_url: str) -> None:
 async def test_subscription_into_a_black_hole(redis_url: str) -> None:
     """Section 7, Redis: a subscription that is lost together with the way to Redis ends within the deadline too."""
     async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.25) as replica, listening(replica) as ear:
-        await proxy.go(Way.SWALLOW)
+        await proxy.set_mode(ProxyMode.SWALLOW)
         proxy.cut()
         await ends(ear, within=1.5)
 
@@ -524,7 +525,7 @@ async def test_lost_answer(redis_url: str) -> None:
     """Section 2, publish errors: a publish whose answer is lost fails, and its retry is given the same number."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica, connected(redis_url) as observer:
         await publish(replica, "before")
-        await proxy.go(Way.DEAF)
+        await proxy.set_mode(ProxyMode.DEAF)
         waiting = asyncio.gather(*(fails(replica.publish(outgoing(id), FRESH)) for id in "abc"))
 
         async def published() -> bool:
@@ -532,7 +533,7 @@ async def test_lost_answer(redis_url: str) -> None:
 
         await eventually(published)
         proxy.cut()
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         await waiting
         for number, id in enumerate("abc", 2):
             assert (await replica.publish(outgoing(id), FRESH))[1:] == (number, 1, 0, False)
@@ -570,7 +571,7 @@ async def test_close_answers_everybody(redis_url: str) -> None:
         await asyncio.wait_for(newcomer, 2)
         await publish(replica, "b")
         carried = proxy.carried
-        await proxy.go(Way.DEAF)
+        await proxy.set_mode(ProxyMode.DEAF)
         calls = replica.publish(outgoing("c"), FRESH), replica.position(FRESH), replica.read(1, 1)
         under_way = asyncio.gather(*(fails(call) for call in calls))
         await eventually(lambda: proxy.carried >= carried + 3)
@@ -578,7 +579,7 @@ async def test_close_answers_everybody(redis_url: str) -> None:
         await asyncio.sleep(0)
         await asyncio.wait_for(replica.close(), 2)
         await asyncio.wait_for(asyncio.gather(under_way, late), 2)
-        await proxy.go(Way.PASS)
+        await proxy.set_mode(ProxyMode.PASS)
         await publish(replica, "e")
         assert "d" not in [id for _, id in await kept(replica)]
 

@@ -1,4 +1,4 @@
-"""A replica's end of the link, as tests use it: publish, listen, read back."""
+"""Calls on a transport, for the tests of transports: publish, listen, read the history."""
 
 import asyncio
 import contextlib
@@ -15,25 +15,25 @@ NOTHING = Batch([], 0)
 
 
 def event(id: str, data: bytes = b"{}") -> tuple[str, bytes]:
-    """An event as a publisher hands it over."""
+    """Return an event as a publisher passes it to a transport."""
     return id, b',"id":"%s","type":"event","data":%s}' % (id.encode(), data)
 
 
 def outgoing(*ids: str, id: str | None = None, key: str | None = None) -> Outgoing:
-    """A publish of events with these ids, itself called after the first."""
+    """Return a publish of events with these ids; its own id is derived from the first."""
     return Outgoing(id or f"publish of {ids[0]}".replace(" ", "-"), key, [event(id) for id in ids])
 
 
 @contextlib.asynccontextmanager
 async def listening(replica: Transport, idle: float = 0.05) -> AsyncIterator[AsyncGenerator[Batch, None]]:
-    """Subscribe; what follows is heard."""
+    """Subscribe, and yield the batches once the subscription is in place."""
     async with contextlib.aclosing(replica.listen(idle)) as batches:
         assert await anext(batches) == NOTHING
         yield batches
 
 
 async def hear(batches: AsyncGenerator[Batch, None]) -> Batch:
-    """The next batch with something in it."""
+    """Return the next batch that is not empty."""
     async with asyncio.timeout(5):
         while (batch := await anext(batches)) == NOTHING:
             pass
@@ -41,13 +41,13 @@ async def hear(batches: AsyncGenerator[Batch, None]) -> Batch:
 
 
 async def heard(batches: AsyncGenerator[Batch, None]) -> tuple[str, list[tuple[int, str]]]:
-    """Epoch and (number, id) of the events of the next announcement."""
+    """Return the epoch, and (number, id) of the events, of the next announcement."""
     (announcement,) = (await hear(batches)).announcements
     return announcement.epoch, [(entry.sequence, entry.id) for entry in announcement.events]
 
 
 async def kept(replica: Transport, first: int = 1, last: int = 10_000) -> list[tuple[int, str]]:
-    """Number and id of the events in the history."""
+    """Return number and id of the events in the history."""
     return [(entry.sequence, entry.id) for entry in (await replica.read(first, last)).entries]
 
 
@@ -57,11 +57,11 @@ async def publish(replica: Transport, *ids: str, fence: Fence = FRESH) -> Fence:
     return Fence(Position(made.epoch, made.first + made.size - 1), ids[-1])
 
 
-async def ends(ear: AsyncGenerator[Batch, None], within: float = 5.0) -> None:
-    """Check that a subscription ends with the error that says so, within so many seconds."""
+async def ends(batches: AsyncGenerator[Batch, None], within: float = 5.0) -> None:
+    """Check that a subscription ends with TransportUnavailable within `within` seconds."""
 
     async def hear_all() -> None:
-        async for _ in ear:
+        async for _ in batches:
             pass
 
     with pytest.raises(TransportUnavailable):
@@ -69,6 +69,6 @@ async def ends(ear: AsyncGenerator[Batch, None], within: float = 5.0) -> None:
 
 
 async def fails(call: Awaitable[object]) -> None:
-    """Check that the link is reported as broken."""
+    """Check that a call raises TransportUnavailable."""
     with pytest.raises(TransportUnavailable):
         await call

@@ -1,4 +1,4 @@
-"""Networks and servers that misbehave on purpose: a proxy that breaks as networks do, a server that says anything."""
+"""A TCP proxy in front of Redis that fails as networks do: refused, reset, silent or half-open connections."""
 
 import asyncio
 import contextlib
@@ -9,26 +9,24 @@ from enum import Enum, auto
 from typing import Self
 from urllib.parse import unquote
 
-import hiredis
-
-__all__ = ["Proxy", "ScriptedRedis", "Way"]
+__all__ = ["Proxy", "ProxyMode"]
 
 Matches = Callable[[bytes], bool]
 
 
-class Way(Enum):
-    """What the proxy does with what it is given."""
+class ProxyMode(Enum):
+    """What the proxy does with connections and data."""
 
     PASS = auto()
-    SHUT = auto()  # nothing listens on the port; the connections that there are stay
-    REFUSE = auto()  # the same, and they are cut off
-    HANG_UP = auto()  # connections are taken and reset at once
-    SWALLOW = auto()  # connections stand, nothing arrives in either direction: a black hole
+    SHUT = auto()  # nothing listens on the port; open connections stay
+    REFUSE = auto()  # the same, and open connections are closed
+    HANG_UP = auto()  # connections are accepted and reset at once
+    SWALLOW = auto()  # connections stay open, no data arrives in either direction: a black hole
     DEAF = auto()  # commands arrive, answers and announcements do not
 
 
 class _Connection:
-    """One connection through the proxy; `commands` and `answers` are its own gates beside those of the proxy."""
+    """One connection through the proxy; data passes while its own events and those of the proxy are set."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
@@ -38,15 +36,15 @@ class _Connection:
         self.commands.set()
         self.answers.set()
         self.subscribed = False
-        self.lost = False  # no answer passes any more
+        self.lost = False  # no further answer is passed on
 
     @property
-    def stands(self) -> bool:
-        """Whether its client has not ended it, as far as one can see from here."""
+    def alive(self) -> bool:
+        """True unless the client is known to have ended it."""
         return not (self.reader.at_eof() or self.reader.exception() or self.writers[0].is_closing())
 
     def abort(self, *, reset: bool = False) -> None:
-        """End both ends, the client's with a TCP reset if so asked; nothing is held up on them any more."""
+        """Close both ends, the client's with a TCP reset if `reset`, and let data that is held go."""
         self.commands.set()
         self.answers.set()
         if reset:
@@ -59,8 +57,8 @@ class _Connection:
 class Proxy:
     """Listens on `port` of the loopback and passes on to the Redis at `upstream` (a socket's path or URL).
 
-    `connections` counts those that were taken, `subscriptions` those of them that subscribed, `cuts` the answers that
-    were cut off, `carried` the pieces in which commands came; `listeners` is the most subscriptions that stood at one
+    `connections` counts accepted connections, `subscriptions` those that subscribed, `cuts` the answers that were cut
+    off, `carried` the chunks of commands that arrived; `listeners` is the highest number of subscriptions open at one
     time. Use it as `async with Proxy(...)`.
     """
 
@@ -71,10 +69,10 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._cut_when: Matches | None = None
         self._hold_when: Matches | None = None
-        self._way = Way.PASS
+        self._mode = ProxyMode.PASS
         self._passing = asyncio.Event()
         self._answering = asyncio.Event()
-        # holds the port as long as this proxy lives: nobody else gets it while nothing listens
+        # reserves the port for the lifetime of the proxy, also while nothing listens
         self._claim = socket.socket()
         self.port = 0
         self.connections = 0
@@ -86,94 +84,97 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """Where a replica finds Redis behind this proxy."""
+        """The URL under which a replica reaches Redis through this proxy."""
         return f"redis://127.0.0.1:{self.port}"
 
     @property
     def open(self) -> int:
-        """How many connections there are."""
+        """The number of open connections."""
         return len(self._open)
 
     async def __aenter__(self) -> Self:
         self._claim.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self._claim.bind(("127.0.0.1", 0))
         self.port = self._claim.getsockname()[1]
-        await self.go(Way.PASS)
+        await self.set_mode(ProxyMode.PASS)
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self.go(Way.REFUSE)
+        await self.set_mode(ProxyMode.REFUSE)
         self._claim.close()
 
-    async def go(self, way: Way) -> None:
-        """Behave like that from now on; only REFUSE and HANG_UP touch the connections that there are."""
-        self._way = way
-        for gate, ways in ((self._passing, (Way.PASS, Way.SHUT, Way.DEAF)), (self._answering, (Way.PASS, Way.SHUT))):
-            (gate.set if way in ways else gate.clear)()
-        if way in (Way.REFUSE, Way.HANG_UP):
+    async def set_mode(self, mode: ProxyMode) -> None:
+        """Change the mode; only REFUSE and HANG_UP close open connections."""
+        self._mode = mode
+        for gate, modes in (
+            (self._passing, (ProxyMode.PASS, ProxyMode.SHUT, ProxyMode.DEAF)),
+            (self._answering, (ProxyMode.PASS, ProxyMode.SHUT)),
+        ):
+            (gate.set if mode in modes else gate.clear)()
+        if mode in (ProxyMode.REFUSE, ProxyMode.HANG_UP):
             self.cut()
-        if way not in (Way.SHUT, Way.REFUSE):
+        if mode not in (ProxyMode.SHUT, ProxyMode.REFUSE):
             if self._server is None:
                 self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
             return
         if self._server is not None:
             self._server.close()
             self._server = None
-        if way is Way.REFUSE:
+        if mode is ProxyMode.REFUSE:
             for task in self._tasks:
                 task.cancel()
             if self._tasks:
                 await asyncio.wait(self._tasks)
 
     def move(self, upstream: str) -> None:
-        """Lead to another Redis, as a failover does: who is connected is cut off."""
+        """Lead to another Redis, as a failover does; open connections are closed."""
         self._upstream = upstream
         self.cut()
 
     def cut(self, *, reset: bool = False) -> None:
-        """End every connection that there is, with a TCP reset if so asked; new ones are taken."""
+        """Close every open connection, with a TCP reset if `reset`; new ones are accepted."""
         for connection in self._open:
             connection.abort(reset=reset)
 
     def cut_after(self, matches: Matches) -> None:
-        """Once: pass on the next piece of a command for which `matches` is true, then cut off its answer."""
+        """Pass on the next chunk of commands for which `matches` is true, then cut off the answer; happens once."""
         self._cut_when = matches
 
     def freeze(self) -> None:
-        """Let the connections that there are go dead without a word; new ones work."""
+        """Stop all data on the open connections without closing them; new ones work."""
         for connection in self._open:
             connection.commands.clear()
             connection.answers.clear()
 
     def cut_frozen(self) -> None:
-        """End the connections that are dead."""
+        """Close the connections that were frozen."""
         for connection in self._open:
             if not connection.commands.is_set():
                 connection.abort()
 
     def deafen(self) -> None:
-        """Let the subscriptions that there are hear nothing more; everything else works, new subscriptions too."""
+        """Stop the answers on the open subscriptions; everything else works, new subscriptions too."""
         for connection in self._open:
             if connection.subscribed:
                 connection.answers.clear()
 
     def hold(self, matches: Matches) -> None:
-        """Once: pass on the next piece of a command for which `matches` is true, and hold its connection's answers.
+        """Pass on the next chunk of commands for which `matches` is true, and hold the answers of its connection.
 
-        `held` is set when that has happened; `release` lets them go.
+        This happens once; `held` is set when it has, and `release` lets the answers go.
         """
         self.held.clear()
         self._hold_when = matches
 
     def release(self) -> None:
-        """Let everything go that is held up on connections."""
+        """Let all data that is held go."""
         for connection in self._open:
             connection.commands.set()
             connection.answers.set()
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        if self._way is Way.HANG_UP:
+        if self._mode is ProxyMode.HANG_UP:
             writer.transport.abort()
             return
         task = asyncio.ensure_future(self._serve(_Connection(reader, writer)))
@@ -194,7 +195,7 @@ class Proxy:
                     pump.cancel()
                 await asyncio.gather(*pumps, return_exceptions=True)
         except OSError:
-            pass  # nobody there: the client sees the end
+            pass  # no server: the client sees the connection end
         finally:
             connection.abort()
             self._open.discard(connection)
@@ -208,7 +209,7 @@ class Proxy:
                 if b"SUBSCRIBE" in piece and not connection.subscribed:
                     connection.subscribed = True
                     self.subscriptions += 1
-                    self.listeners = max(self.listeners, sum(each.subscribed and each.stands for each in self._open))
+                    self.listeners = max(self.listeners, sum(each.subscribed and each.alive for each in self._open))
                 cut = self._cut_when is not None and self._cut_when(piece)
                 if self._hold_when is not None and self._hold_when(piece):
                     self._hold_when = None
@@ -220,7 +221,7 @@ class Proxy:
                 writer.write(piece)
                 await writer.drain()
                 if cut:
-                    # Redis closes our end of it when it has read what we sent, so it has acted by then
+                    # Redis closes this connection once it has read everything, so by then it has acted
                     writer.write_eof()
                     await asyncio.Event().wait()
 
@@ -234,46 +235,3 @@ class Proxy:
                     writer.write(piece)
                     await writer.drain()
         self.cuts += connection.lost
-
-
-class ScriptedRedis:
-    """A server on a TCP port that answers as told: `answer(words)` gives the bytes for a command, in upper case.
-
-    `delay`, in seconds, precedes each answer. Use it as `async with ScriptedRedis(...)`.
-    """
-
-    def __init__(self, answer: Callable[[list[bytes]], bytes], *, delay: float = 0.0) -> None:
-        self._answer = answer
-        self._delay = delay
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
-        self.url = ""
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"redis://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.ensure_future(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        parser = hiredis.Reader()
-        try:
-            while data := await reader.read(1 << 20):
-                parser.feed(data)
-                while command := parser.gets():
-                    words: list[bytes] = [word.upper() for word in command]
-                    await asyncio.sleep(self._delay)
-                    writer.write(b"+OK\r\n" if words[0] == b"CLIENT" else self._answer(words))
-        finally:
-            writer.close()

@@ -1,4 +1,4 @@
-"""A WebSocket client without manners: it offers, sends and leaves unread whatever a test wants, byte by byte."""
+"""A WebSocket client at the level of frames and bytes: a test decides what it offers, sends and leaves unread."""
 
 import asyncio
 import json
@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 
 from tests.system.replica import Replica
 
-__all__ = ["BINARY", "CLOSE", "CONTINUATION", "PING", "PONG", "TEXT", "RawFrame", "RawSocket", "raw_socket"]
+__all__ = ["BINARY", "CLOSE", "CONTINUATION", "PING", "PONG", "TEXT", "RawFrame", "RawWebSocket", "raw_websocket"]
 
 CONTINUATION, TEXT, BINARY, CLOSE, PING, PONG = 0x0, 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -19,12 +19,12 @@ PATIENCE: Final = 20.0
 
 
 class RawFrame(NamedTuple):
-    """One frame of RFC 6455 section 5.2 as it came."""
+    """One frame of RFC 6455, 5.2 as it came."""
 
     opcode: int
     payload: bytes
     fin: bool
-    compressed: bool  # RSV1, RFC 7692 section 6
+    compressed: bool  # RSV1, RFC 7692, 6
 
     @property
     def text(self) -> str:
@@ -32,10 +32,10 @@ class RawFrame(NamedTuple):
         return self.inflated().decode()
 
     def inflated(self, window_bits: int = 15) -> bytes:
-        """The payload, out of its compression if it has one."""
+        """The payload, inflated if it is compressed."""
         if not self.compressed:
             return self.payload
-        # RFC 7692 section 7.2.2: the empty block at the end was left out
+        # RFC 7692, 7.2.2: the empty block at the end was left out
         return zlib.decompressobj(-window_bits).decompress(self.payload + b"\x00\x00\xff\xff")
 
     @property
@@ -50,10 +50,10 @@ class RawFrame(NamedTuple):
         return int.from_bytes(self.payload[:2])
 
 
-class RawSocket:
+class RawWebSocket:
     """One upgraded (or refused) connection: `status` and `headers` (names in lower case) of the answer.
 
-    `was_reset` says, after `ended`, that the connection did not end in good order.
+    After `ended`, `was_reset` is true if the connection was reset instead of closed.
     """
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -64,7 +64,7 @@ class RawSocket:
         self._writer = writer
 
     async def upgrade(self, path: str, headers: dict[str, str]) -> None:
-        """Ask for the upgrade and read the answer's head."""
+        """Request the upgrade and read the head of the response."""
         lines = [f"GET {path} HTTP/1.1", "Host: localhost", "Connection: Upgrade", "Upgrade: websocket"]
         lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -91,11 +91,11 @@ class RawSocket:
         self._writer.write(data)
 
     def send_eof(self) -> None:
-        """Say that nothing more will be sent, and go on reading."""
+        """Close the sending side; reading goes on."""
         self._writer.write_eof()
 
     async def sent(self) -> None:
-        """Wait until the server, or the buffers on the way, have taken nearly all that was sent."""
+        """Wait until the server or the buffers in between have taken nearly everything that was sent."""
         await self._writer.drain()
 
     async def receive(self) -> RawFrame:
@@ -127,17 +127,17 @@ class RawSocket:
         return rest
 
     def abort(self) -> None:
-        """Be gone without a word."""
+        """Abort the connection without a close frame."""
         self._writer.transport.abort()
 
 
 @asynccontextmanager
-async def raw_socket(
+async def raw_websocket(
     replica: Replica, path: str = "/ws/events", *, receive_buffer: int | None = None, **headers: str
-) -> AsyncIterator[RawSocket]:
-    """An upgrade with more headers (names with underscores); a small `receive_buffer` makes a slow client sooner.
+) -> AsyncIterator[RawWebSocket]:
+    """Connect with more headers (underscores for hyphens); a small `receive_buffer` fills sooner.
 
-    What is not read stays unread: the reader stops at a few KB.
+    Data that the test does not read stays unread: the reader buffers only a few KB.
     """
     connection = socket.socket()
     connection.setblocking(False)
@@ -145,7 +145,7 @@ async def raw_socket(
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
     await asyncio.get_running_loop().sock_connect(connection, ("127.0.0.1", replica.port))
     reader, writer = await asyncio.open_connection(sock=connection, limit=2048)
-    raw = RawSocket(reader, writer)
+    raw = RawWebSocket(reader, writer)
     try:
         await raw.upgrade(path, {name.replace("_", "-"): value for name, value in headers.items()})
         yield raw
