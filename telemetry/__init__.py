@@ -1,9 +1,9 @@
-"""What operators see: traces, metrics, and logs with the ids of the trace that they belong to.
+"""Traces, metrics and logs for operators; a log line within a trace has the ids of its trace and span.
 
-Everything about OpenTelemetry is in here; the kernel only has an observer, and does not know who watches.
+OpenTelemetry is used in this package alone. The kernel only calls observers, and does not depend on this package.
 """
 
-import telemetry.environment  # noqa: F401  before anything imports OpenTelemetry
+import telemetry.environment  # noqa: F401  must run before anything imports OpenTelemetry
 from telemetry.logs import configure_logging
 from telemetry.metrics import METRICS, Exposition
 from telemetry.setup import FLUSH_SECONDS, Telemetry

@@ -1,4 +1,4 @@
-"""What has to be right in the environment before OpenTelemetry is imported; importing this first sees to it."""
+"""Corrects the environment before OpenTelemetry is imported. Import this module first: importing it is the call."""
 
 import os
 from importlib.metadata import entry_points
@@ -8,17 +8,17 @@ __all__ = ["UNKNOWN_PROPAGATORS"]
 
 
 def _leave_out_unknown_propagators() -> list[str]:
-    """Take names that nothing installed answers to out of `OTEL_PROPAGATORS`.
+    """Remove propagators that are not installed from `OTEL_PROPAGATORS`, and return their names.
 
-    Importing `opentelemetry.propagate` raises for them, traced or not; the specification wants them ignored. On
-    Kubernetes they come from an operator that sets one list for every service.
+    `opentelemetry.propagate` raises an error for them at import, even while tracing is off, although the specification
+    says to ignore them. On Kubernetes, an operator may set the same list for every service.
     """
     given = os.environ.get("OTEL_PROPAGATORS", "").strip()
     names = [name.strip() for name in given.split(",") if name.strip()]
     known = {point.name for point in entry_points(group="opentelemetry_propagator")} if names else set()
     unknown = [name for name in names if name not in known and name.lower() != "none"]
     if unknown:
-        # none left means none, not the default
+        # An empty value would mean the default propagators.
         os.environ["OTEL_PROPAGATORS"] = ",".join(name for name in names if name not in unknown) or "none"
     return unknown
 

@@ -1,6 +1,7 @@
-"""How spans and metrics leave: on threads of their own, with one word when they cannot, in a bounded time at the end.
+"""Exports spans and metrics on background threads, logs an outage once, and bounds the time of the last export.
 
-A collector that is away must cost the service nothing: what cannot be exported is dropped.
+A collector that is unavailable must not affect the service: spans that cannot be exported are dropped. Metrics are
+cumulative, so the next successful export includes them.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 
 from telemetry.metrics import Meter
 
-__all__ = ["Patience", "PatientSpans", "Pump", "quieten", "unfinished"]
+__all__ = ["ExportHealth", "PeriodicExport", "ReportingSpanExporter", "quieten", "unfinished"]
 
 _logger = logging.getLogger(__name__)
 
@@ -25,8 +26,8 @@ _K = TypeVar("_K")
 
 
 def quieten() -> None:
-    """Nothing but our own word about a collector that does not take what it is sent, and one about lost spans."""
-    # with the HTTP client below, whose lines have the whole URL
+    """Silence the exporters' own log lines, which `ExportHealth` replaces, and log each line of the SDK only once."""
+    # urllib3, the HTTP client of the exporters, logs whole URLs.
     for name in ("opentelemetry.exporter", "urllib3"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [_Reasons(logging.WARNING)]
@@ -35,17 +36,17 @@ def quieten() -> None:
 
 
 class _Reasons(logging.Handler):
-    """Keeps the first complaint of the export that is under way on this thread: what follows are only the retries."""
+    """Keeps the first error line of the export in progress on this thread; the lines after it are only its retries."""
 
     _first = threading.local()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep it, on one line and without what may be a credential: the query of the collector's URL."""
+        """Keep the text on one line, without the query of the collector's URL, which may hold a credential."""
         self._first.text = self._text() or re.sub(r"\?\S+", "?***", " ".join(record.getMessage().split()))
 
     @classmethod
     def taken(cls) -> str:
-        """The complaint, once."""
+        """Return the kept text and forget it; "" if there is none."""
         text = cls._text()
         cls._first.text = ""
         return text
@@ -56,71 +57,78 @@ class _Reasons(logging.Handler):
 
 
 class _Once(logging.Filter):
-    """Lets each kind of line through once."""
+    """Lets each log message through once, whatever its arguments."""
 
     def __init__(self) -> None:
         super().__init__()
         self._seen: set[object] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is the first of its kind."""
+        """Return True for the first record with this message."""
         new = record.msg not in self._seen
         self._seen.add(record.msg)
         return new
 
 
-class Patience:
-    """One warning when exports begin to fail, one line when they succeed again."""
+class ExportHealth:
+    """Logs one warning when exports start to fail, and one line when they succeed again.
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    `signal` is "spans" or "metrics".
+    """
+
+    def __init__(self, signal: str) -> None:
+        self._signal = signal
         self._failing = False
 
     def note(self, succeeded: bool, reason: str) -> None:
-        """Note how an export went."""
+        """Record the outcome of an export; `reason` says why it failed."""
         if succeeded and self._failing:
-            _logger.info("%s are exported again", self._what)
+            _logger.info("%s are exported again", self._signal)
         elif not succeeded and not self._failing:
-            _logger.warning("%s cannot be exported, nothing else depends on it: %s", self._what, reason)
+            _logger.warning(
+                "%s cannot be exported, the service is not affected; check the collector: %s",
+                self._signal,
+                reason,
+            )
         self._failing = not succeeded
 
 
-class PatientSpans(SpanExporter):
-    """An exporter whose failures are said once."""
+class ReportingSpanExporter(SpanExporter):
+    """A span exporter that reports the outcome of each export to an `ExportHealth`."""
 
-    def __init__(self, inner: SpanExporter, patience: Patience) -> None:
+    def __init__(self, inner: SpanExporter, health: ExportHealth) -> None:
         self._inner = inner
-        self._patience = patience
+        self._health = health
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Pass them on."""
+        """Export the spans and report the outcome."""
         result = self._inner.export(spans)
-        self._patience.note(result is SpanExportResult.SUCCESS, _Reasons.taken())
+        self._health.note(result is SpanExportResult.SUCCESS, _Reasons.taken())
         return result
 
     def shutdown(self) -> None:
-        """End it."""
+        """Shut down the wrapped exporter."""
         self._inner.shutdown()
 
     def force_flush(self, timeout_millis: int = 30000) -> bool:
-        """Pass it on."""
+        """Flush the wrapped exporter."""
         return self._inner.force_flush(timeout_millis)
 
 
-class Pump:
-    """Exports all metrics every `interval` seconds, on a thread, and once more at the end."""
+class PeriodicExport:
+    """Exports all metrics every `interval` seconds on a thread of its own, and a last time in `stop`."""
 
-    def __init__(self, exporter: MetricExporter, meter: Meter, interval: float, patience: Patience) -> None:
+    def __init__(self, exporter: MetricExporter, meter: Meter, interval: float, health: ExportHealth) -> None:
         self._exporter = exporter
         self._meter = meter
         self._interval = interval
-        self._patience = patience
+        self._health = health
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True, name="telemetry metrics")
         self._thread.start()
 
     def stop(self) -> None:
-        """Export for the last time; blocks until that is done."""
+        """Export a last time and end the thread; blocks until both are done."""
         self._ended.set()
         self._thread.join()
         self._exporter.shutdown()
@@ -132,13 +140,13 @@ class Pump:
             data: MetricsData = self._meter.data()
             try:
                 succeeded, reason = self._exporter.export(data) is MetricExportResult.SUCCESS, _Reasons.taken()
-            except Exception as error:  # an exporter's mistake must not end the thread
+            except Exception as error:  # a bug in an exporter must not end the thread
                 succeeded, reason = False, type(error).__name__
-            self._patience.note(succeeded, reason)
+            self._health.note(succeeded, reason)
 
 
 async def unfinished(ends: Mapping[_K, Callable[[], None]], seconds: float) -> set[_K]:
-    """Make these blocking calls, each on a thread that nobody waits for at exit; those not done in so many seconds."""
+    """Run blocking calls, each on a daemon thread, for at most `seconds`; return the keys of those not done by then."""
     loop = asyncio.get_running_loop()
     left = set(ends)
     done = asyncio.Event()
@@ -152,7 +160,7 @@ async def unfinished(ends: Mapping[_K, Callable[[], None]], seconds: float) -> s
         try:
             end()
         finally:
-            with contextlib.suppress(RuntimeError):  # too late: the loop is closed
+            with contextlib.suppress(RuntimeError):  # the loop is closed already
                 loop.call_soon_threadsafe(finished, key)
 
     for key, end in ends.items():

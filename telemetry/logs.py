@@ -1,4 +1,4 @@
-"""One line an entry, as text or JSON, with the trace that it belongs to; never a payload, never a credential."""
+"""Log output: one line per entry, as text or JSON, with the ids of the current span. Never a payload or credential."""
 
 import json
 import logging
@@ -10,7 +10,7 @@ __all__ = ["configure_logging"]
 
 
 class _Text(logging.Formatter):
-    """`2026-01-31T12:00:00.000Z INFO kernel.resilience.link: text`, and the trace id behind it if there is one."""
+    """Text: `2026-01-31T12:00:00.000Z INFO kernel.resilience.link: message`, then the trace and span id, if any."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = f"{_time(record)} {record.levelname} {record.name}: {record.getMessage()}"
@@ -19,12 +19,12 @@ class _Text(logging.Formatter):
             line += f" [trace_id={ids['trace_id']} span_id={ids['span_id']}]"
         if record.exc_info:
             line += " | " + " | ".join(self.formatException(record.exc_info).splitlines())
-        # one line an entry, whatever is in it
+        # A message may contain line breaks.
         return " ".join(line.splitlines())
 
 
 class _Json(logging.Formatter):
-    """One object a line: `time`, `level`, `logger`, `message`, and where they apply `trace_id`, `span_id`, `error`."""
+    """JSON: `time`, `level`, `logger`, `message`; `trace_id` and `span_id` within a span; `error` with an exception."""
 
     def format(self, record: logging.LogRecord) -> str:
         entry = {"time": _time(record), "level": record.levelname, "logger": record.name, **_ids()}
@@ -35,7 +35,7 @@ class _Json(logging.Formatter):
 
 
 def configure_logging(level: str, format: str) -> None:
-    """Send every log line of this process to stderr, Python's warnings too; `format` is "text" or "json"."""
+    """Send every log line of this process to stderr, including Python's warnings; `format` is "text" or "json"."""
     handler = logging.StreamHandler()
     handler.setFormatter(_Json() if format == "json" else _Text())
     root = logging.getLogger()

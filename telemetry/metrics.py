@@ -1,7 +1,7 @@
-"""The metrics: one table, read from the kernel's plain counters when somebody asks, as Prometheus text or for OTLP.
+"""The table of metrics, read from the kernel's counters on request and exposed as Prometheus text or OTLP data.
 
-Instruments of the OpenTelemetry SDK would have to be called for each measurement, at some 5 µs each; here counting is
-an addition, and everything else is paid for when scraped.
+The instruments of the OpenTelemetry SDK cost about 5 µs per measurement. Here a measurement is an addition to a plain
+number; all other work is done when the metrics are read.
 """
 
 import asyncio
@@ -30,7 +30,11 @@ _Labelled = Mapping[Any, _Value]
 
 
 class Metric(NamedTuple):
-    """One metric: `read` answers its value, or for one with labels a table of label values (a tuple, if several)."""
+    """One metric.
+
+    `read` returns its value, or for a metric with labels a mapping from label values to values. The key of that mapping
+    is a string for one label and a tuple for several.
+    """
 
     name: str
     kind: str
@@ -40,11 +44,11 @@ class Metric(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """The unit as OTLP has it (UCUM)."""
+        """The unit in OTLP (a UCUM code), "" if it has none."""
         return "s" if self.name.endswith("_seconds") else "By" if "_bytes" in self.name else ""
 
     def samples(self, broadcaster: EventBroadcaster) -> Iterator[tuple[tuple[str, ...], Any]]:
-        """Label values, and what is measured under them."""
+        """Yield pairs of label values and the value measured for them."""
         found = self.read(broadcaster)
         if not self.labels:
             yield (), found
@@ -67,15 +71,17 @@ METRICS: Final = (
     *_table(
         "gauge",
         ("connections", "WebSocket clients connected to this replica", lambda b: b.connections),
-        ("degraded", "1 while Redis is away", lambda b: b.is_degraded()),
-        ("draining", "1 while this replica sends its clients away", lambda b: b.draining),
-        ("circuit_state", "1 for the state of the circuit of the link to Redis", _circuit, "state"),
-        ("sequence", "Number of the newest event delivered here; a new epoch starts again at 1", lambda b: b.sequence),
-        ("publish_ahead", "Events by which publishes here are ahead of deliveries here; they wait at 3,000",
+        ("degraded", "1 while Redis cannot be used (degraded mode)", lambda b: b.is_degraded()),
+        ("draining", "1 while this replica closes its connections before it stops", lambda b: b.draining),
+        ("circuit_state", "1 for the current state of the circuit breaker for Redis, 0 for the others",
+         _circuit, "state"),
+        ("sequence", "Sequence of the newest event delivered by this replica; restarts at 1 in a new epoch",
+         lambda b: b.sequence),
+        ("publish_ahead",
+         "Events published but not yet delivered by this replica; publishes wait at 3,000 or half of HISTORY_SIZE",
          lambda b: b.ahead),
-        ("history_depth", "Events kept in Redis, at the last position check", lambda b: b.history_depth),
-        ("unacknowledged", "Events sent to clients connected now that they should have acknowledged and have not",
-         lambda b: b.unacknowledged),
+        ("history_depth", "Events in the Redis history at the last position check", lambda b: b.history_depth),
+        ("unacknowledged", "Acks outstanding from clients that are connected now", lambda b: b.unacknowledged),
     ),
     *_table(
         "counter",
@@ -83,34 +89,37 @@ METRICS: Final = (
         ("closes_total", "WebSocket connections closed, by close code", lambda b: b.counters.closes, "code"),
         ("published_total", "Events published by this replica", lambda b: b.counters.published_events, "type"),
         ("publish_failures_total", "Events that could not be published", lambda b: b.counters.failed_events, "type"),
-        ("retries_total", "Publishes tried again", lambda b: b.counters.retries),
+        ("retries_total", "Retries of publishes", lambda b: b.counters.retries),
         ("deliveries_total", "Messages written to clients", lambda b: b.counters.deliveries),
-        ("batches_total", "Batches of events handed to the live clients", lambda b: b.counters.batches),
-        ("replays_total", "Resumes answered, by where the events came from and how it ended",
+        ("batches_total", "Batches of events fanned out to live clients", lambda b: b.counters.batches),
+        ("replays_total", "Replays finished, by source of the events and verdict",
          lambda b: b.counters.replays, "source", "verdict"),
-        ("gaps_total", "Holes in the numbering that could not be filled", lambda b: b.counters.gaps),
-        ("epoch_changes_total", "Times that the numbering began anew", lambda b: b.counters.epoch_changes),
-        ("refills_total", "Times that events missed were fetched from the history", lambda b: b.counters.refills),
-        ("listener_restarts_total", "Times that the subscription was made anew",
+        ("gaps_total", "Gaps: missed events that were no longer in the history", lambda b: b.counters.gaps),
+        ("epoch_changes_total", "New epochs: the numbering restarted", lambda b: b.counters.epoch_changes),
+        ("refills_total", "Refills: missed events were fetched from the history", lambda b: b.counters.refills),
+        ("listener_restarts_total", "Restarts of the subscription to the Redis channel",
          lambda b: b.counters.listener_restarts),
-        ("slow_clients_total", "Times that a client's socket was full", lambda b: b.counters.slow_clients),
+        ("slow_clients_total", "Times that a client's write buffer exceeded its high-water mark",
+         lambda b: b.counters.slow_clients),
         ("acks_total", "Acks received", lambda b: b.counters.acks),
         ("acks_wanted_total", "Messages written that require an ack", lambda b: b.counters.acks_wanted),
-        ("unacknowledged_at_close_total", "Events that a client should have acknowledged and had not when it went",
+        ("unacknowledged_at_close_total", "Acks still outstanding when a connection closed",
          lambda b: b.counters.unacknowledged_at_close),
-        ("foreign_documents_total", "Documents on the channel that were none of ours",
+        ("foreign_documents_total", "Messages on the Redis channel that could not be decoded",
          lambda b: b.counters.foreign_documents),
-        ("saved_bytes_total", "Bytes that compression saved, over all messages written",
+        ("saved_bytes_total", "Bytes saved by compression, over all messages written",
          lambda b: b.counters.saved_bytes),
     ),
     *_table(
         "histogram",
-        ("publish_duration_seconds", "Time of a publish, with its retries", lambda b: b.counters.publish_duration),
-        ("fanout_duration_seconds", "Time to hand a batch to all live clients", lambda b: b.counters.fanout_duration),
-        ("delivery_lag_seconds", "Time from an event's publish, on whichever replica, until it was written here",
+        ("publish_duration_seconds", "Duration of a publish, including its retries",
+         lambda b: b.counters.publish_duration),
+        ("fanout_duration_seconds", "Time to fan a batch out to all live clients",
+         lambda b: b.counters.fanout_duration),
+        ("delivery_lag_seconds", "Time from the publish of an event, on any replica, until this replica wrote it",
          lambda b: b.counters.delivery_lag),
-        ("loop_lag_seconds", "Time by which the event loop was late", lambda b: b.counters.loop_lag),
-        ("acknowledge_duration_seconds", "Time from an event's delivery until a client's ack of it",
+        ("loop_lag_seconds", "Event-loop delay", lambda b: b.counters.loop_lag),
+        ("acknowledge_duration_seconds", "Time from the delivery of an event until the client's ack",
          lambda b: b.counters.acknowledge_duration),
     ),
 )  # fmt: skip
@@ -125,16 +134,16 @@ class Exposition(Collector):
         self._registry.register(self)
 
     def __call__(self, accept: str) -> tuple[bytes, str]:
-        """The text in the best form that the `Accept` header allows, and its content type."""
+        """Return the text in the best format that the `Accept` header allows, and its content type."""
         encode, content_type = choose_encoder(accept)
         return encode(self._registry), content_type
 
     def collect(self) -> Iterable[Any]:
-        """Read every metric; called by the registry."""
+        """Return every metric with its current values; called by the registry."""
         return [self._family(metric) for metric in METRICS]
 
     def describe(self) -> Iterable[Any]:
-        """Nothing in advance."""
+        """Return nothing: the registry needs no descriptions in advance."""
         return ()
 
     def _family(self, metric: Metric) -> Any:  # noqa: ANN401  the families share no base with these methods
@@ -152,7 +161,7 @@ class Exposition(Collector):
 
 
 class Meter:
-    """All metrics of one broadcaster as the data that OTLP exporters take; sums are cumulative since the start."""
+    """All metrics of one broadcaster as OTLP data; sums and histograms are cumulative since the start."""
 
     def __init__(self, broadcaster: EventBroadcaster, resource: Resource, version: str) -> None:
         self._broadcaster = broadcaster
@@ -161,7 +170,7 @@ class Meter:
         self._start = time_ns()
 
     def data(self) -> otlp.MetricsData:
-        """Read every metric."""
+        """Return every metric with its current values."""
         now = time_ns()
         metrics = [otlp.Metric(m.name, m.help, m.unit, self._points(m, now)) for m in METRICS]
         scopes = [otlp.ScopeMetrics(self._scope, metrics, "")]
@@ -175,7 +184,7 @@ class Meter:
         if metric.kind == "histogram":
             points = [self._histogram(labels, histogram, now) for labels, histogram in samples]
             return otlp.Histogram(points, AggregationTemporality.CUMULATIVE)
-        # all of one kind: the encoder takes no truth values
+        # All as float: the encoder rejects bools.
         numbers = [otlp.NumberDataPoint(labels, self._start, now, float(value)) for labels, value in samples]
         if metric.kind == "gauge":
             return otlp.Gauge(numbers)
@@ -183,14 +192,14 @@ class Meter:
 
     def _histogram(self, labels: dict[str, str], histogram: Histogram, now: int) -> otlp.HistogramDataPoint:
         counts = list(histogram.counts)
-        unknown: Any = None  # the smallest and the largest value are not kept, and OTLP does not need them
+        unknown: Any = None  # minimum and maximum are not recorded; they are optional in OTLP
         return otlp.HistogramDataPoint(
             labels, self._start, now, sum(counts), histogram.sum, counts, histogram.bounds, unknown, unknown
         )
 
 
 async def watch_loop(histogram: Histogram, interval: float = 0.25) -> None:
-    """Measure every `interval` seconds by how much the event loop is late."""
+    """Measure the event-loop delay every `interval` seconds: how late a timer fires."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + interval

@@ -1,4 +1,4 @@
-"""What spans and their attributes are called: by the messaging semantic conventions, or our own where they are silent.
+"""Names of spans and attributes: the messaging semantic conventions, and names of our own for what they do not cover.
 
 https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans/
 """
@@ -36,7 +36,7 @@ __all__ = [
     "messaging",
 ]
 
-# Spans; {} is the channel, and for a transition of the circuit its two states.
+# Span names. {} is the channel; for a transition of the circuit, its two states.
 PUBLISH: Final = "publish {}"
 RETRY: Final = "retry {}"
 DELIVER: Final = "deliver {}"
@@ -45,11 +45,11 @@ CIRCUIT: Final = "circuit {} -> {}"
 LISTENER: Final = "restart listener {}"
 DRAIN: Final = "drain {}"
 
-# Attributes that the conventions have.
+# Attributes of the semantic conventions.
 BATCH_COUNT: Final = "messaging.batch.message_count"
 ERROR_TYPE: Final = "error.type"
 
-# And those that they have not. Times are in seconds.
+# Attributes of this service. Times are in seconds.
 ATTEMPT: Final = "event_broadcaster.attempt"
 CONNECTIONS: Final = "event_broadcaster.connections"
 COUNT: Final = "event_broadcaster.count"
@@ -71,7 +71,11 @@ TO: Final = "event_broadcaster.to"
 
 
 def messaging(channel: str, operation: str, kind: str) -> dict[str, str]:
-    """The attributes that every messaging span has: `operation` is our verb, `kind` the conventions' type of it."""
+    """Return the attributes that every messaging span has.
+
+    `operation` is this service's verb ("publish", "deliver"), `kind` the operation type of the conventions ("send",
+    "process").
+    """
     return {
         "messaging.system": "redis",
         "messaging.destination.name": channel,

@@ -1,8 +1,8 @@
-"""Spans for Redis commands, made by `opentelemetry-instrumentation-redis` and kept within the publishes they belong to.
+"""Spans for Redis commands, created by `opentelemetry-instrumentation-redis` as children of sampled publishes.
 
-The instrumentation wraps redis-py as a whole, and asks for its spans here. A command outside a sampled publish
-(position checks, reads of the history, the subscription) gets none. One that several publishes share is under the
-first of them, and linked to the others.
+The instrumentation patches redis-py as a whole; it gets a tracer from this module. A command outside a sampled publish
+(position checks, reads of the history, the subscription) gets no span. The span of a command that several publishes
+share is a child of the first of them, and linked to the others.
 """
 
 import asyncio
@@ -33,10 +33,10 @@ __all__ = ["instrument_redis"]
 _STATEMENTS: Final = {"db.statement", "db.query.text"}
 
 
-class _Said(NonRecordingSpan):
-    """What the instrumentation has to say of a command: its span is made of all of it at once, when that is over.
+class _CommandSpan(NonRecordingSpan):
+    """Collects the attributes that the instrumentation sets; the real span is created from them when the command ends.
 
-    Ten attributes set one by one cost as much as the span itself.
+    Setting ten attributes one by one would cost as much as creating the span.
     """
 
     def __init__(self, name: str) -> None:
@@ -45,27 +45,27 @@ class _Said(NonRecordingSpan):
         self.attributes: dict[str, AttributeValue] = {}
 
     def is_recording(self) -> bool:
-        """Whether it is worth saying."""
+        """Return True: the instrumentation sets no attributes otherwise."""
         return True
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
-        """Note it; of a statement the command alone, as its arguments are question marks, hundreds of them."""
+        """Keep the attribute; of a statement only the command, as each of its arguments (hundreds) is shown as "?"."""
         self.attributes[key] = str(value).partition(" ?")[0] if key in _STATEMENTS else value
 
     def failed(self, error: Exception) -> None:
-        """Note an error by its name."""
+        """Keep the name of the error's class."""
         self.attributes[names.ERROR_TYPE] = type(error).__name__
 
 
-class _Commands(Tracer):
-    """Makes the instrumentation's spans, with the provider of the publish at hand."""
+class _CommandTracer(Tracer):
+    """The instrumentation's tracer: creates each span with the tracer provider of the current publish."""
 
     def __init__(self, *scope: Any) -> None:  # noqa: ANN401  what `get_tracer` takes
         self._scope = scope
         self._tracers: WeakKeyDictionary[TracerProvider, Tracer] = WeakKeyDictionary()
 
     def start_span(self, *args: Any, **kwargs: Any) -> Span:  # noqa: ANN401
-        """Nobody asks for this."""
+        """Return a span that records nothing; the instrumentation does not use this method."""
         return NonRecordingSpan(INVALID_SPAN.get_span_context())
 
     @contextmanager
@@ -76,31 +76,31 @@ class _Commands(Tracer):
         kind: SpanKind = SpanKind.CLIENT,
         **kwargs: Any,  # noqa: ANN401
     ) -> Iterator[Span]:
-        """The span of one command."""
+        """Create the span of one command, if the command belongs to a sampled publish."""
         publish = CURRENT.get()
         if publish is None:
             yield INVALID_SPAN
             return
-        said = _Said(name)
+        command = _CommandSpan(name)
         begin = time_ns()
         try:
-            yield said
-        except asyncio.CancelledError:  # that is how a deadline comes
-            said.failed(TimeoutError())
+            yield command
+        except asyncio.CancelledError:  # asyncio.timeout() enforces the deadline by cancelling
+            command.failed(TimeoutError())
             raise
         except Exception as error:
-            said.failed(error)
+            command.failed(error)
             raise
         finally:
             companions = publish.companions
             span = self._tracer(publish.tracing.provider).start_span(
                 name,
                 kind=kind,
-                attributes=said.attributes,
+                attributes=command.attributes,
                 links=[Link(companion.span.get_span_context()) for companion in companions[:MOST_LINKS]],
                 start_time=begin,
             )
-            if names.ERROR_TYPE in said.attributes:
+            if names.ERROR_TYPE in command.attributes:
                 span.set_status(StatusCode.ERROR)
             for each in (publish, *companions):
                 each.attempt = span.get_span_context()
@@ -114,13 +114,13 @@ class _Commands(Tracer):
 
 
 class _Provider(TracerProvider):
-    def get_tracer(self, *args: Any, **kwargs: Any) -> Tracer:  # noqa: ANN401  passed on as it is
-        """The tracer that the instrumentation asks for."""
-        return _Commands(*args, *kwargs.values())
+    def get_tracer(self, *args: Any, **kwargs: Any) -> Tracer:  # noqa: ANN401  as the instrumentation calls it
+        """Return the tracer for the instrumentation."""
+        return _CommandTracer(*args, *kwargs.values())
 
 
 def instrument_redis() -> None:
-    """Have Redis commands traced from now on; once is enough."""
+    """Patch redis-py so that its commands are traced; further calls do nothing."""
     instrumentor = RedisInstrumentor()
     if not instrumentor.is_instrumented_by_opentelemetry:
         instrumentor.instrument(tracer_provider=_Provider())

@@ -1,4 +1,4 @@
-"""Whether a request is traced, decided before it has a span: to make one and drop it costs three times as much."""
+"""Decides sampling before creating a span; creating and dropping one costs three times as much."""
 
 from typing import Any, Final
 
@@ -8,25 +8,26 @@ from opentelemetry.sdk.trace.sampling import Decision, Sampler, SamplingResult
 from opentelemetry.trace import SpanKind
 from opentelemetry.util.types import AttributeValue
 
-__all__ = ["UNTRACED", "Ahead", "untraced"]
+__all__ = ["UNTRACED", "EarlySampler", "untraced"]
 
 _ROOT: Final = Context()
 _KEY: Final = create_key("untraced")
 
-# Where a request is under way that was decided to have no trace.
+# The context of a request for which the sampler decided against a trace.
 UNTRACED: Final = set_value(_KEY, True, _ROOT)
 
 
 def untraced() -> bool:
-    """Whether here is within such a request."""
+    """Return True if the current context belongs to a request that is not traced (see `UNTRACED`)."""
     return get_value(_KEY) is not None
 
 
-class Ahead(Sampler, RandomIdGenerator):
-    """The sampler and the ids of a provider, one of which may be asked for ahead; otherwise they are the usual ones.
+class EarlySampler(Sampler, RandomIdGenerator):
+    """A sampler and id generator in one, so that a decision can be made before its span is created.
 
-    `decide()` draws the id of a new trace and asks `inner` about it, once. If that is to be traced, the next root span
-    has to be the one that was asked for: nothing may come between.
+    `decide()` generates the id of a new trace and asks `inner` about it once. If it returns True, the caller must
+    create that root span next, with no other span in between: it gets the kept id and decision. Without a call of
+    `decide()`, ids are random and `inner` decides, as usual.
     """
 
     def __init__(self, inner: Sampler) -> None:
@@ -35,7 +36,7 @@ class Ahead(Sampler, RandomIdGenerator):
         self._result: SamplingResult | None = None
 
     def decide(self, name: str, kind: SpanKind, attributes: dict[str, AttributeValue]) -> bool:
-        """Whether such a root span is worth making."""
+        """Return True if a root span with these properties is to be recorded; the caller then creates it next."""
         trace_id = super().generate_trace_id()
         result = self._inner.should_sample(_ROOT, trace_id, name, kind, attributes, ())
         if result.decision is Decision.DROP:
@@ -44,15 +45,15 @@ class Ahead(Sampler, RandomIdGenerator):
         return True
 
     def generate_trace_id(self) -> int:
-        """The one that was drawn, or a new one."""
+        """Return the id that `decide()` kept, or else a random one."""
         drawn, self._trace_id = self._trace_id, 0
         return drawn or super().generate_trace_id()
 
     def should_sample(self, *args: Any, **kwargs: Any) -> SamplingResult:  # noqa: ANN401  as `inner` has them
-        """What was decided, or what `inner` says now."""
+        """Return the result that `decide()` kept, or else ask `inner`."""
         result, self._result = self._result, None
         return result or self._inner.should_sample(*args, **kwargs)
 
     def get_description(self) -> str:
-        """Whose decisions they are."""
+        """Return the description of `inner`."""
         return self._inner.get_description()

@@ -1,7 +1,7 @@
-"""Telemetry as the `OTEL_*` variables want it: what is made, where it goes, and how long its end may take.
+"""Sets up tracing and metric export from the `OTEL_*` variables, and shuts both down in bounded time.
 
-Unless an endpoint or an exporter is set nothing is made, nothing is patched and nothing is paid. Metrics are kept in
-any case (metrics.py), and exported here where that is asked for.
+Unless an endpoint or an exporter is set, no span is created and no library is patched, so tracing costs nothing.
+Metrics are always counted (metrics.py); this module exports them if a variable asks for it.
 """
 
 import asyncio
@@ -18,22 +18,22 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from kernel import EventBroadcaster, Observer
 from telemetry.environment import UNKNOWN_PROPAGATORS
-from telemetry.export import Patience, PatientSpans, Pump, quieten, unfinished
+from telemetry.export import ExportHealth, PeriodicExport, ReportingSpanExporter, quieten, unfinished
 from telemetry.http import http_spans
 from telemetry.metrics import Meter, watch_loop
 from telemetry.redis import instrument_redis
-from telemetry.sampling import Ahead
+from telemetry.sampling import EarlySampler
 from telemetry.tracing import Tracing
 
 __all__ = ["FLUSH_SECONDS", "Telemetry"]
 
 _logger = logging.getLogger(__name__)
 
-# For so long the end of the process waits for what has not been exported yet.
+# How long `Telemetry.stop` waits for the last exports.
 FLUSH_SECONDS: Final = 5.0
 
 _SERVICE: Final = "event-broadcaster"
-# Variables as the Kubernetes downward API is commonly told to set them; OTEL_RESOURCE_ATTRIBUTES goes before.
+# Variables that are commonly set through the Kubernetes downward API; OTEL_RESOURCE_ATTRIBUTES overrides them.
 _KUBERNETES: Final = {
     "k8s.pod.name": "POD_NAME",
     "k8s.pod.uid": "POD_UID",
@@ -46,9 +46,10 @@ Middleware = Callable[[Any], Callable[[Any, Any, Any], Awaitable[None]]]
 
 
 class Telemetry:
-    """Everything that one application tells operators.
+    """Tracing and metric export of one application.
 
-    `observers` are for the kernel and `middleware` goes around HTTP routes; both are empty while tracing is off.
+    `observers` are for the kernel, `middleware` is for the HTTP routes; both are empty while tracing is off. `environ`
+    holds the `OTEL_*` variables. A variable that cannot be used is logged as an error, and its signal is not exported.
     """
 
     def __init__(self, environ: Mapping[str, str], *, channel: str, version: str) -> None:
@@ -59,50 +60,53 @@ class Telemetry:
         spans: list[SpanExporter] = _exporters(environ, "traces")
         self._metrics: list[MetricExporter] = _exporters(environ, "metrics")
         self._interval = _interval(environ)
-        # what has to be ended, and who tells how that went
-        self._ends: dict[Patience, Callable[[], None]] = {}
+        # Blocking shutdown calls, by the object that reports their outcome.
+        self._shutdowns: dict[ExportHealth, Callable[[], None]] = {}
         self._watch: asyncio.Task[None] | None = None
         if spans or self._metrics:
             quieten()
         if spans:
             try:
                 self._trace(spans, channel)
-            except ValueError as error:  # a variable of the SDK that it cannot use
+            except ValueError as error:  # the SDK rejected the value of a variable
                 _logger.error("traces are not exported: %s", error)
 
     def _trace(self, exporters: Sequence[SpanExporter], channel: str) -> None:
-        ahead = Ahead(TracerProvider(shutdown_on_exit=False).sampler)
-        provider = TracerProvider(ahead, self._resource, shutdown_on_exit=False, id_generator=ahead)
+        sampler = EarlySampler(TracerProvider(shutdown_on_exit=False).sampler)
+        provider = TracerProvider(sampler, self._resource, shutdown_on_exit=False, id_generator=sampler)
         for exporter in exporters:
-            patience = Patience("spans")
-            processor = BatchSpanProcessor(PatientSpans(exporter, patience))
+            health = ExportHealth("spans")
+            processor = BatchSpanProcessor(ReportingSpanExporter(exporter, health))
             provider.add_span_processor(processor)
-            self._ends[patience] = processor.shutdown
+            self._shutdowns[health] = processor.shutdown
         instrument_redis()
         for name in UNKNOWN_PROPAGATORS:
-            _logger.warning("OTEL_PROPAGATORS: %r is not installed and left out", name)
+            _logger.warning("OTEL_PROPAGATORS: propagator %r is not installed, ignoring it", name)
         self.observers = [Tracing(provider, channel, self._version)]
-        self.middleware = [http_spans(provider, ahead, self._version)]
+        self.middleware = [http_spans(provider, sampler, self._version)]
 
     def start(self, broadcaster: EventBroadcaster) -> None:
-        """Watch the event loop, and export metrics where that is asked for."""
+        """Start measuring the event-loop delay, and exporting metrics if a variable asks for it."""
         self._watch = asyncio.create_task(watch_loop(broadcaster.counters.loop_lag))
         meter = Meter(broadcaster, self._resource, self._version)
         for exporter in self._metrics:
-            patience = Patience("metrics")
-            self._ends[patience] = Pump(exporter, meter, self._interval, patience).stop
+            health = ExportHealth("metrics")
+            self._shutdowns[health] = PeriodicExport(exporter, meter, self._interval, health).stop
 
     async def stop(self) -> None:
-        """Export what is left, within `FLUSH_SECONDS`; what is not done then is dropped."""
+        """Export the remaining spans and metrics; what is not exported within `FLUSH_SECONDS` is dropped."""
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
-        for patience in await unfinished(self._ends, FLUSH_SECONDS):
-            patience.note(False, f"the last were not taken within {FLUSH_SECONDS:g} s")
+        for health in await unfinished(self._shutdowns, FLUSH_SECONDS):
+            health.note(False, f"the last export took longer than {FLUSH_SECONDS:g} s")
 
 
 def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
-    """The exporters that are asked for, of "traces" or "metrics"; one that cannot be made is named in the log."""
+    """Create the exporters that the variables ask for; `signal` is "traces" or "metrics".
+
+    An exporter that cannot be created is logged as an error and left out.
+    """
     if environ.get("OTEL_SDK_DISABLED", "").strip().lower() == "true":
         return []
     prefix = f"OTEL_EXPORTER_OTLP_{signal.upper()}"
@@ -110,7 +114,7 @@ def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
     given = environ.get(f"OTEL_{signal.upper()}_EXPORTER", "").strip() or ("otlp" if endpoint else "none")
     made = []
     for name in (part.strip().lower() for part in given.split(",")):
-        # what Prometheus scrapes is there anyway
+        # /metrics is always served, so the "prometheus" exporter has nothing to add.
         if name in ("", "none") or (signal, name) == ("metrics", "prometheus"):
             continue
         try:
@@ -131,20 +135,23 @@ def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
 
 
 def _resource(environ: Mapping[str, str], version: str) -> Resource:
-    ours = {"service.name": _SERVICE, "service.version": version, "service.instance.id": str(uuid.uuid4())}
-    ours |= {name: environ[variable] for name, variable in _KUBERNETES.items() if environ.get(variable)}
-    made = Resource.create({**ours, **OTELResourceDetector().detect().attributes})
-    return _TheResource(made.attributes, made.schema_url)
+    own = {"service.name": _SERVICE, "service.version": version, "service.instance.id": str(uuid.uuid4())}
+    own |= {name: environ[variable] for name, variable in _KUBERNETES.items() if environ.get(variable)}
+    made = Resource.create({**own, **OTELResourceDetector().detect().attributes})
+    return _IdentityHashedResource(made.attributes, made.schema_url)
 
 
-class _TheResource(Resource):
-    """The one resource of the process: exporters look it up for every span, and its hash would be that of its JSON."""
+class _IdentityHashedResource(Resource):
+    """The resource of the process, hashed by identity.
+
+    Exporters hash the resource of every span, and the default hash encodes it as JSON each time.
+    """
 
     def __hash__(self) -> int:
         return id(self)
 
 
 def _interval(environ: Mapping[str, str]) -> float:
-    """Seconds between two exports of metrics."""
+    """Return the seconds between two exports of metrics, 60 unless the variable holds milliseconds above 0."""
     text = environ.get("OTEL_METRIC_EXPORT_INTERVAL", "").strip()
     return int(text) / 1000 if text.isdigit() and int(text) else 60.0

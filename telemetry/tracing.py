@@ -1,12 +1,13 @@
-"""The kernel's observer that makes spans: one per publish, retry, delivery, replay and transition, none per client.
+"""The kernel's observer that creates spans: one per publish, retry, delivery, replay and transition, none per client.
 
-Span names and attributes are in names.py, how Redis commands get theirs is in redis.py. Nothing is looked at for an
-event that is not sampled, and attributes are given at creation where they are known then.
+Span names and attributes are in names.py; the spans of Redis commands are created in redis.py. An event that is not
+sampled costs nothing here. Attributes are passed when a span is created, where they are known by then, because setting
+them later costs more.
 """
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from contextvars import Context as Surroundings
+from contextvars import Context as TaskContext
 from contextvars import ContextVar, Token
 from time import time_ns
 from types import TracebackType
@@ -40,7 +41,7 @@ from kernel.observer import (
     TraceContext,
 )
 from telemetry import names
-from telemetry.contexts import SAMPLED, remote, surroundings
+from telemetry.contexts import SAMPLED, parent_context, remote
 from telemetry.sampling import untraced
 
 __all__ = ["CURRENT", "MOST_LINKS", "Publish", "Tracing"]
@@ -54,9 +55,9 @@ _Attributes = dict[str, AttributeValue]
 
 
 class Publish:
-    """One publish and its span, current while the publish is under way.
+    """One publish and its span, which is the current span while the publish is in progress.
 
-    `companions` are publishes whose call of Redis it carries, `attempt` is its last command's span.
+    `companions` are the other publishes that share its call of Redis; `attempt` is the span of its last command.
     """
 
     __slots__ = ("_pause", "_theirs", "_token", "attempt", "companions", "span", "tracing")
@@ -93,12 +94,12 @@ class Publish:
         self.span.end()
 
     def pause(self, span: Span, seconds: float) -> None:
-        """A retry will be made in so many seconds; `span` is for the time until then."""
+        """Note that a retry is due in `seconds`; `span` covers the time until then."""
         self.resume()
         self._pause = span, time_ns() + round(seconds * 1e9)
 
     def resume(self) -> None:
-        """End the pause: when it was due, or now, if the publish is given up before."""
+        """End the span of the pause, at the time when the retry was due, or now if the publish is cancelled before."""
         if self._pause is not None:
             span, due = self._pause
             self._pause = None
@@ -109,7 +110,7 @@ CURRENT: Final[ContextVar[Publish | None]] = ContextVar("event_broadcaster_publi
 
 
 class Tracing(Observer):
-    """Makes spans of what the kernel tells; `channel` is the Redis channel."""
+    """Creates spans from the calls of the kernel; `channel` is the Redis channel."""
 
     def __init__(self, provider: TracerProvider, channel: str, version: str) -> None:
         self.provider = provider
@@ -123,9 +124,10 @@ class Tracing(Observer):
             self._silence = get_current()
 
     def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
-        """Put a span around the publish, in the producer's trace; the events carry it on.
+        """Return a context manager that creates the span of the publish, in the trace of the producer.
 
-        What is not sampled is left alone: the events carry their producer's trace, and nothing below costs anything.
+        The events carry the context of that span. If the publish is not sampled, they carry the producer's context
+        unchanged, and no span is created for the publish.
         """
         theirs, types = publishing.trace, publishing.types
         around = get_current_span().get_span_context()
@@ -136,7 +138,7 @@ class Tracing(Observer):
         elif untraced():
             return nullcontext(theirs)
         else:
-            parent = surroundings(theirs.traceparent, theirs.tracestate)
+            parent = parent_context(theirs.traceparent, theirs.tracestate)
         attributes: _Attributes = {**self._sending}
         if len(types) == 1:
             attributes[names.EVENT_TYPE] = types[0]
@@ -145,30 +147,33 @@ class Tracing(Observer):
         span = self._tracer.start_span(self._publish, parent, SpanKind.PRODUCER, attributes)
         return Publish(self, span, theirs) if span.is_recording() else nullcontext(theirs)
 
-    def sharing(self, contexts: Sequence[Surroundings]) -> Surroundings | None:
-        """The call is under the first publish that is sampled, and linked to the others."""
+    def sharing(self, contexts: Sequence[TaskContext]) -> TaskContext | None:
+        """Return the context of the first sampled publish, which becomes the parent of the call's span.
+
+        The other sampled publishes become its companions, to which the span is linked.
+        """
         sampled: list[Publish] = []
-        chosen: Surroundings | None = None
+        chosen: TaskContext | None = None
         for context in contexts:
             publish = context.get(CURRENT)
-            if publish is not None and publish.span.is_recording():  # not cancelled meanwhile
+            if publish is not None and publish.span.is_recording():  # else it has been cancelled meanwhile
                 chosen = chosen or context
                 sampled.append(publish)
         if chosen is None:
-            # this is the calls' own task: there may be a publish in it that is long over
+            # The call runs in the flusher's task, whose context may still hold a publish that has ended.
             attach(self._silence)
             return None
         sampled[0].companions = sampled[1:]
         return chosen
 
     def published(self, published: Published) -> None:
-        """Add what is known only now."""
+        """Add the outcome to the span of the publish."""
         publish = CURRENT.get()
         if publish is not None:
             publish.span.set_attributes(_outcome(published))
 
     def retried(self, retried: Retried) -> None:
-        """A span for the time until the next attempt."""
+        """Start a span for the time until the next attempt."""
         publish = CURRENT.get()
         if publish is not None:
             attributes: _Attributes = {
@@ -179,11 +184,11 @@ class Tracing(Observer):
             publish.pause(self._tracer.start_span(self._retry, attributes=attributes), retried.delay)
 
     def follows(self, traceparent: str) -> bool:
-        """Follow what is sampled."""
+        """Return True if the trace context is sampled."""
         return SAMPLED.fullmatch(traceparent) is not None
 
     def delivered(self, delivered: Delivered) -> None:
-        """Up to 16 sampled events get a span each, in their own traces; more of them get one, linked to them all."""
+        """Create a span for each sampled event, in its own trace; for more than 16, one span linked to all of them."""
         sampled = delivered.followed
         if not sampled:
             return
@@ -207,11 +212,11 @@ class Tracing(Observer):
             self._consume(sampled, attributes, delivered.begin, delivered.end)
 
     def _consume(self, events: Sequence[DeliveredEvent], attributes: _Attributes, begin: float, end: float) -> None:
-        """Make one span for these events, in the trace of the first."""
+        """Create one span for these events, in the trace of the first."""
         published_at = events[0].published_at
         if published_at is not None:
             attributes[names.QUEUED] = max(0.0, begin - published_at)
-        # the events of one publish have one context
+        # Events of the same publish have the same context, so duplicates are removed.
         origins = dict.fromkeys((event.trace.traceparent, event.trace.tracestate) for event in events)
         contexts = [remote(*origin) for origin in list(origins)[:MOST_LINKS]]
         links = [Link(context) for context in contexts]
@@ -219,7 +224,7 @@ class Tracing(Observer):
         self._span(self._deliver, begin, end, attributes, SpanKind.CONSUMER, links, parent)
 
     def replayed(self, replayed: Replayed) -> None:
-        """A span for the time from the request to the verdict."""
+        """Create a span for the time from the request to the verdict."""
         attributes: _Attributes = {
             names.FROM: replayed.first.sequence,
             names.TO: replayed.last.sequence,
@@ -232,7 +237,7 @@ class Tracing(Observer):
         self._span(self._replay, replayed.begin, replayed.end, attributes)
 
     def circuit_moved(self, moved: CircuitMoved) -> None:
-        """A span for the moment, linked to the attempt that tripped it, if that was a publish's."""
+        """Create a span without duration, linked to the attempt that caused the transition if a publish made it."""
         publish = CURRENT.get()
         links = []
         if publish is not None:
@@ -242,11 +247,11 @@ class Tracing(Observer):
         self._tracer.start_span(name, _ROOT, attributes=attributes, links=links).end()
 
     def listener_restarted(self, reason: str) -> None:
-        """A span for the moment."""
+        """Create a span without duration."""
         self._tracer.start_span(self._listener, _ROOT, attributes={names.REASON: reason}).end()
 
     def drained(self, drained: Drained) -> None:
-        """A span for the whole drain."""
+        """Create a span for the whole drain."""
         self._span(self._drain, drained.begin, drained.end, {names.CONNECTIONS: drained.connections})
 
     def _span(
@@ -259,7 +264,7 @@ class Tracing(Observer):
         links: Sequence[Link] = (),
         parent: Context | None = _ROOT,
     ) -> None:
-        """Make a span of what is over; times are seconds since the epoch."""
+        """Create a span that has ended; times are in seconds since 1970."""
         start = round(begin * 1e9)
         span = self._tracer.start_span(name, parent, kind, attributes, links, start)
         span.end(max(start, round(end * 1e9)))

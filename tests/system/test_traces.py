@@ -470,7 +470,7 @@ async def test_a_dead_collector(start: ReplicaFactory, valkey: str, channel: str
         await asyncio.to_thread(replica.stop)
         assert loop.time() - begin < FLUSH_SECONDS + 5
         (warning,) = [line for line in replica.log.splitlines() if " WARNING " in line]
-        assert "telemetry.export: spans cannot be exported, nothing else depends on it: " in warning
+        assert "telemetry.export: spans cannot be exported, " in warning
         assert reason in warning
         assert "secret" not in replica.log
 
@@ -500,4 +500,4 @@ async def test_a_collector_that_hangs_at_the_end(start: ReplicaFactory, valkey: 
         await asyncio.to_thread(replica.stop)
         assert FLUSH_SECONDS <= loop.time() - begin < FLUSH_SECONDS + 5
         (warning,) = [line for line in replica.log.splitlines() if " WARNING " in line]
-        assert warning.endswith("nothing else depends on it: the last were not taken within 5 s")
+        assert warning.endswith("check the collector: the last export took longer than 5 s")

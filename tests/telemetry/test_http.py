@@ -1,4 +1,4 @@
-"""The server span of a request, and the decision whether there is one."""
+"""The server span of an HTTP request, and the sampling decision made before it."""
 
 from typing import Any
 
@@ -20,14 +20,14 @@ from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, get_curre
 
 from kernel.observer import Publishing, TraceContext
 from telemetry.http import http_spans
-from telemetry.sampling import Ahead
+from telemetry.sampling import EarlySampler
 from telemetry.tracing import Tracing
 
-THEIRS = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
+PRODUCER = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-0"
 
 
 class Every(Sampler):
-    """Samples every `n`th trace that it is asked about."""
+    """A sampler that samples every `n`th trace."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -36,31 +36,31 @@ class Every(Sampler):
     def should_sample(
         self, parent_context: Context | None, trace_id: int, name: str, *args: Any, **kwargs: Any
     ) -> SamplingResult:
-        """Count."""
+        """Sample every `n`th call."""
         self.asked.append(trace_id)
         return SamplingResult(Decision.RECORD_AND_SAMPLE if len(self.asked) % self._n == 0 else Decision.DROP)
 
     def get_description(self) -> str:
-        """Its name."""
+        """Return the name of the sampler."""
         return "every"
 
 
 class Service:
-    """A service that publishes an event in each request, with the middleware around it."""
+    """An ASGI app, wrapped in the middleware, that publishes an event in each request."""
 
     def __init__(self, sampler: Sampler) -> None:
-        ahead = Ahead(sampler)
-        self.provider = TracerProvider(ahead, shutdown_on_exit=False, id_generator=ahead)
+        early = EarlySampler(sampler)
+        self.provider = TracerProvider(early, shutdown_on_exit=False, id_generator=early)
         self.exporter = InMemorySpanExporter()
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
         self._tracing = Tracing(self.provider, "c", "1")
-        self._app = http_spans(self.provider, ahead, "1")(self._answer)
+        self._app = http_spans(self.provider, early, "1")(self._answer)
         self.carried: list[TraceContext] = []
         self.status = 202
         self.error: Exception | None = None
 
     async def get(self, *headers: tuple[bytes, bytes], type: str = "http") -> list[Any]:
-        """Make a request; returns what was sent."""
+        """Make a request and return the ASGI messages that were sent."""
         scope = {"type": type, "method": "POST", "path_template": "/x/{y}", "path": "/x/1", "scheme": "http"}
         sent: list[Any] = []
 
@@ -80,12 +80,12 @@ class Service:
 
     @property
     def names(self) -> list[str]:
-        """What has ended."""
+        """The names of the spans that have ended."""
         return [span.name for span in self.exporter.get_finished_spans()]
 
 
 async def test_decided_once() -> None:
-    """Section 10, traces: the sampler is asked once about each request that begins a trace, and its word holds."""
+    """The sampler is asked once about each request that starts a trace, and its decision holds for the trace."""
     sampler = Every(3)
     service = Service(ParentBased(sampler))
     for _ in range(9):
@@ -105,7 +105,7 @@ async def test_decided_once() -> None:
 
 
 async def test_a_share() -> None:
-    """Section 10, traces: of many requests the share that was asked for is traced."""
+    """With a ratio sampler, that share of the requests is traced."""
     service = Service(ParentBased(TraceIdRatioBased(0.25)))
     for _ in range(2000):
         await service.get()
@@ -115,27 +115,27 @@ async def test_a_share() -> None:
 @pytest.mark.parametrize(("flag", "names"), [("1", ["publish c", "POST /x/{y}"]), ("0", [])])
 @pytest.mark.parametrize("root", [ALWAYS_ON, ALWAYS_OFF])
 async def test_its_producer_decides(root: Sampler, flag: str, names: list[str]) -> None:
-    """Section 10, traces: a producer's trace goes on, sampled or not, as it was decided there."""
+    """A request with a traceparent is traced exactly if its producer sampled the trace."""
     service = Service(ParentBased(root))
-    await service.get((b"traceparent", (THEIRS + flag).encode()), (b"tracestate", b"a=b"))
+    await service.get((b"traceparent", (PRODUCER + flag).encode()), (b"tracestate", b"a=b"))
     assert service.names == names
     (carried,) = service.carried
-    assert str(carried.traceparent).startswith(THEIRS[:35])
+    assert str(carried.traceparent).startswith(PRODUCER[:35])
     if not names:
-        assert carried.traceparent == THEIRS + flag
+        assert carried.traceparent == PRODUCER + flag
 
 
 async def test_without_its_producer() -> None:
-    """Section 10, traces: where nothing is sampled, whoever asks, the producer's own context goes on untouched."""
+    """If a request of a sampled trace is not sampled here, its event carries the producer's context unchanged."""
     service = Service(ALWAYS_OFF)
-    await service.get((b"traceparent", (THEIRS + "1").encode()))
+    await service.get((b"traceparent", (PRODUCER + "1").encode()))
     assert service.names == []
-    assert service.carried == [TraceContext(THEIRS + "1")]
+    assert service.carried == [TraceContext(PRODUCER + "1")]
 
 
 @pytest.mark.parametrize(("status", "failed"), [(202, False), (400, False), (404, False), (500, True), (503, True)])
 async def test_status(status: int, failed: bool) -> None:
-    """Section 10, traces: only what the server did wrong is an error, named by its status."""
+    """Only a 5xx response makes the span an error, with the status as its `error.type`."""
     service = Service(ALWAYS_ON)
     service.status = status
     await service.get()
@@ -148,7 +148,7 @@ async def test_status(status: int, failed: bool) -> None:
 
 @pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF])
 async def test_a_crash(sampler: Sampler) -> None:
-    """Section 10, traces: an error that nobody answered is named by its class, and goes on its way."""
+    """An unhandled exception is recorded by its class alone, without its text, and is raised again."""
     service = Service(sampler)
     service.error = KeyError("secret")
     with pytest.raises(KeyError):
@@ -163,8 +163,8 @@ async def test_a_crash(sampler: Sampler) -> None:
 
 
 async def test_http_alone() -> None:
-    """Section 10, traces: a WebSocket passes through without a span."""
+    """A WebSocket connection gets no span."""
     service = Service(ALWAYS_ON)
     await service.get(type="websocket")
-    # the publish within is the test's own
+    # The span is that of the publish that `Service` makes.
     assert service.names == ["publish c"]

@@ -1,4 +1,4 @@
-"""What the `OTEL_*` variables switch on, off and wrong; and that off means nothing is there."""
+"""Set-up from the `OTEL_*` variables: when tracing is on or off, and what happens for values that cannot be used."""
 
 import logging
 import sys
@@ -19,7 +19,7 @@ Make = Callable[[dict[str, str]], Telemetry]
 
 @pytest.fixture
 def make(monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Set telemetry up by these variables, which are also the process's own: exporters look there."""
+    """Return a function that sets up telemetry; it sets the variables in the process too, where exporters read them."""
 
     def make(environ: dict[str, str]) -> Telemetry:
         for name, value in environ.items():
@@ -30,7 +30,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
 
 
 async def traces(telemetry: Telemetry) -> bool:
-    """Whether it makes spans; it is ended."""
+    """Return True if tracing is on; stops the telemetry."""
     on = bool(telemetry.observers)
     assert bool(telemetry.middleware) is on
     await telemetry.stop()
@@ -52,7 +52,7 @@ async def traces(telemetry: Telemetry) -> bool:
     ],
 )
 async def test_off(make: Make, environ: dict[str, str]) -> None:
-    """Section 10, traces: off unless an endpoint or an exporter is set, and by the variables that switch it off."""
+    """Tracing is off unless an endpoint or an exporter is set, and if OTEL_SDK_DISABLED or "none" switches it off."""
     assert not await traces(make(environ))
 
 
@@ -69,7 +69,7 @@ async def test_off(make: Make, environ: dict[str, str]) -> None:
     ],
 )
 async def test_on(make: Make, environ: dict[str, str]) -> None:
-    """Section 10, traces: on by an endpoint or an exporter."""
+    """Tracing is on if an endpoint or an exporter is set."""
     assert await traces(make(environ))
 
 
@@ -88,21 +88,21 @@ async def test_on(make: Make, environ: dict[str, str]) -> None:
     ],
 )
 async def test_wrong(make: Make, caplog: pytest.LogCaptureFixture, environ: dict[str, str], said: str) -> None:
-    """Section 10, traces: what cannot be done is said in one line, and the service goes on without it."""
+    """A value that cannot be used is logged as one error, and the service starts without tracing."""
     assert not await traces(make(environ))
     assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [said]
 
 
 @pytest.mark.skipif(find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None, reason="the extra is installed")
 async def test_without_the_extra(make: Make, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 10, traces: OTLP over gRPC is an extra, and the log names it."""
+    """If OTLP over gRPC is asked for but not installed, the log names the extra to install."""
     assert not await traces(make({**ENDPOINT, "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_METRICS_EXPORTER": "none"}))
     (record,) = [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert record.getMessage().endswith(": install event-broadcaster[otlp-grpc]")
 
 
 async def test_off_is_free(make: Make) -> None:
-    """Section 10, traces: while it is off redis-py is as it was, and there is neither an observer nor a middleware."""
+    """While tracing is off, redis-py is not patched, and there is neither an observer nor a middleware."""
     telemetry = make({})
     assert not RedisInstrumentor().is_instrumented_by_opentelemetry
     assert telemetry.observers == []
@@ -111,7 +111,7 @@ async def test_off_is_free(make: Make) -> None:
 
 
 def imported(environ: dict[str, str], code: str) -> str:
-    """What a new process with these variables prints."""
+    """Run `code` in a new process with these variables, and return its output."""
     command = [
         sys.executable,
         "-W",
@@ -135,17 +135,17 @@ def imported(environ: dict[str, str], code: str) -> str:
     ],
 )
 def test_propagators(given: str, left: str) -> None:
-    """Section 10, traces: propagators that are not installed are left out, instead of ending the process."""
+    """Propagators that are not installed are ignored; they do not end the process."""
     fields = "print(*sorted(propagate.get_global_textmap().fields))"
     assert imported({"OTEL_PROPAGATORS": given}, fields) == left
 
 
 def test_unknown_propagators_are_named() -> None:
-    """Section 10, traces: and the log names them, once tracing is on."""
+    """Propagators that are not installed are logged by name if tracing is on."""
     code = (
         "import logging; logging.basicConfig(format='%(levelname)s %(message)s', stream=__import__('sys').stdout); "
         "telemetry.Telemetry(os.environ, channel='c', version='1')"
     )
     environ = {"OTEL_PROPAGATORS": "b3,tracecontext", "OTEL_TRACES_EXPORTER": "console"}
-    assert imported(environ, code) == "WARNING OTEL_PROPAGATORS: 'b3' is not installed and left out"
+    assert imported(environ, code) == "WARNING OTEL_PROPAGATORS: propagator 'b3' is not installed, ignoring it"
     assert imported({"OTEL_PROPAGATORS": "b3"}, code) == ""
