@@ -1,4 +1,4 @@
-"""Spans in memory, for tests of the observer without a network."""
+"""Fixtures that keep spans in memory, for tests without a network."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ CHANNEL = "c"
 
 
 class Watch:
-    """An observer, and what it has made."""
+    """A tracing observer and the spans that it has created."""
 
     def __init__(self, sampler: Sampler | None = None) -> None:
         provider = TracerProvider(sampler=sampler, shutdown_on_exit=False)
@@ -27,29 +27,29 @@ class Watch:
 
     @property
     def spans(self) -> list[ReadableSpan]:
-        """Every span that has ended, in the order of their ends."""
+        """Every span that has ended, in the order in which they ended."""
         return list(self._exporter.get_finished_spans())
 
     def named(self, name: str) -> list[ReadableSpan]:
-        """Those of that name."""
+        """Return the spans of that name."""
         return [span for span in self.spans if span.name == name]
 
 
 @pytest.fixture
 def watch() -> Watch:
-    """Everything is sampled."""
+    """Return an observer that samples everything."""
     return Watch()
 
 
 @pytest.fixture
 def unsampled() -> Watch:
-    """Nothing is sampled but what its producer samples."""
+    """Return an observer that samples only publishes whose producer sampled them."""
     return Watch(ParentBased(ALWAYS_OFF))
 
 
 @pytest.fixture
 def instrumented() -> Iterator[None]:
-    """Redis commands are traced for one test."""
+    """Trace Redis commands during one test."""
     instrument_redis()
     yield
     RedisInstrumentor().uninstrument()

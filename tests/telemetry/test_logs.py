@@ -1,4 +1,4 @@
-"""Log lines: one an entry, whatever is in it, as text or JSON, with the trace that they belong to."""
+"""Log output: one line per entry, as text or JSON, with the ids of the current span."""
 
 import json
 import logging
@@ -16,7 +16,7 @@ NAMES = ("", "uvicorn", "uvicorn.error", "uvicorn.access")
 
 @pytest.fixture
 def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
-    """What was logged since the last call; logging is put back afterwards."""
+    """Return a function that returns the lines logged since its last call; logging is restored after the test."""
     loggers = [logging.getLogger(name) for name in NAMES]
     before = [(list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
     yield lambda: capsys.readouterr().err.rstrip("\n").split("\n")
@@ -27,7 +27,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]
 
 
 def test_json(lines: Callable[[], list[str]]) -> None:
-    """Section 10, logs: JSON has time, level, logger and message, and nothing of a trace outside of one."""
+    """A JSON entry has time, level, logger and message, and no trace ids outside a span."""
     configure_logging("INFO", "json")
     logging.getLogger("kernel.resilience.link").warning("circuit %s", 'closed\nand "so on" \u2028 ü')
     logging.getLogger("kernel.resilience.link").debug("not this")
@@ -41,7 +41,7 @@ def test_json(lines: Callable[[], list[str]]) -> None:
 
 
 def test_text(lines: Callable[[], list[str]]) -> None:
-    """Section 10, logs: text is one line too, whatever is in the message."""
+    """A text entry is one line, even if the message contains line breaks."""
     configure_logging("INFO", "text")
     logging.getLogger("kernel.resilience.link").warning("one\ntwo\r\nthree \u2028 four")
     (line,) = lines()
@@ -50,7 +50,7 @@ def test_text(lines: Callable[[], list[str]]) -> None:
 
 @pytest.mark.parametrize("format", ["json", "text"])
 def test_traces(lines: Callable[[], list[str]], format: str) -> None:
-    """Section 10, logs: within a span its ids are in the line."""
+    """An entry that is logged within a span has the span's ids."""
     configure_logging("INFO", format)
     with TracerProvider(shutdown_on_exit=False).get_tracer("t").start_as_current_span("s") as span:
         logging.getLogger("a").info("x")
@@ -65,7 +65,7 @@ def test_traces(lines: Callable[[], list[str]], format: str) -> None:
 
 @pytest.mark.parametrize("format", ["json", "text"])
 def test_errors(lines: Callable[[], list[str]], format: str) -> None:
-    """Section 10, logs: a traceback is in the same line as what it belongs to."""
+    """A traceback is in the same line as the message that it belongs to."""
     configure_logging("INFO", format)
     try:
         raise ZeroDivisionError("so\nit is")
@@ -78,7 +78,7 @@ def test_errors(lines: Callable[[], list[str]], format: str) -> None:
 
 
 def test_uvicorn_too(lines: Callable[[], list[str]]) -> None:
-    """Section 10, logs: uvicorn's own lines look like all others, and come once."""
+    """Uvicorn's own entries have the same format as all others, and are written once."""
     for name in NAMES[1:]:
         logging.getLogger(name).addHandler(logging.StreamHandler(sys.stderr))
     configure_logging("INFO", "json")
@@ -88,7 +88,7 @@ def test_uvicorn_too(lines: Callable[[], list[str]]) -> None:
 
 
 def test_warnings_too(lines: Callable[[], list[str]]) -> None:
-    """Section 10, logs: what Python itself warns of is a line like all others."""
+    """Python's warnings are logged in the same format as all other entries."""
     configure_logging("INFO", "json")
     warnings.showwarning("old", DeprecationWarning, "here.py", 7)
     (line,) = lines()

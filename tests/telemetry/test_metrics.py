@@ -1,4 +1,4 @@
-"""The table of metrics: as the README shows it, and the same numbers by whichever way they leave."""
+"""The table of metrics: equal to the README's, and with the same values as Prometheus text and by OTLP."""
 
 import asyncio
 import re
@@ -24,14 +24,14 @@ DATA = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="u
 
 
 def test_readme() -> None:
-    """Section 10, metrics: the README's table has every metric with its kind, labels and meaning, and no other."""
+    """The README's table lists exactly the existing metrics, each with its kind, labels and help text."""
     rows = re.findall(r"^\| `([a-z_]+)` \| (gauge|counter|histogram) \| (.*?) \| (.*) \|$", README, re.MULTILINE)
     shown = [(PREFIX + name, kind, tuple(re.findall(r"\w+", labels)), text) for name, kind, labels, text in rows]
     assert shown == [(metric.name, metric.kind, metric.labels, metric.help) for metric in METRICS]
 
 
 def test_names() -> None:
-    """Section 10, metrics: names as Prometheus wants them: our prefix, base units, `_total` for counters alone."""
+    """Metric names follow Prometheus's conventions: a prefix, base units, and `_total` for counters only."""
     for metric in METRICS:
         assert re.fullmatch(r"event_broadcaster_[a-z_]+", metric.name)
         assert metric.name.endswith("_total") == (metric.kind == "counter")
@@ -40,7 +40,7 @@ def test_names() -> None:
 
 
 def numbers(metric: Metric) -> dict[tuple[str, ...], float]:
-    """What a metric says by OTLP: values, or how many of a histogram, by labels."""
+    """Return an OTLP metric's values by labels; for a histogram, its counts."""
     found = {}
     for point in (getattr(metric, metric.WhichOneof("data") or "gauge")).data_points:
         labels = tuple(pair.value.string_value for pair in point.attributes)
@@ -49,7 +49,7 @@ def numbers(metric: Metric) -> dict[tuple[str, ...], float]:
 
 
 async def test_both_ways() -> None:
-    """Section 10, metrics: OTLP has the same metrics, labels and values as `/metrics`, cumulative since the start."""
+    """OTLP data has the same metrics, labels and values as `/metrics`, cumulative since the start."""
     async with replica(FakeRedis(), HEARING) as broadcaster:
         _, sink = join(broadcaster)
         await broadcaster.broadcast_scene_change(DATA)
@@ -81,7 +81,7 @@ async def test_both_ways() -> None:
 
 
 async def test_a_histogram() -> None:
-    """Section 10, metrics: buckets are cumulative as text and single by OTLP, and both end with the same sum."""
+    """The buckets of a histogram are cumulative in Prometheus text and separate in OTLP, with the same sum."""
     async with replica(FakeRedis(), HEARING) as broadcaster:
         for value in (0.0004, 0.002, 0.002, 99.0):
             broadcaster.counters.loop_lag.observe(value)
@@ -98,7 +98,7 @@ async def test_a_histogram() -> None:
 
 
 async def test_the_loop_is_watched() -> None:
-    """Section 10, metrics: the event loop's lag is how late a timer is."""
+    """The event-loop delay is how late a timer fires."""
     histogram = Histogram()
     watch = asyncio.create_task(watch_loop(histogram, 0.01))
     await eventually(lambda: sum(histogram.counts) >= 3)
@@ -108,7 +108,7 @@ async def test_the_loop_is_watched() -> None:
 
 
 def test_metrics_of_one_that_never_ran() -> None:
-    """Section 10, metrics: all of it can be read before the start."""
+    """Every metric can be read before the broadcaster is started."""
 
     async def read() -> bytes:
         return Exposition(EventBroadcaster(FakeTransport(FakeRedis())))("")[0]

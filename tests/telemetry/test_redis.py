@@ -1,4 +1,4 @@
-"""Spans of Redis commands: those of publishes, as the contract wants them, and of nothing else."""
+"""Spans of Redis commands: created for the commands of sampled publishes and for no others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -22,7 +22,7 @@ SAMPLED = PublishOptions(traceparent="00-0af7651916cd43dd8448eb211c80319c-b7ad6b
 
 @asynccontextmanager
 async def broadcasting(url: str, watch: Watch, deadline: float = 5.0) -> AsyncIterator[EventBroadcaster]:
-    """A replica on a real Redis."""
+    """Start a replica on a real Redis."""
     transport = RedisTransport(url, channel=CHANNEL, observers=[watch.tracing], deadline=deadline)
     config = BroadcasterConfig(max_retries=0, position_check_seconds=0.1)
     async with EventBroadcaster(transport, config, [watch.tracing]) as broadcaster:
@@ -30,17 +30,17 @@ async def broadcasting(url: str, watch: Watch, deadline: float = 5.0) -> AsyncIt
 
 
 async def together(broadcaster: EventBroadcaster, options: list[PublishOptions | None]) -> None:
-    """Publish so many events at the same time: they share a call."""
+    """Publish an event for each of `options` at the same time, so that the publishes share a call."""
     await asyncio.gather(*(broadcaster.broadcast_scene_change(DATA, options=each) for each in options))
 
 
 def linked(span: ReadableSpan) -> list[SpanContext]:
-    """What it is linked to."""
+    """Return the contexts to which the span is linked."""
     return [link.context for link in span.links]
 
 
 async def test_a_shared_call(redis_url: str, watch: Watch) -> None:
-    """Section 10, traces: a call that several publishes share is one span under the first, linked to the others."""
+    """A call that several publishes share is one span: a child of the first publish, linked to the others."""
     async with broadcasting(redis_url, watch) as broadcaster:
         await broadcaster.broadcast_scene_change(DATA)
         before = len(watch.spans)
@@ -58,7 +58,7 @@ async def test_a_shared_call(redis_url: str, watch: Watch) -> None:
 
 
 async def test_a_call_of_mixed_publishes(redis_url: str, unsampled: Watch) -> None:
-    """Section 10, traces: it is under the first that is sampled, wherever that stands, and linked to those only."""
+    """The span of a shared call is a child of the first sampled publish, and linked to the other sampled ones only."""
     async with broadcasting(redis_url, unsampled) as broadcaster:
         await broadcaster.broadcast_scene_change(DATA)
         assert unsampled.spans == []
@@ -70,7 +70,7 @@ async def test_a_call_of_mixed_publishes(redis_url: str, unsampled: Watch) -> No
 
 
 async def test_a_huge_call(redis_url: str, watch: Watch) -> None:
-    """Section 10, traces: its links are bounded like all others."""
+    """The span of a shared call has at most 128 links."""
     async with broadcasting(redis_url, watch) as broadcaster:
         await broadcaster.broadcast_scene_change(DATA)
         await together(broadcaster, [None] * 300)
@@ -79,7 +79,7 @@ async def test_a_huge_call(redis_url: str, watch: Watch) -> None:
 
 
 async def test_a_lost_script(redis_url: str, watch: Watch) -> None:
-    """Section 10, traces: when Redis has lost the script, what is sent again belongs to the same publishes."""
+    """If Redis has lost the script, SCRIPT LOAD and the repeated EVALSHA get spans under the same publishes."""
     async with broadcasting(redis_url, watch) as broadcaster:
         with redis.Redis.from_url(redis_url) as link:
             await together(broadcaster, [None])
@@ -99,19 +99,19 @@ async def test_a_lost_script(redis_url: str, watch: Watch) -> None:
 
 
 async def test_commands_outside_of_publishes(redis_url: str, watch: Watch) -> None:
-    """Section 10, traces: subscriptions, position checks and reads of the history make no span, whoever asks."""
+    """Subscriptions, position checks and reads of the history get no span, even within another span."""
     async with broadcasting(redis_url, watch) as broadcaster:
         await broadcaster.broadcast_scene_change(DATA)
         await eventually(lambda: broadcaster.history_depth == 1)
         reader = RedisTransport(redis_url, channel=CHANNEL, observers=[watch.tracing])
-        with get_tracer(__name__, tracer_provider=watch.provider).start_as_current_span("somebody's"):
+        with get_tracer(__name__, tracer_provider=watch.provider).start_as_current_span("other"):
             await reader.read(1, 1)
         await reader.close()
-    assert sorted(span.name for span in watch.spans) == ["EVALSHA", "deliver c", "publish c", "somebody's"]
+    assert sorted(span.name for span in watch.spans) == ["EVALSHA", "deliver c", "other", "publish c"]
 
 
 async def test_a_deadline(redis_url: str, watch: Watch) -> None:
-    """Section 10, traces: a Redis that does not answer is an attempt that failed, by a plain name."""
+    """A command without an answer in time is a failed attempt with `error.type` TimeoutError."""
     async with Proxy(redis_url) as proxy, broadcasting(proxy.url, watch, deadline=0.2) as broadcaster:
         await proxy.set_mode(ProxyMode.DEAF)
         with pytest.raises(BroadcastFailed):

@@ -74,7 +74,7 @@ async def test_on(make: Make, environ: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("environ", "said"),
+    ("environ", "logged"),
     [
         ({"OTEL_TRACES_EXPORTER": "zipkin"}, "traces are not exported: no exporter 'zipkin' is installed"),
         (
@@ -87,10 +87,10 @@ async def test_on(make: Make, environ: dict[str, str]) -> None:
         ),
     ],
 )
-async def test_wrong(make: Make, caplog: pytest.LogCaptureFixture, environ: dict[str, str], said: str) -> None:
+async def test_wrong(make: Make, caplog: pytest.LogCaptureFixture, environ: dict[str, str], logged: str) -> None:
     """A value that cannot be used is logged as one error, and the service starts without tracing."""
     assert not await traces(make(environ))
-    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [said]
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR] == [logged]
 
 
 @pytest.mark.skipif(find_spec("opentelemetry.exporter.otlp.proto.grpc") is not None, reason="the extra is installed")

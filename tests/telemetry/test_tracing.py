@@ -1,4 +1,4 @@
-"""The observer that makes spans: exactly those of the contract, and nothing for what is not sampled."""
+"""The observer that creates spans: which spans there are, and that nothing is created for what is not sampled."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,12 +22,12 @@ DATA = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="u
 
 
 def header(number: int, *, sampled: bool = True) -> str:
-    """The traceparent of a producer, with that number as its trace."""
+    """Return a producer's traceparent with that number as its trace id."""
     return f"00-{number:032x}-{number:016x}-0{int(sampled)}"
 
 
 def put(redis: FakeRedis, traceparents: Sequence[str | None], at: float = 1.0) -> None:
-    """Publish an event for each, as another replica would."""
+    """Publish an event for each traceparent, as another replica would."""
     for number, traceparent in enumerate(traceparents):
         id = f"{redis.place.sequence}-{number}"
         context = f',"traceparent":"{traceparent}"' if traceparent is not None else ""
@@ -36,7 +36,7 @@ def put(redis: FakeRedis, traceparents: Sequence[str | None], at: float = 1.0) -
 
 
 async def hear(watch: Watch, traceparents: Sequence[str | None], at: float = 1.0) -> list[ReadableSpan]:
-    """Let a replica with two clients get these events at once; returns its deliveries."""
+    """Deliver these events as one batch to a replica with two clients, and return its deliver spans."""
     redis = FakeRedis()
     async with replica(redis, HEARING, observer=watch.tracing) as broadcaster:
         clients = [join(broadcaster) for _ in range(2)]
@@ -50,26 +50,26 @@ async def hear(watch: Watch, traceparents: Sequence[str | None], at: float = 1.0
 
 
 def links(span: ReadableSpan) -> list[str]:
-    """What a span is linked to, as headers."""
+    """Return the links of a span as traceparents."""
     contexts = [link.context for link in span.links]
     return [f"00-{format_trace_id(c.trace_id)}-{format_span_id(c.span_id)}-{c.trace_flags:02x}" for c in contexts]
 
 
 def parent(span: ReadableSpan) -> str:
-    """A span's parent as a header."""
+    """Return the parent of a span as a traceparent."""
     context = span.parent
     assert context is not None
     return f"00-{format_trace_id(context.trace_id)}-{format_span_id(context.span_id)}-{context.trace_flags:02x}"
 
 
 def value(span: ReadableSpan, name: str) -> object:
-    """An attribute, by its last part."""
+    """Return an attribute by the last part of its name."""
     (found,) = [v for k, v in (span.attributes or {}).items() if k.rpartition(".")[2] == name]
     return found
 
 
 async def test_a_small_batch(watch: Watch) -> None:
-    """Section 10, traces: up to 16 sampled events of a batch get a span each, in their own traces."""
+    """Up to 16 sampled events of a batch get a span each, in their own traces."""
     headers = [header(number) for number in range(1, 17)]
     spans = await hear(watch, [*headers, None, header(99, sampled=False)])
     assert [parent(span) for span in spans] == headers
@@ -80,7 +80,7 @@ async def test_a_small_batch(watch: Watch) -> None:
 
 
 async def test_a_large_batch(watch: Watch) -> None:
-    """Section 10, traces: above 16, one span for the batch, with a link for each publish."""
+    """More than 16 sampled events get one span for the batch, with a link for each publish."""
     headers = [header(number) for number in range(1, 18)]
     (span,) = await hear(watch, [None, *headers])
     assert parent(span) == headers[0]
@@ -90,7 +90,7 @@ async def test_a_large_batch(watch: Watch) -> None:
 
 
 async def test_a_huge_batch(watch: Watch) -> None:
-    """Section 10, traces: at most 128 links."""
+    """The span of a batch has at most 128 links."""
     headers = [header(number) for number in range(1, 201)]
     (span,) = await hear(watch, headers)
     assert links(span) == headers[:128]
@@ -111,30 +111,30 @@ async def test_a_huge_batch(watch: Watch) -> None:
     ],
 )
 async def test_what_is_not_sampled(watch: Watch, traceparent: str | None) -> None:
-    """Section 10, traces: what is not sampled, or is no trace context at all, makes no span."""
+    """An event without a sampled, valid trace context gets no span."""
     assert await hear(watch, [traceparent]) == []
 
 
 async def test_a_clock_ahead(watch: Watch) -> None:
-    """Section 10, traces: a publisher whose clock is ahead makes no negative time in the queue."""
+    """The time in the queue is 0, not negative, if the publisher's clock is ahead."""
     (span,) = await hear(watch, [header(1)], at=4e9)
     assert value(span, "queued") == 0.0
 
 
 @pytest.fixture
 def redis() -> FakeRedis:
-    """A Redis of the test's own."""
+    """Return a fake Redis for this test."""
     return FakeRedis()
 
 
 async def attempt(broadcaster: EventBroadcaster) -> None:
-    """Publish an event of a producer that traces, whatever becomes of it."""
+    """Publish an event with a sampled traceparent; a failure is ignored."""
     with suppress(BroadcastFailed):
         await broadcaster.broadcast_scene_change(DATA, options=PublishOptions(traceparent=header(7)))
 
 
 async def test_retries(redis: FakeRedis, watch: Watch) -> None:
-    """Section 10, traces: a retry is a span until the next attempt is due; success after it is no error."""
+    """A retry is a span until the next attempt is due; a publish that succeeds after retries is no error."""
     config = replace(HEARING, max_retries=2, base_delay=0.02)
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail(2)
@@ -159,7 +159,7 @@ async def test_retries(redis: FakeRedis, watch: Watch) -> None:
 
 
 async def test_a_failure(redis: FakeRedis, watch: Watch) -> None:
-    """Section 10, traces: a publish that fails is an error, named after its cause and nothing longer."""
+    """The span of a failed publish is an error with the class of its cause as `error.type`."""
     async with replica(redis, HEARING, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
@@ -170,7 +170,7 @@ async def test_a_failure(redis: FakeRedis, watch: Watch) -> None:
 
 
 async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> None:
-    """Section 10, traces: a publish cancelled while it waits ends its spans there and then."""
+    """A publish that is cancelled while it waits for a retry ends its spans at once."""
     config = replace(HEARING, base_delay=60.0, max_delay=60.0)
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail()
@@ -187,12 +187,12 @@ async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> Non
 
 
 async def test_the_circuit(redis: FakeRedis, watch: Watch) -> None:
-    """Section 10, traces: a move of the circuit is linked to the publish that made it, if one did."""
+    """A transition of the circuit has a span, linked to the publish that caused it, if one did."""
     config = replace(HEARING, circuit_failure_threshold=2, circuit_recovery_seconds=0.02)
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
-        # who asks for what is not here yet makes the listener look at Redis
+        # A resync from a position beyond the log makes the listener check the position in Redis.
         client, _ = join(broadcaster)
         resync(broadcaster, client, last_sequence=9)
         await eventually(lambda: not broadcaster.is_degraded())
@@ -207,7 +207,7 @@ async def test_the_circuit(redis: FakeRedis, watch: Watch) -> None:
 
 
 async def test_the_circuit_by_itself(redis: FakeRedis, watch: Watch) -> None:
-    """Section 10, traces: a Redis that was never there opens the circuit without any publish to link to."""
+    """If Redis is unreachable at the start, the circuit's span has no link, as no publish caused it."""
     redis.down = True
     config = replace(HEARING, circuit_recovery_seconds=60.0)
     transport = GatedTransport(redis)
@@ -217,7 +217,7 @@ async def test_the_circuit_by_itself(redis: FakeRedis, watch: Watch) -> None:
 
 
 async def test_unsampled_publishes(redis: FakeRedis, unsampled: Watch) -> None:
-    """Section 10, traces: an event that is not sampled carries its producer's context on, or none; no span is made."""
+    """An event that is not sampled gets no span, and carries its producer's context, or none."""
     async with replica(redis, HEARING, observer=unsampled.tracing) as broadcaster:
         _, sink = join(broadcaster)
         for options in (None, PublishOptions(traceparent=header(7, sampled=False))):
@@ -239,7 +239,7 @@ async def test_unsampled_publishes(redis: FakeRedis, unsampled: Watch) -> None:
 
 
 async def test_all_three_headers(watch: Watch) -> None:
-    """Section 10, traces: the events of a sampled publish carry its own span, and tracestate and baggage as given."""
+    """The events of a sampled publish carry its span as traceparent, and tracestate and baggage as given."""
     theirs = TraceContext(header(7), "vendor=1,other=2", "site=north")
     with watch.tracing.publishing(Publishing(["event"], theirs)) as carried:
         pass
