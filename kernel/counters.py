@@ -1,6 +1,6 @@
-"""What this replica has done so far: plain numbers, raised per event, batch or connection, and read on request.
+"""Counters of this replica: plain numbers, increased per event, batch or connection, never per delivery.
 
-The names of these numbers outside and their formats belong to telemetry.
+`telemetry` reads them, and defines their public names and formats.
 """
 
 from bisect import bisect_left
@@ -23,21 +23,25 @@ from kernel.observer import (
 
 __all__ = ["OTHER", "Counters", "Histogram"]
 
-# What is not known by name counts here, so that nobody outside can make the tables grow.
+# The key for unknown close codes and message types, so that outside input cannot make the tables grow.
 OTHER: Final = "other"
 
-# RFC 6455 section 7.4.1, and this service's own.
+# The codes of RFC 6455 section 7.4.1 and the later registrations 1012 and 1013, and 4008 of this service.
 _CODES: Final = (1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 1012, 1013, 4008)
 _SOURCES: Final = ("memory", "redis")
 _VERDICTS: Final = ("recovered", "gap_too_old", "epoch_changed", "ahead")
 
-# Seconds; a scrape costs a line each.
+# In seconds. Each bound is one more line in a scrape.
 _BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _LONG_BOUNDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
 class Histogram:
-    """How often a value was at most each of `bounds`, or beyond them: one count more than bounds; and the sum."""
+    """A histogram with fixed buckets, and the sum of the values.
+
+    `counts[i]` is the number of values that are at most `bounds[i]` and above the bound before; the last count, one
+    more than there are bounds, is that of the values above all bounds.
+    """
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -47,16 +51,16 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
-        """Count a value; one below 0, as clocks that differ make it, is 0."""
+        """Count a value `times` times; a negative one, which clocks that differ can cause, counts as 0."""
         value = max(0.0, value)
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
 
 class Counters(Observer):
-    """All numbers, each since the start.
+    """All counters, each since the start of the process.
 
-    `accepts` and `closed` are for the web side to raise: the kernel does not see a handshake or a close code.
+    The web layer increases `accepts` and calls `closed`, because the kernel sees neither handshakes nor close codes.
     """
 
     def __init__(self) -> None:
@@ -85,26 +89,26 @@ class Counters(Observer):
         self.acknowledge_duration = Histogram(_LONG_BOUNDS)
 
     def closed(self, code: int) -> None:
-        """A WebSocket was closed with this code, by whichever side."""
+        """Count a closed WebSocket by its close code, whichever side closed it."""
         self.closes[name if (name := str(code)) in self.closes else OTHER] += 1
 
     def published(self, published: Published) -> None:
-        """Count events and time; a repetition under a producer's key is no event."""
+        """Count the events and the duration; a publish answered from an idempotency record has no new events."""
         if not published.replayed:
             _add(self.published_events, published.types)
         self.publish_duration.observe(published.seconds)
 
     def failed(self, failed: Failed) -> None:
-        """Count events and time."""
+        """Count the events and the duration."""
         _add(self.failed_events, failed.types)
         self.publish_duration.observe(failed.seconds)
 
     def retried(self, retried: Retried) -> None:
-        """Count it."""
+        """Count the retry."""
         self.retries += 1
 
     def delivered(self, delivered: Delivered) -> None:
-        """Count messages, and for each event how long it took from its publish."""
+        """Count the batch and its messages, and for each event the time since its publish."""
         self.batches += 1
         self.fanout_duration.observe(delivered.end - delivered.begin)
         self._write(delivered.written)
@@ -112,29 +116,29 @@ class Counters(Observer):
             self.delivery_lag.observe(seconds, events)
 
     def caught_up(self, written: Written) -> None:
-        """Count messages."""
+        """Count the messages written to clients that caught up."""
         self._write(written)
 
     def replayed(self, replayed: Replayed) -> None:
-        """Count it by source and verdict."""
+        """Count the replay by source and verdict."""
         self.replays[replayed.source, replayed.verdict] += 1
 
     def acknowledged(self, acknowledged: Acknowledged) -> None:
-        """Count it, and the time that it took."""
+        """Count the ack, and the time since the delivery if it is known."""
         self.acks += 1
         if acknowledged.seconds is not None:
             self.acknowledge_duration.observe(acknowledged.seconds)
 
     def slowed(self) -> None:
-        """Count it."""
+        """Count a client that became slow."""
         self.slow_clients += 1
 
     def left(self, unacknowledged: int) -> None:
-        """Count what nobody will acknowledge any more."""
+        """Count the acks that a client still owed when its connection closed."""
         self.unacknowledged_at_close += unacknowledged
 
     def refilled(self, refilled: Refilled) -> None:
-        """Count it."""
+        """Count the refill."""
         self.refills += 1
 
     def lost(self, lost: Lost) -> None:
@@ -142,15 +146,15 @@ class Counters(Observer):
         self.gaps += 1
 
     def renumbered(self, epoch: str) -> None:
-        """Count it."""
+        """Count the new epoch."""
         self.epoch_changes += 1
 
     def foreign(self, count: int) -> None:
-        """Count documents."""
+        """Count messages on the Redis channel that could not be decoded."""
         self.foreign_documents += count
 
     def listener_restarted(self, reason: str) -> None:
-        """Count it."""
+        """Count the restart."""
         self.listener_restarts += 1
 
     def _write(self, written: Written) -> None:

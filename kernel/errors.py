@@ -1,15 +1,15 @@
-"""What can go wrong in the kernel.
+"""The errors that the kernel raises.
 
     BroadcasterError
-    ├── MessageInvalid          a message that breaks its family's rules; never retried
-    ├── NotStarted              used before start() or after stop()
-    ├── CircuitOpen             the link to Redis is known to be down: refused at once
+    ├── MessageInvalid          the message breaks a rule of its family; never retried
+    ├── NotStarted              the broadcaster was used before start() or after stop()
+    ├── CircuitOpen             the link to Redis is known to be down; the call was refused without an attempt
     ├── BroadcastFailed         every retry failed
-    └── TransportError          one attempt over the link to Redis failed; worth a retry
-        ├── TransportUnavailable    no connection, no answer in time
-        └── WriteRefused            Redis answered, but refuses writes (READONLY, OOM, NOPERM ...)
+    └── TransportError          one attempt over the link to Redis failed; a retry may succeed
+        ├── TransportUnavailable    no connection, or no answer in time
+        └── WriteRefused            Redis answered, but refuses writes (READONLY, OOM, NOPERM …)
 
-Foreign errors (redis-py's, the socket's) stop at the adapter that raised them: nothing above it sees one.
+The transport converts the errors of redis-py and of sockets into these; code above it never sees the original ones.
 """
 
 import msgspec
@@ -32,9 +32,9 @@ class BroadcasterError(Exception):
 
 
 class FieldError(msgspec.Struct, frozen=True):
-    """One thing wrong with one field.
+    """One error in one field of a message.
 
-    `field` is its path in the body as it was sent (`data.risk_score`, `[3].data.status`; "" for the whole body),
+    `field` is the path in the body as it was sent (`data.risk_score`, `[3].data.status`; "" for the whole body),
     `message` says what is wrong and what is allowed.
     """
 
@@ -43,7 +43,7 @@ class FieldError(msgspec.Struct, frozen=True):
 
 
 class MessageInvalid(BroadcasterError):
-    """A message that breaks the rules of its family; `errors` is never empty."""
+    """The message breaks a rule of its family; `errors` is never empty."""
 
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{e.field}: {e.message}" if e.field else e.message for e in errors))

@@ -1,4 +1,4 @@
-"""Retry, circuit breaker, and the state of the link to Redis."""
+"""Retries, the circuit breaker, and the state of the link to Redis."""
 
 from kernel.resilience.circuit import CircuitState, CircuitStatus
 from kernel.resilience.retry import BroadcastRetryMetrics, broadcast_with_retry

@@ -1,16 +1,22 @@
-"""The circuit breaker of the link to Redis: counts what went wrong and decides whether to try at all.
+"""The circuit breaker for Redis: a state machine that decides whether a call may be attempted.
 
-Pure transitions on a given `now` (seconds since the epoch): no clock, no waiting, no calls.
-Not here: what counts as a failure, who makes the trial call, what clients and operators are told (broadcaster.py).
+States. While the circuit is *closed*, every call is allowed. While it is *open*, no call is allowed. While it is
+*half-open*, one trial call is in progress, and no other call is allowed.
 
-    closed    -> open        `threshold` failures in a row, or trip()
-    open      -> half-open   trial(), once `recovery` seconds are over
+Events. Each is a method that takes `now` (seconds since 1970) and returns the transition that it caused, if any:
+
+    closed    -> open        failed(), the `threshold`th in a row; or trip()
+    open      -> half-open   trial(), once `recovery` seconds have passed
     half-open -> closed      trial_succeeded()
+    half-open -> open        trial_failed(): the next trial is due in `recovery` seconds
+    half-open -> open        trial_abandoned(): the next trial is due at once
     any       -> closed      connected(), at a start
-    half-open -> open        trial_failed(): another `recovery` seconds; trial_abandoned(): may be tried again at once
 
-Ordinary calls report to `succeeded` and `failed`, the one trial call to the `trial_*` methods. An ordinary call that
-was in flight when the circuit opened and reports late counts in the totals and changes nothing else.
+Invariants. Ordinary calls report to `succeeded` and `failed`, and only the trial call reports to the `trial_*` methods,
+to exactly one of them. An ordinary call that was in flight when the circuit opened may report late: it counts in the
+totals and changes nothing else. The module has no clock, does not wait and makes no calls.
+
+Link (link.py) adds a clock and notifications. What counts as a failure is decided by the callers.
 """
 
 from enum import StrEnum
@@ -22,7 +28,7 @@ __all__ = ["CircuitBreaker", "CircuitState", "CircuitStatus", "Transition"]
 
 
 class CircuitState(StrEnum):
-    """Which calls are let through: all (closed), none (open), one trial (half-open)."""
+    """The state of the circuit: all calls are allowed (closed), none (open), or one trial call (half-open)."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -30,11 +36,11 @@ class CircuitState(StrEnum):
 
 
 class CircuitStatus(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything there is to know about the circuit at one moment.
+    """A snapshot of the circuit.
 
-    `failure_count` and `success_count` are outcomes in a row, so that one of them is 0; the totals count every outcome,
-    late ones included. Times are seconds since the epoch; None before the first of their kind, and `opened_at` also
-    while the circuit is closed.
+    `failure_count` and `success_count` count outcomes in a row, so one of them is always 0. The totals count every
+    outcome, late ones included. Times are in seconds since 1970; they are None before the first event of their kind,
+    and `opened_at` is None while the circuit is closed.
     """
 
     state: CircuitState = CircuitState.CLOSED
@@ -48,7 +54,7 @@ class CircuitStatus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Transition(msgspec.Struct, frozen=True):
-    """One move of the circuit; `failure_count` is the number of failures in a row that led to it."""
+    """One transition of the circuit; `failure_count` is the number of failures in a row that led to it."""
 
     before: CircuitState
     after: CircuitState
@@ -57,9 +63,9 @@ class Transition(msgspec.Struct, frozen=True):
 
 
 class CircuitBreaker:
-    """Opens at the `threshold`th failure in a row; after `recovery` seconds one trial call decides how it goes on.
+    """The circuit breaker: opens at the `threshold`th failure in a row, and allows a trial after `recovery` seconds.
 
-    Methods that can move the circuit return the `Transition`, or None if it stayed.
+    Methods that can change the state return the `Transition`, or None if the state did not change.
     """
 
     def __init__(self, threshold: int, recovery: float) -> None:
@@ -68,23 +74,23 @@ class CircuitBreaker:
         self._status = CircuitStatus()
 
     def status(self) -> CircuitStatus:
-        """Return the circuit as it is, in one frozen piece."""
+        """Return a snapshot of the circuit."""
         return self._status
 
     def allows(self, now: float) -> bool:
-        """Tell whether an ordinary call may be made: while closed, and at no other time whatever `now` is."""
+        """Return True if an ordinary call may be made: only while the circuit is closed, whatever `now` is."""
         return self._status.state is CircuitState.CLOSED
 
     def retry_after(self, now: float) -> float:
-        """Return the seconds until the next trial is due; 0.0 if it is due or under way, or the circuit is closed."""
+        """Return the seconds until the next trial is due; 0.0 if it is due or in progress, or the circuit is closed."""
         if self._status.opened_at is None:
             return 0.0
         elapsed = now - self._status.opened_at
-        # A clock that was set back must not keep the circuit open for hours; a trial that comes too early does no harm.
+        # If the clock was set back, the trial is due at once. An early trial does no harm; waiting for hours would.
         return self._recovery - elapsed if 0 <= elapsed < self._recovery else 0.0
 
     def succeeded(self, now: float) -> None:
-        """Count the success of an ordinary call: it ends a row of failures and never moves the circuit."""
+        """Count the success of an ordinary call: it ends a row of failures, and never changes the state."""
         status = self._status
         counts = status.state is CircuitState.CLOSED
         self._status = replace(
@@ -95,43 +101,43 @@ class CircuitBreaker:
         )
 
     def failed(self, now: float, reason: str) -> Transition | None:
-        """Count the failure of an ordinary call: the `threshold`th in a row opens the circuit."""
+        """Count the failure of an ordinary call; the `threshold`th in a row opens the circuit."""
         return self._failed(now, reason, CircuitState.CLOSED, self._threshold)
 
     def trip(self, now: float, reason: str) -> Transition | None:
-        """Count a failure that opens a closed circuit at once, as the failed first connection does."""
+        """Count a failure that opens a closed circuit at once, such as a failed first connection."""
         return self._failed(now, reason, CircuitState.CLOSED, 1)
 
     def connected(self, now: float) -> Transition | None:
-        """Close the circuit at a start that reached Redis, whatever it was at an earlier stop."""
+        """Close the circuit at a start that reached Redis, whatever its state was at an earlier stop."""
         if self._status.state is CircuitState.CLOSED:
             return None
         return self._close(now, "connected")
 
     def trial(self, now: float) -> Transition | None:
-        """Grant the one trial call, if it is due, by moving to half-open; None means "not granted".
+        """Allow the trial call, if it is due, by moving to half-open; None means that it is not allowed.
 
-        Who is granted it makes the call and then reports to exactly one of the `trial_*` methods, which do nothing
-        while no trial is under way.
+        The caller then makes the trial call and reports its outcome to exactly one of the `trial_*` methods. These do
+        nothing while no trial is in progress.
         """
         if self._status.state is not CircuitState.OPEN or self.retry_after(now):
             return None
         return self._move(now, CircuitState.HALF_OPEN, "recovery time is over", self._status.opened_at)
 
     def trial_succeeded(self, now: float) -> Transition | None:
-        """Close the circuit."""
+        """Close the circuit after a trial that succeeded."""
         if self._status.state is not CircuitState.HALF_OPEN:
             return None
         return self._close(now, "trial succeeded")
 
     def trial_failed(self, now: float, reason: str) -> Transition | None:
-        """Open the circuit for another recovery time."""
+        """Open the circuit again after a trial that failed; the next is due in `recovery` seconds."""
         if self._status.state is not CircuitState.HALF_OPEN:
             return None
         return self._failed(now, reason, CircuitState.HALF_OPEN, 1)
 
     def trial_abandoned(self, now: float) -> Transition | None:
-        """Open the circuit after a trial without outcome (a cancelled one): the next is due at once."""
+        """Open the circuit again after a trial without an outcome (it was cancelled); the next is due at once."""
         if self._status.state is not CircuitState.HALF_OPEN:
             return None
         return self._move(now, CircuitState.OPEN, "trial abandoned", self._status.opened_at)

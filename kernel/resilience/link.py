@@ -1,4 +1,16 @@
-"""Whether the link to Redis works: one circuit, fed by publishers and by the listener's side, and who is told."""
+"""The state of the link to Redis: the circuit breaker with a clock and change notifications.
+
+Events. Publishers report each write (`wrote`, `failed`), and position checks report each read (`read`, `failed`). The
+start of the broadcaster reports its first connection (`connected`, `tripped`). While the circuit is open, position
+checks are the trial calls (`trial`, `trial_*`); a trial also writes.
+
+States. Those of the circuit (circuit.py), and `_refused`: Redis answers but refuses writes (WriteRefused). It is set by
+a failed call and cleared by the next write that succeeds.
+
+Invariants. While writes are refused, a successful read does not count as a success, since the circuit could never open
+otherwise. A call that many publishes share counts as one failure. The observer is called for every transition; the
+other parts of the broadcaster are notified only when a closed circuit opens and when the circuit closes.
+"""
 
 import asyncio
 import contextlib
@@ -23,7 +35,7 @@ class CircuitWatcher(Protocol):
 
 
 class Link:
-    """Adds a clock (`clock()` in seconds since the epoch) and change notifications to the circuit breaker.
+    """Adds a clock (`clock()` in seconds since 1970) and change notifications to the circuit breaker.
 
     `closed` is set while the circuit is closed. `watchers` are notified in their order, once it has opened or closed.
     `in_use` is true between start and stop.
@@ -50,44 +62,44 @@ class Link:
 
     @property
     def status(self) -> CircuitStatus:
-        """The circuit as it is."""
+        """A snapshot of the circuit."""
         return self._breaker.status()
 
     @property
     def retry_after(self) -> float:
-        """Seconds until the next trial, 0.0 if there is none to wait for."""
+        """Seconds until the next trial is due; 0.0 if it is due or in progress, or the circuit is closed."""
         return self._breaker.retry_after(self._clock())
 
     async def present(self) -> None:
-        """Return while Redis is there: the circuit is closed, or it is only writes that are refused."""
+        """Wait until Redis can be read: the circuit is closed, or only writes are refused."""
         if not self._refused:
             await self.closed.wait()
 
     async def pause(self, seconds: float) -> None:
-        """Wait between two tries, but no longer than the circuit is closed: behind that it is the trial's turn."""
+        """Wait for `seconds` between two attempts, or until the circuit opens, after which only a trial may follow."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._opened.wait()
 
     def require(self) -> None:
-        """Raise `CircuitOpen` unless ordinary calls may be made, and `NotStarted` where nobody may call at all."""
+        """Raise `CircuitOpen` unless ordinary calls are allowed, or `NotStarted` outside start and stop."""
         if not self.in_use:
             raise NotStarted("start the broadcaster first: `async with EventBroadcaster(transport) as broadcaster`")
         if not self._breaker.allows(self._clock()):
             raise CircuitOpen(self.retry_after)
 
     def wrote(self) -> None:
-        """A write succeeded."""
+        """Report that a write succeeded."""
         self._refused = False
         self._breaker.succeeded(self._clock())
 
     def read(self) -> None:
-        """A read succeeded, which says nothing if writes are being refused."""
+        """Report that a read succeeded; it does not count while writes are refused."""
         if not self._refused:
             self._breaker.succeeded(self._clock())
 
     def failed(self, error: TransportError) -> None:
-        """An ordinary call failed; a call that many publishes shared fails once."""
+        """Report that an ordinary call failed; a failure that many publishes share counts once."""
         if error is self._counted:
             return
         self._counted = error
@@ -95,31 +107,31 @@ class Link:
         self._note(self._breaker.failed(self._clock(), str(error)))
 
     def connected(self) -> None:
-        """The first connection of a start succeeded."""
+        """Report that the first connection after a start succeeded."""
         self._refused = False
         self._note(self._breaker.connected(self._clock()))
 
     def tripped(self, error: TransportError) -> None:
-        """The first connection failed: degraded at once."""
+        """Report that the first connection after a start failed; the circuit opens at once."""
         self._note(self._breaker.trip(self._clock(), str(error)))
 
     def trial(self) -> bool:
-        """Whether the one trial call may be made now; its outcome is owed to one of the `trial_*` methods."""
+        """Return True if the trial call may be made now; report its outcome to exactly one `trial_*` method."""
         transition = self._breaker.trial(self._clock())
         self._note(transition)
         return transition is not None
 
     def trial_succeeded(self) -> None:
-        """The trial call succeeded, and it wrote."""
+        """Report that the trial call, which writes, succeeded."""
         self._refused = False
         self._note(self._breaker.trial_succeeded(self._clock()))
 
     def trial_failed(self, error: TransportError) -> None:
-        """The trial call failed."""
+        """Report that the trial call failed."""
         self._note(self._breaker.trial_failed(self._clock(), str(error)))
 
     def trial_abandoned(self) -> None:
-        """The trial call was cancelled."""
+        """Report that the trial call was cancelled."""
         self._note(self._breaker.trial_abandoned(self._clock()))
 
     def _note(self, transition: Transition | None) -> None:
@@ -134,7 +146,9 @@ class Link:
             self._notify(transition.after)
         elif transition.before is CircuitState.CLOSED:
             _logger.critical(
-                "circuit open, degraded mode: %s (failure %d in a row)", transition.reason, transition.failure_count
+                "circuit open, degraded mode: %s (failure %d in a row); publishes are refused until Redis recovers",
+                transition.reason,
+                transition.failure_count,
             )
             self.closed.clear()
             self._opened.set()

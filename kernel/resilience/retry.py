@@ -1,8 +1,15 @@
-"""Trying again: how long to wait, how often, and what is counted on the way.
+"""Retries with exponential backoff and jitter, and the metrics of their outcomes.
 
-`broadcast_with_retry` knows nothing of Redis or of events and is usable alone. It holds the kernel's only sleep
-between publish attempts.
-Not here: whether to try at all while the link is down (circuit.py), spans and log shipping (telemetry).
+`broadcast_with_retry` depends neither on Redis nor on events, and can be used alone. It is the only place where the
+kernel sleeps between attempts of a publish.
+
+Theory of operation. A broadcast is one call of `broadcast_with_retry`; an attempt is one call of its function. After an
+attempt there are three cases. If it returned, the broadcast has succeeded. If it raised an error that no retry can cure
+(invalid input, CircuitOpen, NotStarted), that error is raised at once. After any other error the next attempt follows
+after the delay of `backoff`; once `max_retries` retries have been made, the last error is raised. A cancellation ends
+the broadcast at any point. Every broadcast is counted once, when it ends, except one that ends with invalid input.
+
+Not here: whether an attempt is allowed while the link is down (circuit.py), and the spans of retries (telemetry).
 """
 
 import asyncio
@@ -19,7 +26,7 @@ __all__ = ["BroadcastRetryMetrics", "backoff", "broadcast_with_retry"]
 
 _logger = logging.getLogger(__name__)
 
-# Bad input stays bad: no retry, and no word about the link either.
+# Invalid input stays invalid, so it is not retried. It says nothing about the link, so it is not counted either.
 _INVALID: Final = (MessageInvalid, ValueError, TypeError, msgspec.ValidationError)
 
 T = TypeVar("T")
@@ -30,22 +37,21 @@ def backoff(attempt: int, base: float, maximum: float, jitter: float) -> float:
 
     min(base · 2^attempt, maximum), plus 10 % (`jitter` 0.0) to 30 % (`jitter` 1.0) of it.
     """
-    # A listener may count attempts for days, and 2.0 ** 1024 is an OverflowError.
+    # The listener may count attempts for days, and 2.0 ** 1024 raises OverflowError.
     delay = min(base * 2.0 ** min(attempt, 1023), maximum)
     return delay * (1.1 + 0.2 * jitter)
 
 
 class BroadcastRetryMetrics:
-    """What became of the broadcasts, and how many tries that took.
+    """Counts of broadcasts by outcome, and of the attempts that they took.
 
-    A broadcast is one call of `broadcast_with_retry` that ended otherwise than by a validation error: those never got
-    as far as a try worth counting. An attempt is one call of its function, so that a broadcast makes one attempt more
-    than retries. A failed broadcast is one that raised: its retries were exhausted, the circuit refused it, or it was
-    cancelled.
+    A broadcast is one call of `broadcast_with_retry`; one that ends with a validation error is not counted. An attempt
+    is one call of its function, so a broadcast makes one attempt more than retries. A broadcast fails if its retries
+    are exhausted, if the circuit refuses it, or if it is cancelled.
 
-    `total_attempts`: attempts of all broadcasts; `successful_broadcasts`, `failed_broadcasts`: broadcasts;
-    `retries_exhausted`: failed broadcasts that had used up all their retries; `retry_counts`: number of retries ->
-    successful broadcasts that needed as many.
+    `total_attempts` counts the attempts of all broadcasts, `successful_broadcasts` and `failed_broadcasts` count
+    broadcasts, and `retries_exhausted` counts the failed broadcasts that had used all their retries. `retry_counts`
+    maps a number of retries to the successful broadcasts that needed exactly that many.
     """
 
     def __init__(self) -> None:
@@ -57,7 +63,7 @@ class BroadcastRetryMetrics:
 
     @property
     def success_rate(self) -> float:
-        """The share of broadcasts that succeeded, 0.0 to 1.0; 1.0 before the first, as nothing has failed yet."""
+        """The share of broadcasts that succeeded, from 0.0 to 1.0; 1.0 before the first broadcast."""
         broadcasts = self.successful_broadcasts + self.failed_broadcasts
         return self.successful_broadcasts / broadcasts if broadcasts else 1.0
 
@@ -74,7 +80,7 @@ class BroadcastRetryMetrics:
         self.retries_exhausted += exhausted
 
     def as_dict(self) -> dict[str, object]:
-        """Return all of it, `success_rate` included, as `/health` shows it under `retry`."""
+        """Return all counts and `success_rate`, as `/health` shows them under `retry`."""
         return {
             "total_attempts": self.total_attempts,
             "successful_broadcasts": self.successful_broadcasts,
@@ -99,11 +105,21 @@ async def broadcast_with_retry(
 ) -> T:
     """Await `func()` until it succeeds, at most `1 + max_retries` times, and return its result.
 
-    Delays are in seconds and follow `backoff`. Before each, a warning is logged (with `message_type`, never with a
-    payload) and `on_retry(retry, delay, error)` is called, the first retry being 1.
+    Args:
+        func: The function to retry.
+        message_type: The name of the message in log lines, which never contain the payload.
+        max_retries: Retries after the first attempt.
+        base_delay: Seconds before the first retry; each further delay is twice as long (see `backoff`).
+        max_delay: The longest delay in seconds, before jitter.
+        metrics: Where the outcome is counted, if given.
+        sleep: Waits for that many seconds between two attempts.
+        jitter: Returns a number from 0.0 to 1.0 for each delay.
+        on_retry: Called as `on_retry(retry, delay, error)` before each delay; the first retry is number 1.
 
-    Raises what `func` raised: the last error when the retries are exhausted; at once CircuitOpen, NotStarted,
-    cancellation and validation errors (MessageInvalid, ValueError, TypeError, msgspec.ValidationError).
+    Raises:
+        MessageInvalid, ValueError, TypeError, msgspec.ValidationError: The input is invalid; raised at once.
+        CircuitOpen, NotStarted: No attempt is allowed; raised at once.
+        Exception: The last error of `func`, once the retries are exhausted.
     """
     if metrics is None:
         metrics = BroadcastRetryMetrics()

@@ -1,4 +1,4 @@
-"""Ending tasks so that they do end."""
+"""Cancelling tasks reliably."""
 
 import asyncio
 from collections.abc import Iterable
@@ -10,10 +10,11 @@ _AGAIN_SECONDS = 0.1
 
 
 async def end(tasks: Iterable["asyncio.Task[Any]"]) -> None:
-    """Cancel tasks and return when all of them are over, however they end.
+    """Cancel tasks and return when all of them have ended, whatever their outcome.
 
-    Once is not enough: before Python 3.12 `asyncio.wait_for`, which redis-py uses, loses a cancellation that comes in
-    the same turn as what it waits for.
+    Each task is cancelled again every 0.1 s until it ends. One cancellation is not enough: before Python 3.12,
+    `asyncio.wait_for`, which redis-py uses, loses a cancellation that arrives in the same iteration of the event loop
+    as the result that it waits for.
     """
     pending = set(tasks)
     while pending:
