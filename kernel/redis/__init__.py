@@ -1,4 +1,4 @@
-"""The transport on Redis: numbers, stores and announces events in one script call."""
+"""The transport over Redis: numbers, stores and announces events in one call of a script."""
 
 from kernel.redis.transport import RedisTransport
 

@@ -1,38 +1,54 @@
--- Numbers, stores and announces the events of one or more requests; without a request it is the position check.
+-- Numbers, stores and announces the events of one or more publish requests in one atomic call.
+-- A call without a request is the position check.
 --
 -- KEYS  1 position (hash: epoch, sequence)   2 history (stream: <sequence>-0 -> id, event)
 --       3... the record of each request (string)
--- ARGV  1 channel   2 history size   3 epoch to use if a new one must begin
---       4-6 the caller's last delivered position (epoch, sequence, event id) as it was when it called; "" = none
---       7... four per request: its id, lifetime of its record in ms, "<id> <bytes>" of each of its events, and the tails
---       of their JSON in one piece (callers pack arguments one by one)
--- Answers {epoch, sequence, number of the oldest event kept (sequence + 1 if none is), replies}; a reply per request is
--- {epoch, first sequence, count, subscribers, 1 if an earlier request's record answered}. Where all requests were
--- answered by records there is nothing but the replies.
+-- ARGV  1 channel   2 history size   3 name of the new epoch, if one has to start
+--       4-6 the position that the caller had delivered when it called (epoch, sequence, event id); "" if none
+--       7... four per request: its id, the lifetime of its record in ms, "<id> <bytes>" for each of its events, and
+--       the tails of their JSON concatenated (one argument, because clients encode arguments one by one)
+-- Returns {epoch, sequence, number of the oldest event in the history (sequence + 1 if it is empty), replies}, with a
+-- reply per request: {epoch, first sequence, count, subscribers, 1 if it is the reply to another request with the same
+-- record (the producer repeated its key) else 0}. If records answer all requests, only the replies are filled in.
 --
--- Data is never decoded here: cjson would turn [] into {}, cut floats and break integers above 2^53.
--- Redis does not roll back, so whatever can be unusable or forbidden is looked at before the first write.
+-- THEORY OF OPERATION
+--
+-- State. The position is the epoch and the number of its newest event. The history holds the newest events; event 42 is
+-- the entry 42-0. A record holds the id of a request and its reply until it expires; its key is made from the
+-- producer's idempotency key, or from the id.
+--
+-- Steps. Look up the record of each request: a request whose record exists is answered from it and not numbered again.
+-- Read the position. Start a new epoch, at 0, if the position is missing or unusable, or if the caller has delivered an
+-- event of this epoch that this Redis lacks or has with another id (a fork: Redis was restored or failed over). Append
+-- the events of the other requests to the history. Write the position, announce all events in one payload, and write
+-- the records.
+--
+-- Invariants. Within an epoch the numbers are consecutive, and so are those of one request. A new epoch is announced
+-- even if there are no events. Redis does not roll back a script, so everything that can be unusable or forbidden is
+-- checked before the first write. Event data is never decoded, because cjson would turn [] into {}, shorten floats and
+-- change integers above 2^53.
 
 local channel, size, fresh = ARGV[1], ARGV[2], ARGV[3]
 
--- Whether an error says that a key is of another type; any other error is the caller's.
+-- True if the error says that a key has another type. Any other error is returned to the caller.
 local function mistyped(reply)
   return string.find(reply.err, '^WRONGTYPE') ~= nil
 end
 
--- What a record says: the id of the request that made it, and its reply; nil if nothing usable; nil, nil and an error.
+-- Reads a record. Returns the id of the request that wrote it and its reply; nil if there is no usable record; or nil,
+-- nil and an error.
 local function recorded(key)
   local kept = redis.pcall('GET', key)
   if type(kept) == 'table' then return nil, nil, not mistyped(kept) and kept or nil end
   if type(kept) ~= 'string' then return nil end
   local by, epoch, first, count, subscribers = string.match(kept, '^(%S+) ([%w_-]+) (%d+) (%d+) (%d+)$')
-  -- nobody else's text may become a number that is not exact, or thousands of receipts
+  -- Foreign text must not become an inexact number, or a count that makes thousands of receipts.
   if by and #first <= 15 and #count <= 6 and #subscribers <= 15 then
     return by, {epoch, tonumber(first), tonumber(count), tonumber(subscribers), 0}
   end
 end
 
--- The numbering as it is kept: epoch and sequence, nil if unusable; or nil, nil and an error.
+-- Reads the position. Returns epoch and sequence; nil if it is missing or unusable; or nil, nil and an error.
 local function held()
   local fields = redis.pcall('HMGET', KEYS[1], 'epoch', 'sequence')
   if fields.err then
@@ -40,7 +56,7 @@ local function held()
     return nil, nil, fields
   end
   local epoch, sequence = fields[1], fields[2]
-  -- 15 digits stay exact in Lua's doubles; the epoch is spliced into JSON as it is
+  -- Lua's doubles hold 15 digits exactly. The epoch is inserted into JSON without escaping.
   if not epoch or not sequence or #epoch > 64 or not string.find(epoch, '^[%w_-]+$')
       or #sequence > 15 or not string.find(sequence, '^%d+$') then
     return nil
@@ -48,7 +64,8 @@ local function held()
   return epoch, tonumber(sequence)
 end
 
--- Whether the caller has delivered what this Redis does not have, or has otherwise; or nil and an error.
+-- True if the caller has delivered an event of this epoch that this Redis lacks or has with another id. Returns nil and
+-- an error if the history cannot be read.
 local function forked(epoch, sequence)
   if ARGV[4] ~= epoch then return false end
   local delivered = tonumber(ARGV[5])
@@ -63,7 +80,7 @@ local function forked(epoch, sequence)
   return entry[1] ~= nil and entry[1][2][2] ~= ARGV[6]
 end
 
--- Whether this user may do all that a publish does; Redis 6.2 cannot be asked.
+-- True if the ACL allows all commands of a publish. Redis 6.2 has no acl_check_cmd; there it is assumed.
 local function permitted()
   local may = redis.acl_check_cmd
   return not may or (may('DEL', KEYS[1], KEYS[2]) and may('HSET', KEYS[1], 'sequence', '0')
@@ -77,7 +94,8 @@ local function begin()
   return fresh, 0
 end
 
--- What each request comes to: by whom and how it was answered before, or that it is due, where in ARGV it begins.
+-- Divide the requests: `due` are those to be published, with their offset in ARGV; `answered` maps the key of each
+-- record to the request that answers it; `replies` has a reply per request, which a due request fills in below.
 local replies, due, answered = {}, {}, {}
 for i = 3, #KEYS do
   local key, at = KEYS[i], 7 + 4 * (i - 3)
@@ -94,7 +112,7 @@ for i = 3, #KEYS do
     answered[key] = before
   end
   local reply = before.reply
-  -- the same key twice in one call: the second is told what the first comes to, whatever that will be
+  -- If a key occurs twice in one call, the second request gets the reply of the first, once that is known.
   replies[i - 2] = before.by == id and reply or {before = reply}
 end
 
@@ -117,7 +135,7 @@ if epoch then
 end
 if failed then return failed end
 if (began or #due > 0) and not permitted() then
-  return redis.error_reply('NOPERM this user may not do all that a publish does')
+  return redis.error_reply('NOPERM this user may not run all commands of a publish')
 end
 if began then
   epoch, sequence = begin()
@@ -133,8 +151,8 @@ for _, request in ipairs(due) do
     local number = string.format('%.0f', sequence + 1)
     local added = redis.pcall('XADD', KEYS[2], 'MAXLEN', '~', size, number .. '-0', 'id', id, 'event', tail)
     if type(added) == 'table' and added.err then
-      -- A foreign entry above our numbers (maybe at the very top), or no stream at all: only the first event can meet
-      -- that, nothing is written yet.
+      -- The stream has a foreign entry above the sequence (possibly with the highest id), or the key is not a stream.
+      -- Only the first event of a call can meet this, so nothing has been written yet.
       local taken = string.find(added.err, '^ERR The ID ')
         or string.find(added.err, '^ERR The stream has exhausted ')
       if not (taken or mistyped(added)) then return added end

@@ -1,6 +1,7 @@
-"""Publishes that wait to go to Redis together: while one call is under way, those who come form the next.
+"""Groups publishes that arrive while a Redis call is in flight into the next call.
 
-Pure but for the futures on which publishers wait. Not here: the call itself (redis.py).
+The module makes no calls and does not wait; it only resolves the futures of publishes that failed. Not here: the call
+itself (transport.py).
 """
 
 import asyncio
@@ -11,15 +12,19 @@ from typing import Any, NamedTuple
 from kernel.errors import TransportError
 from kernel.position import Fence
 
-__all__ = ["Queue", "Waiting", "fail"]
+__all__ = ["PendingPublish", "PublishQueue", "fail"]
 
-# What is published in one call: Redis turns to nobody else meanwhile, and replicas decode it in one go.
+# The bounds of one call. Redis serves no other client during the call, and replicas decode its payload in one go.
 _MOST_EVENTS = 1000
 _MOST_BYTES = 1024 * 1024
 
 
-class Waiting(NamedTuple):
-    """One publish: its record, what the script needs of it, how much that is, and who waits for the reply."""
+class PendingPublish(NamedTuple):
+    """A publish that waits for its call.
+
+    `record` is the key of its idempotency record, and `arguments` are its arguments for the script. `events` and `size`
+    (in bytes) count towards the bounds of a call. `arrived` gets the reply, and `context` is the publisher's context.
+    """
 
     record: str
     arguments: tuple[str, int, str, bytes]
@@ -30,34 +35,34 @@ class Waiting(NamedTuple):
     context: Context
 
 
-class Queue:
-    """Those who wait, in the order in which they came; falsy if nobody does."""
+class PublishQueue:
+    """The pending publishes, in order of arrival; false if there is none."""
 
     def __init__(self) -> None:
-        self._waiting: list[Waiting] = []
+        self._pending: list[PendingPublish] = []
 
     def __len__(self) -> int:
-        return len(self._waiting)
+        return len(self._pending)
 
-    def put(self, one: Waiting) -> None:
-        """Wait behind all others."""
-        self._waiting.append(one)
+    def put(self, publish: PendingPublish) -> None:
+        """Add a publish after all others."""
+        self._pending.append(publish)
 
-    def next_group(self) -> list[Waiting]:
-        """Take those who go together: the first, and as many of those behind it as the bounds allow."""
+    def next_group(self) -> list[PendingPublish]:
+        """Remove and return the publishes of the next call: the first, and as many after it as the bounds allow."""
         events = size = count = 0
-        for one in self._waiting:
-            events += one.events
-            size += one.size
+        for publish in self._pending:
+            events += publish.events
+            size += publish.size
             if count and (events > _MOST_EVENTS or size > _MOST_BYTES):
                 break
             count += 1
-        group, self._waiting = self._waiting[:count], self._waiting[count:]
+        group, self._pending = self._pending[:count], self._pending[count:]
         return group
 
 
-def fail(group: Iterable[Waiting], error: TransportError) -> None:
-    """Tell those who still wait that it came to nothing."""
-    for one in group:
-        if not one.arrived.done():
-            one.arrived.set_exception(error)
+def fail(group: Iterable[PendingPublish], error: TransportError) -> None:
+    """Raise the error in every publish of the group that still waits for its reply."""
+    for publish in group:
+        if not publish.arrived.done():
+            publish.arrived.set_exception(error)

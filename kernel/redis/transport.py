@@ -1,8 +1,10 @@
-"""The transport on Redis: the one room that knows redis-py.
+"""The transport over Redis; the only module that uses redis-py.
 
-Three connections: publishes share calls on one, checks and reads go over another, the subscription has its own.
-redis-py's own retries are off: a retry is the kernel's decision, made under the publish's id. So are its time-outs for
-each answer, 10 µs apiece: every call here is bounded as a whole.
+It has three connections: one for publishes, which share calls; one for position checks and reads of the history; and
+one for the subscription.
+
+redis-py's own retries are switched off, because the kernel retries a publish itself, under the same id. Its timeouts
+per reply, which cost 10 µs each, are switched off as well: here each call as a whole has a deadline.
 """
 
 import asyncio
@@ -32,7 +34,7 @@ from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
-from kernel.redis.publish_queue import Queue, Waiting, fail
+from kernel.redis.publish_queue import PendingPublish, PublishQueue, fail
 from kernel.resilience.tasks import end
 
 __all__ = ["RedisTransport"]
@@ -40,12 +42,13 @@ __all__ = ["RedisTransport"]
 _SCRIPT = files("kernel.redis").joinpath("publish.lua").read_bytes()
 _SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
 
-# What redis-py lets through; a RuntimeError is how uvloop says that a transport is closed, an AttributeError how
-# redis-py itself notices that a connection was dropped while it was being made.
+# What a call of redis-py may raise. uvloop raises RuntimeError for a closed transport; redis-py raises AttributeError
+# if a connection is dropped while it is being established.
 _BROKEN = (RedisError, OSError, RuntimeError, AttributeError)
 
 _KEY_LIFETIME = 300.0
-# What is heard at once, in documents and bytes: all of it is decoded before the loop turns.
+# The bounds of one batch from the subscription, in messages and bytes. It is decoded without yielding to the event
+# loop.
 _MOST_HEARD = 1024
 _MOST_BYTES = 128 * 1024
 
@@ -53,11 +56,15 @@ _T = TypeVar("_T")
 
 
 class RedisTransport:
-    """A `Transport` on Redis ≥ 6.2 or Valkey.
+    """A `Transport` over Redis ≥ 6.2 or Valkey.
 
-    `url` is `redis://`, `rediss://` or `unix://`; `channel` names the pub/sub channel and, in braces, the keys;
-    `history_size` is how many events are kept at least. `deadline` bounds every command, in seconds; `retry_lifetime`
-    is for how long, in seconds, a publish may be retried under its id. `observers` choose the context of shared calls.
+    Args:
+        url: `redis://`, `rediss://` or `unix://`.
+        channel: The name of the pub/sub channel, and in braces the prefix of all keys.
+        history_size: How many events the history keeps at least.
+        deadline: The longest time of each call, in seconds.
+        retry_lifetime: How long a publish may be retried under its id, in seconds.
+        observers: They choose the context in which a shared call runs.
     """
 
     def __init__(
@@ -75,7 +82,7 @@ class RedisTransport:
         self._channel = channel
         self._history_size = history_size
         self._deadline = deadline
-        # Redis takes no lifetime of 0, nor one that ends beyond its calendar
+        # Redis rejects a lifetime of 0, and one that ends beyond its largest time.
         self._retry_lifetime = min(max(retry_lifetime, 0.001), 1e9)
         self._position_key = f"{{{channel}}}:position"
         self._history_key = f"{{{channel}}}:history"
@@ -90,38 +97,42 @@ class RedisTransport:
         self._reader: Any = redis.Redis.from_url(url, **options)
         self._subscriber: Any = redis.Redis.from_url(url, **options | {"socket_timeout": deadline})
         self._subscriptions: set[Any] = set()
-        self._waiting = Queue()
+        self._pending = PublishQueue()
         self._flusher: asyncio.Task[None] | None = None
 
     async def close(self) -> None:
-        """Give up every connection; safe to call twice, and usable again afterwards."""
+        """Close every connection. It may be called twice, and the transport can be used again afterwards."""
         flusher = self._flusher
         if flusher is not None:
-            # cancelled before its first step, it would never reach its `finally`, and its publishers wait for ever
+            # A task that is cancelled before its first step never reaches its `finally`: its publishers would hang.
             await asyncio.sleep(0)
             await end([flusher])
         await self._hang_up()
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
-        """Number, keep and announce events in one step; the same id twice is one publish."""
+        """Number, store and announce events in one step; a repeated id or key returns the first publication again."""
         name = outgoing.id if outgoing.key is None else hashlib.sha256(outgoing.key.encode()).hexdigest()
         lifetime = self._retry_lifetime if outgoing.key is None else _KEY_LIFETIME
         events = outgoing.events
         index = " ".join([f"{id} {len(tail)}" for id, tail in events])
         tails = b"".join([tail for _, tail in events])
         arguments = (outgoing.id, int(lifetime * 1000), index, tails)
-        # the flusher's loop is this one; up to Python 3.11 asking for the running one is a system call
+        # The flusher runs in the same loop. Up to Python 3.11, get_running_loop() makes a system call.
         loop = asyncio.get_running_loop() if self._flusher is None else self._flusher.get_loop()
         arrived: asyncio.Future[Any] = loop.create_future()
         record = self._record_prefix + name
-        self._waiting.put(Waiting(record, arguments, fence, len(events), len(tails), arrived, copy_context()))
+        self._pending.put(PendingPublish(record, arguments, fence, len(events), len(tails), arrived, copy_context()))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         epoch, first, count, subscribers, replayed = await arrived
         return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
-        """The current position; begins an epoch where there is none or where `fence` proves a fork."""
+        """Return the current position in Redis.
+
+        The script starts a new epoch if Redis has no position or if `fence` proves a fork. With `probe`, it also writes
+        a record that expires after a second, to find out whether Redis accepts writes.
+        """
         name = "probe-" + secrets.token_hex(8)
         records, request = ([self._record_prefix + name], [name, 1000, "", ""]) if probe else ([], [])
         epoch, sequence, oldest, _ = await self._script(self._reader, records, fence, request)
@@ -129,7 +140,7 @@ class RedisTransport:
         return Position(epoch.decode(), sequence)
 
     async def read(self, first: int, last: int) -> Page:
-        """The kept events numbered `first` to `last`, both included."""
+        """Return the events from `first` to `last`, both included, that the history still has."""
 
         async def call() -> list[Any]:
             pipeline = self._reader.pipeline(transaction=True)
@@ -144,14 +155,17 @@ class RedisTransport:
         epoch, sequence = numbering or (None, None)
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
-        except ValueError:  # somebody wrote into the key; the next check begins a new epoch
+        except ValueError:  # foreign data in the key; the next position check starts a new epoch
             position = NOWHERE
         kept = [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None]
         ends = (int(end[0][0].partition(b"-")[0]) if end else position.sequence + 1 for end in (oldest, beyond))
         return Page(position, next(ends), kept, next(ends))
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
-        """Subscribe, yield an empty batch, then what arrives; an empty batch at least every `idle` seconds."""
+        """Subscribe and yield an empty batch, then yield batches of announcements as they arrive.
+
+        If nothing arrives for `idle` seconds, an empty batch is yielded.
+        """
         pubsub = self._subscriber.pubsub(ignore_subscribe_messages=False)
         try:
             await self._bounded(self._subscriber, lambda: pubsub.subscribe(self._channel))
@@ -166,7 +180,7 @@ class RedisTransport:
                 message = await self._heard(pubsub, idle)
                 while message is not None:
                     if message["type"] != "message":
-                        # taken away, or made anew by redis-py: either way something may have been missed
+                        # Unsubscribed or silently reconnected: messages may be missing.
                         raise TransportUnavailable("the subscription was interrupted")
                     payloads.append(message["data"])
                     size += len(message["data"])
@@ -186,37 +200,37 @@ class RedisTransport:
             raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
 
     async def _flush(self) -> None:
-        """Send what waits, call after call, until nothing waits."""
-        group: list[Waiting] = []
+        """Send the pending publishes, one call after the other, until none is left."""
+        group: list[PendingPublish] = []
         try:
-            while self._waiting:
-                group = self._waiting.next_group()
-                context = self._observers.sharing([one.context for one in group])
+            while self._pending:
+                group = self._pending.next_group()
+                context = self._observers.sharing([publish.context for publish in group])
                 sending = self._script(
                     self._publisher,
-                    [one.record for one in group],
+                    [publish.record for publish in group],
                     group[-1].fence,
-                    list(chain.from_iterable([one.arguments for one in group])),
+                    list(chain.from_iterable([publish.arguments for publish in group])),
                 )
                 try:
                     *_, replies = await (sending if context is None else asyncio.create_task(sending, context=context))
                 except TransportError as error:
                     fail(group, error)
                     continue
-                for one, reply in zip(group, replies, strict=True):
-                    if not one.arrived.done():  # else its publisher was cancelled
-                        one.arrived.set_result(reply)
+                for publish, reply in zip(group, replies, strict=True):
+                    if not publish.arrived.done():  # else its publisher was cancelled
+                        publish.arrived.set_result(reply)
         finally:
             while group:
                 fail(group, TransportUnavailable("the link to Redis was closed"))
-                group = self._waiting.next_group()
+                group = self._pending.next_group()
             self._flusher = None
 
     async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401
-        """Call the script; a server that has lost it gets it again."""
+        """Call the script; if Redis does not have it, load it first."""
         (epoch, sequence), id = fence
         keys = [self._position_key, self._history_key, *records]
-        # the name of a new epoch, should this call have to begin one
+        # The name of the new epoch, if this call has to start one.
         fresh = secrets.token_hex(8)
         place = (self._channel, self._history_size, fresh, epoch, sequence, id)
         command = ("EVALSHA", _SHA, len(keys), *keys, *place, *requests)
@@ -243,7 +257,7 @@ class RedisTransport:
             raise _translated(error) from error
 
     async def _hang_up(self) -> None:
-        """Connect anew at the next call: what is connected now may be a former primary."""
+        """Close all connections, so that the next call reconnects: the current server may be a former primary."""
         for pubsub in tuple(self._subscriptions):
             await pubsub.connection.disconnect(nowait=True)
         await self._drop(self._publisher, self._reader)
@@ -259,7 +273,7 @@ def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
 
 
 def _usable(answer: Any) -> Any:  # noqa: ANN401
-    """An answer, or None if somebody made the key one of another type."""
+    """Return the answer, or None if the key is of another type because something else wrote it."""
     if not isinstance(answer, ResponseError):
         return answer
     if str(answer).startswith("WRONGTYPE"):
@@ -268,12 +282,12 @@ def _usable(answer: Any) -> Any:  # noqa: ANN401
 
 
 def _read_only(error: object) -> bool:
-    # raised inside a script, Redis 6.2 hides the code behind "ERR Error running script"
+    # For an error inside a script, Redis 6.2 puts "ERR Error running script" before the error code.
     return isinstance(error, ReadOnlyError) or (isinstance(error, ResponseError) and "READONLY" in str(error))
 
 
 def _translated(error: BaseException) -> TransportError:
-    """The kernel's word for an error of redis-py; its text carries no URL, no argument and no payload."""
+    """Convert an error of redis-py to one of the kernel's, whose text has no URL, argument or payload in it."""
     if _read_only(error) or isinstance(error, OutOfMemoryError | NoPermissionError):
         return WriteRefused(f"Redis refuses writes: {type(error).__name__}")
     if isinstance(error, ResponseError):

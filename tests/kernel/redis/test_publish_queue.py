@@ -6,18 +6,18 @@ from contextvars import copy_context
 import pytest
 
 from kernel.errors import TransportUnavailable
-from kernel.redis import publish_queue as groups
-from kernel.redis.publish_queue import Queue, Waiting, fail
+from kernel.redis import publish_queue
+from kernel.redis.publish_queue import PendingPublish, PublishQueue, fail
 from tests.transport_helpers import FRESH
 
 
-def waiting(events: int, size: int = 1) -> Waiting:
+def waiting(events: int, size: int = 1) -> PendingPublish:
     """A publish of so many events and bytes."""
     arrived = asyncio.get_running_loop().create_future()
-    return Waiting("record", ("id", 1000, "", b""), FRESH, events, size, arrived, copy_context())
+    return PendingPublish("record", ("id", 1000, "", b""), FRESH, events, size, arrived, copy_context())
 
 
-def sizes(queue: Queue) -> list[list[int]]:
+def sizes(queue: PublishQueue) -> list[list[int]]:
     """Which publishes go together, by their numbers of events, until nobody waits."""
     taken = []
     while queue:
@@ -27,7 +27,7 @@ def sizes(queue: Queue) -> list[list[int]]:
 
 async def test_all_that_wait_go_together() -> None:
     """One event, end to end: whoever has come goes with the next call, in the order in which they came."""
-    queue = Queue()
+    queue = PublishQueue()
     assert not queue
     assert queue.next_group() == []
     for events in (3, 1, 2):
@@ -39,8 +39,8 @@ async def test_all_that_wait_go_together() -> None:
 @pytest.mark.parametrize("bound", ["_MOST_EVENTS", "_MOST_BYTES"])
 async def test_bounds(monkeypatch: pytest.MonkeyPatch, bound: str) -> None:
     """Bounded everything: what does not fit waits for the next call, and nobody overtakes it; too much goes alone."""
-    monkeypatch.setattr(groups, bound, 5)
-    queue = Queue()
+    monkeypatch.setattr(publish_queue, bound, 5)
+    queue = PublishQueue()
     for number in (2, 3, 1, 9, 1, 1, 4):
         queue.put(waiting(number, number if bound == "_MOST_BYTES" else 1))
     assert sizes(queue) == [[2, 3], [1], [9], [1, 1], [4]]
