@@ -1,4 +1,4 @@
-"""What may be said: event data and messages, control messages, names, and how bodies are read and checked."""
+"""Event data and messages, control messages, names for patterns, and the decoding and validation of bodies."""
 
 from kernel.messages.control import Control, Error, Shutdown
 from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message

@@ -1,4 +1,4 @@
-"""Control messages: what server and client say to each other beside the events. They have no number and no filter."""
+"""Control messages: all messages to a client that are not events. They have no sequence, and patterns do not apply."""
 
 from typing import Any
 
@@ -21,11 +21,11 @@ __all__ = [
 
 
 class Control(msgspec.Struct, frozen=True):
-    """A message of the broadcaster itself."""
+    """The base of all control messages."""
 
 
 class Connected(Control, frozen=True, tag_field="type", tag="connected"):
-    """The first frame; `last_seq` is where this replica stands."""
+    """The first message on a connection; `last_seq` is the newest sequence that this replica has delivered."""
 
     connection_id: str
     epoch: str
@@ -34,33 +34,34 @@ class Connected(Control, frozen=True, tag_field="type", tag="connected"):
 
 
 class Ping(Control, frozen=True, tag_field="type", tag="ping"):
-    """The heartbeat: every matching event up to the client's own place `last_seq` was written before it."""
+    """The heartbeat: every matching event up to `last_seq`, the client's position, was written before it."""
 
     last_seq: int = msgspec.field(name="lastSeq")
     epoch: str
 
 
 class Pong(Control, frozen=True, tag_field="type", tag="pong"):
-    """The answer to a client's ping."""
+    """The reply to a client's ping."""
 
 
 class Subscribed(Control, frozen=True, tag_field="action", tag="subscribed"):
-    """The patterns of a subscribe, lower case."""
+    """The reply to a subscribe: its patterns in lower case."""
 
     events: list[str]
 
 
 class Unsubscribed(Control, frozen=True, tag_field="action", tag="unsubscribed"):
-    """The patterns that an unsubscribe removed."""
+    """The reply to an unsubscribe: the patterns that were removed."""
 
     events: list[str]
 
 
 class ResyncAck(Control, frozen=True, tag_field="type", tag="resync_ack", omit_defaults=True):
-    """The end of a replay and its verdict.
+    """The end of a replay, with its verdict.
 
     `recovered` is true only if the client now has every matching event after `last_sequence`. Otherwise `gap_too_old`
-    (with `oldest_available`) or `epoch_changed` says why, or neither: the number is beyond the newest.
+    (with `oldest_available`) or `epoch_changed` says why not; if neither is set, `last_sequence` is beyond the newest
+    event.
     """
 
     channel: str
@@ -81,13 +82,13 @@ class Gap(Control, frozen=True, tag_field="type", tag="gap"):
 
 
 class EpochChanged(Control, frozen=True, tag_field="type", tag="epoch_changed"):
-    """The numbering began anew; events of the old epoch may be lost."""
+    """A new epoch has started and the numbering restarts; events of the old epoch may be lost."""
 
     epoch: str
 
 
 class Error(Control, frozen=True, tag_field="type", tag="error"):
-    """What was wrong with one frame of the client."""
+    """The reply to a message of the client that could not be processed."""
 
     error: str
     message: str
@@ -102,20 +103,20 @@ class _NoticeData(msgspec.Struct, frozen=True):
 
 
 class ServiceNotice(Control, frozen=True, tag_field="type", tag="service_status"):
-    """The broadcaster's own state, told on the way into and out of degraded mode."""
+    """The state of the broadcaster, sent when it enters and when it leaves degraded mode."""
 
     data: _NoticeData
     timestamp: str
 
     @classmethod
     def degraded(cls, timestamp: str) -> "ServiceNotice":
-        """Redis is away: new events do not arrive, what is missed comes later."""
+        """Return the notice for entering degraded mode: no new events arrive; missed events follow later."""
         text = "Redis cannot be reached: events are delayed, missed ones follow when it is back"
         return cls(_NoticeData("degraded", text, "open"), timestamp)
 
     @classmethod
     def healthy(cls, timestamp: str) -> "ServiceNotice":
-        """Redis is back."""
+        """Return the notice for leaving degraded mode."""
         return cls(_NoticeData("healthy", "Redis is back: missed events follow", "closed"), timestamp)
 
 
@@ -126,11 +127,11 @@ class _ShutdownData(msgspec.Struct, frozen=True):
 
 
 class Shutdown(Control, frozen=True, tag_field="type", tag="system.shutdown"):
-    """This connection will be closed in so many milliseconds: reconnect elsewhere."""
+    """The notice that this connection will be closed in `delay_ms` milliseconds; the client should reconnect."""
 
     data: _ShutdownData
 
     @classmethod
     def within(cls, delay_ms: int) -> "Shutdown":
-        """A shutdown notice for a close in `delay_ms`."""
+        """Return the notice for a close in `delay_ms` milliseconds."""
         return cls(_ShutdownData(delay_ms))

@@ -1,8 +1,9 @@
-"""The data of each message family, as msgspec structs: they hold the rules and the words that OpenAPI shows.
+"""The data of each message family, as msgspec structs: types, ranges, enums, defaults, and descriptions for OpenAPI.
 
-Types, ranges, enums and defaults are all here. Timestamps are strings and passed through; unknown fields are dropped.
-`gc=False` everywhere: JSON makes no cycles, and garbage collections would slow batches down.
-Not here: the message around the data (messages.py), reading a body and saying what is wrong with it (decoding.py).
+Timestamps are strings and passed through unchanged; unknown fields are dropped. All structs have `gc=False`: decoded
+JSON has no cycles, and garbage collections would slow batches down.
+
+Not here: the message around the data (messages.py), and the decoding of bodies (decoding.py).
 """
 
 from typing import Annotated, Any, cast
@@ -39,22 +40,22 @@ __all__ = [
 ]
 
 MAX_NESTING = 100
-"""How deep `details` and `metadata` may be nested: far below where JSON libraries, ours included, give up."""
+"""Maximum depth of nesting in `details` and `metadata`, far less than any JSON library supports, msgspec included."""
 
-Timestamp = Annotated[str, Meta(description="A point in time, ISO 8601 by convention; passed through as sent.")]
-Started = Annotated[str, Meta(description="When it began, ISO 8601 by convention; passed through as sent.")]
+Timestamp = Annotated[str, Meta(description="A time, ISO 8601 by convention; passed through unchanged.")]
+Started = Annotated[str, Meta(description="The start, ISO 8601 by convention; passed through unchanged.")]
 CameraId = Annotated[str, Meta(description="The camera's id.", examples=["front_door"])]
-BatchId = Annotated[str, Meta(description="The batch of detections that it belongs to.")]
-EventId = Annotated[int, Meta(description="The id of the security event that it is about.")]
-Reason = Annotated[str, Meta(description="Why, in words for people.")]
-RiskScore = Annotated[int, Meta(ge=0, le=100, description="The risk from 0 (none) to 100; 80 and up asks for an ack.")]
+BatchId = Annotated[str, Meta(description="The batch of detections to which this belongs.")]
+EventId = Annotated[int, Meta(description="The id of the related security event.")]
+Reason = Annotated[str, Meta(description="A human-readable reason.")]
+RiskScore = Annotated[int, Meta(ge=0, le=100, description="The risk from 0 (none) to 100; 80 or more requests an ack.")]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
-Anything = Annotated[dict[str, Any], Meta(description=f"Free content, nested at most {MAX_NESTING} levels deep.")]
+Anything = Annotated[dict[str, Any], Meta(description=f"Any content, nested at most {MAX_NESTING} levels deep.")]
 
 
 class EventData(Struct, frozen=True, kw_only=True, gc=False):
-    """A security event: what the analysis made of a batch of detections."""
+    """A security event: the result of the analysis of a batch of detections."""
 
     id: int
     event_id: EventId
@@ -62,21 +63,21 @@ class EventData(Struct, frozen=True, kw_only=True, gc=False):
     camera_id: CameraId
     risk_score: RiskScore
     risk_level: RiskLevel
-    summary: Annotated[str, Meta(description="What was seen, in a sentence.")]
-    reasoning: Annotated[str, Meta(description="How the analysis came to its score.")]
+    summary: Annotated[str, Meta(description="One sentence about what was detected.")]
+    reasoning: Annotated[str, Meta(description="The reasons for the risk score.")]
     started_at: Started | None = None
 
 
 class ServiceStatusData(Struct, frozen=True, kw_only=True, gc=False):
-    """A service changed its status; ValueError without `service` or `name`."""
+    """A service changed its status; raises ValueError without `service` or `name`."""
 
     service: Annotated[str, Meta(description="The service's name; required, here or as `name`.")] = cast(str, UNSET)
-    name: Annotated[str, Meta(description="Read as `service` where that is absent; never emitted.")] = cast(str, UNSET)
+    name: Annotated[str, Meta(description="Used as `service` if that is absent; never emitted.")] = cast(str, UNSET)
     status: ServiceStatus
-    message: Annotated[str, Meta(description="More about it, in words for people.")] | None = None
+    message: Annotated[str, Meta(description="A human-readable explanation.")] | None = None
 
     def __post_init__(self) -> None:
-        """Move `name` into `service`: one of them was given."""
+        """Move `name` into `service` if only `name` was given."""
         if cast(Any, self.service) is UNSET:
             if cast(Any, self.name) is UNSET:
                 raise ValueError("service: is required: a string")
@@ -85,21 +86,23 @@ class ServiceStatusData(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SceneChangeData(Struct, frozen=True, kw_only=True, gc=False):
-    """The view of a camera changed: someone may have blocked, turned or tampered with it."""
+    """The view of a camera changed; it may have been blocked, turned or tampered with."""
 
     id: int
     camera_id: CameraId
     detected_at: Timestamp
     change_type: Annotated[str, Meta(description="view_blocked, angle_changed, view_tampered, unknown by convention.")]
-    similarity_score: Annotated[Fraction, Meta(description="How much the view is still the known one; 1: the same.")]
+    similarity_score: Annotated[
+        Fraction, Meta(description="The similarity of the view to the known one; 1 if unchanged.")
+    ]
 
 
 class CameraStatusData(Struct, frozen=True, kw_only=True, gc=False):
-    """A camera went online or offline, failed, or was reconfigured; ValueError if `details` is nested too deeply."""
+    """A camera went online or offline, failed or was reconfigured; ValueError if `details` is nested too deeply."""
 
     event_type: CameraEventType
     camera_id: CameraId
-    camera_name: Annotated[str, Meta(description="The camera's name for people.")]
+    camera_name: Annotated[str, Meta(description="The display name of the camera.")]
     status: CameraStatus
     timestamp: Timestamp
     previous_status: CameraStatus | None = None
@@ -107,25 +110,25 @@ class CameraStatusData(Struct, frozen=True, kw_only=True, gc=False):
     details: Anything | None = None
 
     def __post_init__(self) -> None:
-        """Hold the limit of nesting."""
+        """Enforce the limit of nesting."""
         _check_nesting("details", self.details)
 
 
 class AlertData(Struct, frozen=True, kw_only=True, gc=False):
-    """An alert that a rule raised for an event, as it stands now."""
+    """The current state of an alert that a rule raised for an event."""
 
     id: str
     event_id: EventId
     rule_id: Annotated[str, Meta(description="The rule that raised it.")] | None = None
     severity: RiskLevel
     status: AlertStatus
-    dedup_key: Annotated[str, Meta(description="Alerts with the same key are about the same thing.")]
+    dedup_key: Annotated[str, Meta(description="Alerts with the same key have the same cause.")]
     created_at: Timestamp
     updated_at: Timestamp
 
 
 class AlertDeletedData(Struct, frozen=True, kw_only=True, gc=False):
-    """An alert is gone."""
+    """An alert was deleted."""
 
     id: str
     reason: Reason | None = None
@@ -144,23 +147,23 @@ class WorkerStatusData(Struct, frozen=True, kw_only=True, gc=False):
     worker_name: str
     worker_type: WorkerType
     timestamp: Timestamp
-    error: Annotated[str, Meta(description="What went wrong.")] | None = None
-    error_type: Annotated[str, Meta(description="The class of what went wrong.")] | None = None
+    error: Annotated[str, Meta(description="The error message.")] | None = None
+    error_type: Annotated[str, Meta(description="The class of the error.")] | None = None
     reason: Reason | None = None
     previous_state: str | None = None
     failure_count: int | None = None
     items_processed: int | None = None
-    attempt: Annotated[int, Meta(description="Which try to restart it this is.")] | None = None
+    attempt: Annotated[int, Meta(description="The number of this restart attempt.")] | None = None
     max_attempts: int | None = None
     metadata: Anything | None = None
 
     def __post_init__(self) -> None:
-        """Hold the limit of nesting."""
+        """Enforce the limit of nesting."""
         _check_nesting("metadata", self.metadata)
 
 
 class BoundingBox(Struct, frozen=True, kw_only=True, gc=False):
-    """Where in the picture something is, in fractions of its width and height."""
+    """The area of a detection in the picture, in fractions of the picture's width and height."""
 
     x: Fraction
     y: Fraction
@@ -169,19 +172,19 @@ class BoundingBox(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class DetectionNewData(Struct, frozen=True, kw_only=True, gc=False):
-    """One thing was detected in one picture."""
+    """One object was detected in one picture."""
 
     detection_id: int
     batch_id: BatchId
     camera_id: CameraId
-    label: Annotated[str, Meta(description="What it is.", examples=["person"])]
-    confidence: Annotated[Fraction, Meta(description="How sure the detector is; 1: entirely.")]
+    label: Annotated[str, Meta(description="The kind of the object.", examples=["person"])]
+    confidence: Annotated[Fraction, Meta(description="The confidence of the detector; 1 is certain.")]
     timestamp: Timestamp
     bbox: BoundingBox | None = None
 
 
 class DetectionBatchData(Struct, frozen=True, kw_only=True, gc=False):
-    """A batch of detections was closed and goes to the analysis."""
+    """A batch of detections was closed and is passed to the analysis."""
 
     batch_id: BatchId
     camera_id: CameraId
@@ -193,21 +196,21 @@ class DetectionBatchData(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class InfrastructureAlertData(Struct, frozen=True, kw_only=True, gc=False):
-    """An alert about the machinery below, in the words of Prometheus's Alertmanager."""
+    """An alert about the infrastructure, in the terms of Prometheus's Alertmanager."""
 
     alertname: str
     status: InfrastructureStatus
     severity: InfrastructureSeverity = InfrastructureSeverity.INFO
-    component: Annotated[str, Meta(description="What it is about.")] = "unknown"
+    component: Annotated[str, Meta(description="The affected component.")] = "unknown"
     summary: str = ""
     description: str = ""
     started_at: Started | None = None
-    fingerprint: Annotated[str, Meta(description="The same for the firing and the resolved alert.")]
+    fingerprint: Annotated[str, Meta(description="Identifies the alert; equal in its firing and its resolved message.")]
     receiver: str = "default"
 
 
 class Summary(Struct, frozen=True, kw_only=True, gc=False):
-    """What happened in a window of time, in words for people."""
+    """A human-readable summary of the events in a window of time."""
 
     id: int
     content: str
@@ -218,14 +221,14 @@ class Summary(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class SummaryUpdateData(Struct, frozen=True, kw_only=True, gc=False):
-    """The newest summaries; null where there is none."""
+    """The newest summaries; null if there is none."""
 
     hourly: Summary | None = None
     daily: Summary | None = None
 
 
 def _check_nesting(name: str, value: object) -> None:
-    """Raise ValueError if `value` is nested deeper than MAX_NESTING; goes level by level, so depth cannot hurt it."""
+    """Raise ValueError if `value` is nested deeper than MAX_NESTING; iterates by level instead of recursing."""
     level = [value]
     for _ in range(MAX_NESTING + 1):
         containers = [item for item in level if isinstance(item, (dict, list))]

@@ -1,8 +1,9 @@
-"""Reading the bodies of publish requests: bytes into messages, or the list of what is wrong with them.
+"""Decodes the bodies of publish requests into messages, or into a list of errors.
 
-A good body takes one pass (a single message: one more to see whether it is an envelope). Only a refused one is looked
-at field by field; msgspec stays the one judge there, asked about each part, and this room finds place and words.
-Not here: the rules themselves (data.py, messages.py), HTTP statuses and problem documents (the web part).
+A valid body is decoded in one pass, plus one pass for a single message to tell an envelope from bare data. On failure,
+each field is validated again by msgspec to locate the error and word it.
+
+Not here: the rules (data.py, messages.py), and HTTP statuses and problem documents (handlers).
 """
 
 from collections.abc import Callable
@@ -18,10 +19,10 @@ from kernel.messages.messages import MESSAGE_TYPES, Message
 __all__ = ["MAX_BATCH", "decode_batch", "decode_message"]
 
 MAX_BATCH = 1000
-"""How many messages one batch may have."""
+"""Maximum number of messages in one batch."""
 
 SHOWN_CHARACTERS = 50
-"""How much of a refused value is told back."""
+"""Maximum number of characters of an invalid value that an error repeats."""
 
 _PLAIN_WORDS: dict[type[inspect.Type], str] = {
     inspect.StrType: "a string",
@@ -35,14 +36,14 @@ _REFUSED = (DecodeError, UnicodeDecodeError, RecursionError)
 
 
 class _Shape(Struct, gc=False):
-    """Just enough of a body to tell an envelope from bare data."""
+    """The fields of a body that tell an envelope from bare data."""
 
     type: Raw | UnsetType = UNSET
     data: Raw | UnsetType = UNSET
 
 
 class _Form(NamedTuple):
-    """How bodies of one wire type are read."""
+    """The decoders and fields of one wire type."""
 
     message: Callable[[Any], Message]
     data: Any
@@ -72,9 +73,10 @@ _read_batch: Callable[[bytes], list[Message]] = msgspec.json.Decoder(
 
 
 def decode_message(wire_type: str, body: bytes) -> Message:
-    """Read the message in a JSON body that is either bare data or an envelope.
+    """Decode the message in a JSON body that is either bare data or an envelope.
 
-    `wire_type` is one of MESSAGE_TYPES. Raises MessageInvalid with every field at fault (of a list, the first element).
+    `wire_type` is a key of MESSAGE_TYPES. Raises MessageInvalid with every invalid field; in a list, only the first
+    invalid element is named.
     """
     form = _FORMS[wire_type]
     try:
@@ -87,9 +89,9 @@ def decode_message(wire_type: str, body: bytes) -> Message:
 
 
 def decode_batch(body: bytes) -> list[Message]:
-    """Read the messages in a JSON array of 1 to MAX_BATCH envelopes.
+    """Decode the messages in a JSON array of 1 to MAX_BATCH envelopes.
 
-    Raises MessageInvalid with every field at fault of the first bad item, `[3].data.risk_score`.
+    Raises MessageInvalid with every invalid field of the first invalid message, such as `[3].data.risk_score`.
     """
     try:
         _check_utf8(body)
@@ -99,13 +101,13 @@ def decode_batch(body: bytes) -> list[Message]:
 
 
 def _check_utf8(body: bytes) -> None:
-    """Raise UnicodeDecodeError unless it is UTF-8 all through; msgspec does not look into what it drops."""
+    """Raise UnicodeDecodeError unless the whole body is UTF-8; msgspec does not check the fields that it drops."""
     if not body.isascii():
         body.decode()
 
 
 def _is_envelope(form: _Form, body: bytes) -> bool:
-    """Whether it has a `type`, or has `data` and no field of the bare form."""
+    """Return True if the body has a `type`, or has `data` and no field of the bare data."""
     shape = _read_shape(body)
     if shape.type is not UNSET or shape.data is UNSET:
         return shape.type is not UNSET
@@ -113,14 +115,14 @@ def _is_envelope(form: _Form, body: bytes) -> bool:
 
 
 def _fields(text: bytes) -> dict[str, bytes]:
-    """Split a JSON object into its fields, each still JSON."""
+    """Split a JSON object into its fields; their values stay JSON."""
     return {name: bytes(raw) for name, raw in msgspec.json.decode(text, type=dict[str, Raw]).items()}
 
 
 def _invalid(
     error: Exception, body: bytes, explain: Callable[[ValidationError, bytes], list[FieldError]]
 ) -> MessageInvalid:
-    """Put the refusal into words; the JSON may turn out to be broken behind the field that was refused first."""
+    """Return the error in words. The JSON may turn out to be malformed after the field that failed first."""
     if isinstance(error, ValidationError):
         try:
             return MessageInvalid(explain(error, bytes(msgspec.json.decode(body, type=Raw))))
@@ -133,7 +135,7 @@ def _invalid(
             words = f"must be UTF-8; byte {error.start} is not"
         case RecursionError():
             words = "must not be nested so deeply"
-        case _ if "truncated" in str(error):  # also said of a lone surrogate
+        case _ if "truncated" in str(error):  # msgspec reports a lone surrogate in this way too
             words = "must be JSON; it ends too early or has half of a surrogate pair"
         case _:
             words = f"must be JSON; {str(error).removeprefix('JSON is malformed: ')}"
@@ -160,7 +162,7 @@ def _batch_faults(error: ValidationError, text: bytes) -> list[FieldError]:
 
 
 def _envelope_faults(wire_types: list[str], text: bytes, path: str) -> list[FieldError]:
-    """Find what is wrong with an envelope of one of these types; where only one is possible it may be left out."""
+    """Return the errors of an envelope of one of these types; `type` may be absent if only one is allowed."""
     if not text.startswith(b"{"):
         return [_fault(path, f"must be an object, not {_shown(text)}")]
     allowed: Any = Literal[tuple(wire_types)]
@@ -175,7 +177,7 @@ def _envelope_faults(wire_types: list[str], text: bytes, path: str) -> list[Fiel
 
 
 def _faults(kind: object, text: bytes, path: str) -> list[FieldError]:
-    """Find what msgspec refuses in one JSON value of that type, down to the innermost fields."""
+    """Return the errors of a JSON value that should be of that type, down to the innermost fields."""
     try:
         msgspec.json.decode(text, type=kind)
     except ValidationError as error:
@@ -203,7 +205,8 @@ def _struct_faults(error: ValidationError, struct: type[Struct], sent: dict[str,
             faults.append(_missing(field.type, place))
     if faults:
         return faults
-    # Every field is good: it was the struct's own __post_init__, which names the field, or one that a later one hides.
+    # Every field is valid by itself. Either the struct's __post_init__ failed, which names the field, or an invalid
+    # field is hidden by a later valid one of the same name.
     name, _, words = str(error).partition(": ")
     if name in struct.__struct_fields__:
         return [_fault(_join(path, name), words)]
@@ -219,12 +222,12 @@ def _join(path: str, name: str) -> str:
 
 
 def _element(error: ValidationError) -> int:
-    """Which element of a list msgspec names: the first index of the path at the end of its message."""
+    """Return the index of the invalid list element: the first index of the path at the end of msgspec's message."""
     return int(str(error).rpartition(" - at `$[")[2].partition("]")[0])
 
 
 def _alternatives(kind: inspect.Type) -> tuple[inspect.Type, ...]:
-    """Split a union into its types, without what documents them."""
+    """Return the types of a union, or the type itself, without `Meta`."""
     if isinstance(kind, inspect.Metadata):
         return _alternatives(kind.type)
     if isinstance(kind, inspect.UnionType):
@@ -233,7 +236,7 @@ def _alternatives(kind: inspect.Type) -> tuple[inspect.Type, ...]:
 
 
 def _describe(kind: inspect.Type) -> str:
-    """Say what a value has to be, as it goes on after "must be"."""
+    """Describe the allowed values, to follow "must be"."""
     return " or ".join(_words(each) for each in _alternatives(kind))
 
 
@@ -258,6 +261,6 @@ def _range(low: float | None, high: float | None) -> str:
 
 
 def _shown(text: bytes) -> str:
-    """Tell a refused value as it was sent, cut where it gets long."""
+    """Return an invalid value as it was sent, cut after SHOWN_CHARACTERS."""
     shown = text.decode()
     return shown if len(shown) <= SHOWN_CHARACTERS else f"{shown[:SHOWN_CHARACTERS]}…"

@@ -1,6 +1,6 @@
-"""The enums of the messages: what a status, a severity or a type may be.
+"""The enums of the messages: the allowed values of a status, a severity or a type.
 
-Not here: which field has which (data.py).
+Not here: the fields that use them (data.py).
 """
 
 from enum import StrEnum
@@ -20,7 +20,7 @@ __all__ = [
 
 
 class AnyCase(StrEnum):
-    """An enum that is read in any letter case; its values, and so what is emitted, are in lower case."""
+    """An enum that accepts any letter case; its values, which are emitted, are in lower case."""
 
     @classmethod
     def _missing_(cls, value: object) -> Self | None:
@@ -28,7 +28,7 @@ class AnyCase(StrEnum):
 
 
 class RiskLevel(AnyCase):
-    """How serious an event or an alert is."""
+    """The severity of an event or an alert."""
 
     LOW = "low"
     MEDIUM = "medium"
@@ -37,7 +37,7 @@ class RiskLevel(AnyCase):
 
 
 class ServiceStatus(AnyCase):
-    """How a service is doing."""
+    """The status of a service."""
 
     HEALTHY = "healthy"
     UNHEALTHY = "unhealthy"
@@ -52,7 +52,7 @@ class ServiceStatus(AnyCase):
 
 
 class CameraEventType(StrEnum):
-    """What happened to a camera; the one enum that is read in its exact case only."""
+    """The kind of a camera event; the only enum that is accepted in its exact case only."""
 
     ONLINE = "camera.online"
     OFFLINE = "camera.offline"
@@ -70,7 +70,7 @@ class CameraStatus(AnyCase):
 
 
 class AlertStatus(AnyCase):
-    """Where an alert is in its life."""
+    """The status of an alert."""
 
     PENDING = "pending"
     DELIVERED = "delivered"
@@ -79,7 +79,7 @@ class AlertStatus(AnyCase):
 
 
 class WorkerType(AnyCase):
-    """What a worker of the pipeline works on."""
+    """The task of a worker of the pipeline."""
 
     DETECTION = "detection"
     ANALYSIS = "analysis"
@@ -88,14 +88,14 @@ class WorkerType(AnyCase):
 
 
 class InfrastructureStatus(AnyCase):
-    """Whether an infrastructure alert goes on."""
+    """The status of an infrastructure alert."""
 
     FIRING = "firing"
     RESOLVED = "resolved"
 
 
 class InfrastructureSeverity(AnyCase):
-    """How serious an infrastructure alert is."""
+    """The severity of an infrastructure alert."""
 
     INFO = "info"
     WARNING = "warning"

@@ -1,8 +1,9 @@
-"""Every event that can be published, as a message: a family's data with the wire type around it.
+"""The messages that can be published: the data of a family with its wire type.
 
-A message is encoded as `{"type": …, "data": {…}}`, with `timestamp` where its struct has one.
-Not here: the data and its rules (data.py, enums.py), reading a body and saying what is wrong with it (decoding.py),
-by which names patterns find a message (names.py), control frames such as ping, which are no events (control.py).
+A message is encoded as `{"type": …, "data": {…}}`, with `timestamp` if its struct has one.
+
+Not here: the data and its rules (data.py, enums.py), the decoding of bodies (decoding.py), the names that patterns
+match (names.py), and control messages such as ping, which are not events (control.py).
 """
 
 from collections.abc import Mapping
@@ -70,7 +71,7 @@ ACK_FROM_RISK_SCORE = 80
 
 
 def utc_now() -> str:
-    """Return the current time as ISO 8601, in UTC, to the millisecond."""
+    """Return the current time in UTC as ISO 8601, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
@@ -81,7 +82,7 @@ class EventMessage(Struct, frozen=True, gc=False, tag="event"):
 
 
 class ServiceStatusMessage(Struct, frozen=True, gc=False, tag="service_status"):
-    """A service changed its status; `timestamp` is the current UTC time unless given."""
+    """A service changed its status; `timestamp` defaults to the current UTC time."""
 
     data: ServiceStatusData
     timestamp: str = field(default_factory=utc_now)
@@ -112,25 +113,25 @@ class AlertUpdatedMessage(Struct, frozen=True, gc=False, tag="alert_updated"):
 
 
 class AlertAcknowledgedMessage(Struct, frozen=True, gc=False, tag="alert_acknowledged"):
-    """Someone has seen an alert."""
+    """An alert was acknowledged."""
 
     data: AlertData
 
 
 class AlertResolvedMessage(Struct, frozen=True, gc=False, tag="alert_resolved"):
-    """What an alert was about is over."""
+    """The cause of an alert is resolved."""
 
     data: AlertData
 
 
 class AlertDismissedMessage(Struct, frozen=True, gc=False, tag="alert_dismissed"):
-    """An alert was put aside."""
+    """An alert was dismissed."""
 
     data: AlertData
 
 
 class AlertDeletedMessage(Struct, frozen=True, gc=False, tag="alert_deleted"):
-    """An alert is gone."""
+    """An alert was deleted."""
 
     data: AlertDeletedData
 
@@ -143,7 +144,7 @@ class WorkerStatusMessage(Struct, frozen=True, gc=False, tag="worker_status"):
 
 
 class DetectionNewMessage(Struct, frozen=True, gc=False, tag="detection.new"):
-    """One thing was detected in one picture."""
+    """One object was detected in one picture."""
 
     data: DetectionNewData
 
@@ -161,7 +162,7 @@ class InfrastructureAlertMessage(Struct, frozen=True, gc=False, tag="infrastruct
 
 
 class SummaryUpdateMessage(Struct, frozen=True, gc=False, tag="summary_update"):
-    """There are new summaries."""
+    """New summaries are available."""
 
     data: SummaryUpdateData
 
@@ -187,25 +188,25 @@ Message: TypeAlias = (
 MESSAGE_TYPES: Mapping[str, type[Message]] = MappingProxyType(
     {message.__struct_config__.tag: message for message in get_args(Message)}
 )
-"""The struct of each wire type."""
+"""The message struct of each wire type."""
 
 _WIRE_TYPES = {message: wire_type for wire_type, message in MESSAGE_TYPES.items()}
 
 
 def wire_type_of(message: Message) -> str:
-    """Return the `type` that the message has on the wire."""
+    """Return the wire type of the message: its `type` in JSON."""
     return _WIRE_TYPES[type(message)]
 
 
 def requires_ack(message: Message) -> bool:
-    """Tell whether clients are asked to acknowledge it: an event of high enough risk."""
+    """Return True if clients are asked for an ack: an event with a risk score from 80 on or a critical risk level."""
     return type(message) is EventMessage and (
         message.data.risk_score >= ACK_FROM_RISK_SCORE or message.data.risk_level == RiskLevel.CRITICAL
     )
 
 
 def event_type_of(message: Message) -> str | None:
-    """Return the `event_type` that the data of camera_status and worker_status carries; patterns match it too."""
+    """Return the `event_type` in the data of camera_status and worker_status, which patterns match too; else None."""
     if type(message) is CameraStatusMessage or type(message) is WorkerStatusMessage:
         return message.data.event_type
     return None

@@ -1,6 +1,6 @@
-"""What a message may be called: a pattern matches a message if it matches one of its names.
+"""The names of each message: a pattern matches a message if it matches one of its names.
 
-Not here: patterns and who subscribed to them (subscriptions.py).
+Not here: patterns (kernel/clients/patterns.py).
 """
 
 __all__ = ["names_of"]
@@ -28,8 +28,8 @@ _NAMES = {wire_type: (wire_type, *further) for wire_type, further in _FURTHER_NA
 def names_of(wire_type: str, event_type: str | None = None) -> tuple[str, ...]:
     """Return all names of a message in lower case, its wire type first.
 
-    `event_type` is the data's own, None where the family has none. A wire type that this version does not know (from a
-    newer replica) has no further names.
+    `event_type` is that of the data, or None if the family has none. A wire type that this version does not know, from
+    a newer replica, has no further names.
     """
     names = _NAMES.get(wire_type) or (wire_type.lower(),)
     return names if event_type is None else (*names, event_type.lower())

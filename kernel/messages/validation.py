@@ -1,7 +1,8 @@
-"""Checking messages that were built in Python: structs take whatever they are given.
+"""Validates messages that were built in Python, because structs accept values of any type.
 
-Each is written as JSON and read again, so that the one set of rules, in its one set of words, holds for all.
-Not here: the rules (data.py, messages.py), reading and finding what is wrong (decoding.py).
+Each message is encoded as JSON and decoded again, so that the same rules and error texts apply as for a request.
+
+Not here: the rules (data.py, messages.py), and the decoding and location of errors (decoding.py).
 """
 
 from collections.abc import Sequence
@@ -18,17 +19,18 @@ __all__ = ["check_batch", "check_message"]
 
 
 def check_message(message: Message) -> Message:
-    """Hold a message to the rules of its family.
+    """Validate a message by the rules of its family.
 
-    Returns it as its JSON is read, an enum in lower case. Raises MessageInvalid with every field at fault.
+    Returns the message as decoded from its JSON, with enums in lower case. Raises MessageInvalid with every invalid
+    field.
     """
     return decode_message(wire_type_of(message), _written(message, ""))
 
 
 def check_batch(messages: Sequence[Message]) -> list[Message]:
-    """Hold 1 to MAX_BATCH messages to the rules of their families, and return them as `check_message` does one.
+    """Validate 1 to MAX_BATCH messages, and return them as `check_message` does.
 
-    Raises MessageInvalid with every field at fault of the first bad item, `[3].data.risk_score`.
+    Raises MessageInvalid with every invalid field of the first invalid message, such as `[3].data.risk_score`.
     """
     if not 1 <= len(messages) <= MAX_BATCH:
         raise MessageInvalid([FieldError("", f"must be 1 to {MAX_BATCH:,} messages")])
@@ -48,7 +50,7 @@ def _written(message: Message, path: str) -> bytes:
 
 
 def _unwritable(value: object, path: str) -> list[FieldError]:
-    """Find the fields that cannot be JSON."""
+    """Return an error for each field that cannot be encoded as JSON."""
     if isinstance(value, Struct):
         places = {name: f"{path}.{name}".lstrip(".") for name in value.__struct_fields__}
         return [fault for name, place in places.items() for fault in _unwritable(getattr(value, name), place)]
