@@ -1,4 +1,4 @@
-"""Control messages: their form on the wire, to the letter."""
+"""Control messages: their exact JSON."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ from kernel.messages.control import (
     ],
 )
 def test_wire_form(control: Control, sent: dict[str, Any]) -> None:
-    """Sections 4, 6, 7 and 9: control messages have these fields and no others."""
+    """Each control message has these fields and no others."""
     assert msgspec.json.decode(msgspec.json.encode(control)) == sent
 
 
@@ -79,7 +79,7 @@ def test_wire_form(control: Control, sent: dict[str, Any]) -> None:
     ],
 )
 def test_resync_ack(ack: ResyncAck, verdict: dict[str, Any]) -> None:
-    """Section 6, resume: resync_ack has its five fields always, and beyond them only what says why not."""
+    """A resync_ack has five fields, and further ones only to tell why a replay did not recover everything."""
     assert msgspec.json.decode(msgspec.json.encode(ack)) == {
         "type": "resync_ack",
         "channel": "events",
@@ -91,7 +91,7 @@ def test_resync_ack(ack: ResyncAck, verdict: dict[str, Any]) -> None:
 
 
 def test_notices() -> None:
-    """Section 8, degraded: the notices on the way in and out differ in status and circuit_state."""
+    """The notices for entering and leaving degraded mode differ in `status` and `circuit_state`."""
     for notice, status, circuit in (
         (ServiceNotice.degraded("now"), "degraded", "open"),
         (ServiceNotice.healthy("now"), "healthy", "closed"),

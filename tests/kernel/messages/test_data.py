@@ -1,4 +1,4 @@
-"""The data of each family, held against the table of fields that clients and producers know."""
+"""The data of each family, compared with a table of its fields."""
 
 import json
 from typing import Any, NamedTuple
@@ -15,14 +15,14 @@ REQUIRED = object()
 
 
 class Kind(NamedTuple):
-    """What a field takes: (value sent, value emitted) pairs, and values that are refused; null is tried apart."""
+    """The values of a field: (value sent, value emitted) pairs, and invalid values; null is tested separately."""
 
     good: list[tuple[Any, Any]]
     bad: list[Any]
 
 
 class Field(NamedTuple):
-    """One field of the table."""
+    """One row of the table: a field, its default and whether it may be null."""
 
     kind: Kind
     default: Any = REQUIRED
@@ -30,19 +30,19 @@ class Field(NamedTuple):
 
 
 def same(*values: Any) -> list[tuple[Any, Any]]:
-    """Values that are emitted as they were sent."""
+    """Return pairs of values that are emitted as they were sent."""
     return [(value, value) for value in values]
 
 
 def enum(values: str) -> Kind:
-    """An enum in any letter case: its values, apart by |."""
+    """Return an enum that accepts any letter case; `values` are separated by "|"."""
     names = values.split("|")
     cases = [(spelt, name) for name in names for spelt in (name, name.upper(), name.title())]
     return Kind(cases, ["", "zz", names[0] + " ", 1, True, []])
 
 
 def nullable(kind: Kind) -> Field:
-    """A field that may be null or absent, and is emitted as null then."""
+    """Return a field that may be null or absent, and is then emitted as null."""
     return Field(kind, None, nullable=True)
 
 
@@ -182,32 +182,32 @@ FIELDS = [(wire_type, name) for wire_type, fields in FAMILIES.items() for name i
 
 
 def minimal(wire_type: str) -> dict[str, Any]:
-    """The shortest good data of a family."""
+    """Return the smallest valid data of a family."""
     return {name: f.kind.good[0][0] for name, f in FAMILIES[wire_type].items() if f.default is REQUIRED}
 
 
 def emitted(wire_type: str, data: dict[str, Any]) -> dict[str, Any]:
-    """The data as clients get it when this was sent."""
+    """Return the data that clients receive if `data` is sent."""
     message = decode_message(wire_type, json.dumps({"type": wire_type, "data": data}).encode())
     content: dict[str, Any] = json.loads(msgspec.json.encode(message))["data"]
     return content
 
 
 def fields_at_fault(wire_type: str, data: dict[str, Any]) -> list[str]:
-    """The fields that the refusal names."""
+    """Return the fields that the error names."""
     with pytest.raises(MessageInvalid) as caught:
         emitted(wire_type, data)
     return [error.field for error in caught.value.errors]
 
 
 def test_families() -> None:
-    """Section 3, messages: these are all message types there are."""
+    """The table has exactly the existing message types."""
     assert set(MESSAGE_TYPES) == set(FAMILIES)
 
 
 @pytest.mark.parametrize("wire_type", FAMILIES)
 def test_defaults(wire_type: str) -> None:
-    """Section 3, messages: absent optional fields are emitted as their defaults, and unknown fields are dropped."""
+    """Absent optional fields are emitted as their defaults, and unknown fields are dropped."""
     fields = FAMILIES[wire_type]
     got = emitted(wire_type, minimal(wire_type) | {"unknown": {"a": 1}, "data": 5})
     assert list(got) == list(fields)
@@ -217,7 +217,7 @@ def test_defaults(wire_type: str) -> None:
 
 @pytest.mark.parametrize(("wire_type", "name"), FIELDS)
 def test_field(wire_type: str, name: str) -> None:
-    """Section 3, messages: each field takes exactly what the table says, and a refusal names exactly that field."""
+    """Each field accepts exactly the values of the table, and the error of an invalid value names only that field."""
     field = FAMILIES[wire_type][name]
     data = minimal(wire_type)
     for sent, expected in field.kind.good:
@@ -240,7 +240,7 @@ def test_field(wire_type: str, name: str) -> None:
 
 
 def test_service_as_name() -> None:
-    """Section 3, service_status: `service` is also accepted as `name`, is emitted as `service` only, and wins."""
+    """`service` is also accepted as `name` but emitted as `service` only; if both are sent, `service` is used."""
     status = {"status": "failed", "message": None}
     assert emitted("service_status", {"name": "nvr", **status}) == {"service": "nvr", **status}
     assert emitted("service_status", {"name": "a", "service": "", **status}) == {"service": "", **status}
@@ -252,7 +252,7 @@ def test_service_as_name() -> None:
 
 @pytest.mark.parametrize(("wire_type", "name"), [("camera_status", "details"), ("worker_status", "metadata")])
 def test_nesting(wire_type: str, name: str) -> None:
-    """Section 3, objects: they may be nested to a depth that every JSON library takes, and not deeper."""
+    """`details` and `metadata` may be nested MAX_NESTING levels deep, and no deeper."""
 
     def nested(depth: int) -> dict[str, Any]:
         value: Any = {}
@@ -270,7 +270,7 @@ def test_nesting(wire_type: str, name: str) -> None:
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "1" * 5000])
 def test_numbers_out_of_range(number: str) -> None:
-    """Section 3, objects: a number that cannot be passed on unchanged is refused, not turned into another."""
+    """A number in an object that cannot be passed through unchanged is refused."""
     body = json.dumps(minimal("camera_status") | {"details": {"a": ["NUMBER"]}}).replace('"NUMBER"', number)
     with pytest.raises(MessageInvalid) as caught:
         decode_message("camera_status", body.encode())
@@ -278,7 +278,7 @@ def test_numbers_out_of_range(number: str) -> None:
 
 
 def test_schema() -> None:
-    """Section 2, OpenAPI: the structs tell ranges, enums, defaults and descriptions."""
+    """The JSON schema of the structs has ranges, enums, defaults and descriptions (for OpenAPI)."""
     _, schemas = msgspec.json.schema_components(MESSAGE_TYPES.values())
     event = schemas["EventData"]["properties"]
     assert (event["risk_score"]["minimum"], event["risk_score"]["maximum"]) == (0, 100)

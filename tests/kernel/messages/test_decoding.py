@@ -1,4 +1,4 @@
-"""Reading bodies: what is accepted, and what a refusal says."""
+"""Decoding of request bodies: which are accepted, and the errors of those that are not."""
 
 import json
 from typing import Any
@@ -33,26 +33,26 @@ CAMERA = {
 
 
 def encoded(value: Any) -> bytes:
-    """A value as the body of a request; bytes as they are."""
+    """Return a value as the body of a request; bytes are returned unchanged."""
     return value if isinstance(value, bytes) else json.dumps(value).encode()
 
 
 def refusal(wire_type: str, body: Any) -> list[tuple[str, str]]:
-    """What is said about a bad body of a route for one message: field and words."""
+    """Return the errors (field, message) of an invalid body for a single message."""
     with pytest.raises(MessageInvalid) as caught:
         decode_message(wire_type, encoded(body))
     return [(error.field, error.message) for error in caught.value.errors]
 
 
 def batch_refusal(body: Any) -> list[tuple[str, str]]:
-    """What is said about a bad batch."""
+    """Return the errors (field, message) of an invalid batch."""
     with pytest.raises(MessageInvalid) as caught:
         decode_batch(encoded(body))
     return [(error.field, error.message) for error in caught.value.errors]
 
 
 class TestBody:
-    """Section 2: a body is bare data or an envelope."""
+    """A body is either bare data or an envelope."""
 
     @pytest.mark.parametrize(
         "body",
@@ -69,7 +69,7 @@ class TestBody:
         ],
     )
     def test_accepted(self, body: Any) -> None:
-        """Section 2: it is an envelope if it has a `type`, or has `data` and no field of the bare form."""
+        """A body is an envelope if it has a `type`, or has `data` and no field of the bare data."""
         assert decode_message("event", encoded(body)) == decode_message("event", encoded(EVENT))
 
     @pytest.mark.parametrize(
@@ -92,20 +92,20 @@ class TestBody:
         ],
     )
     def test_paths(self, wire_type: str, body: Any, path: str) -> None:
-        """Section 2, errors: a field is named by its path in the body as it was sent."""
+        """An error names the field by its path in the body as it was sent."""
         assert " ".join(field for field, _ in refusal(wire_type, body)) == path
 
     @pytest.mark.parametrize("sent", ["alert_created", "EVENT", "", None, 5, [], {"a": 1}])
     def test_wrong_type(self, sent: Any) -> None:
-        """Section 2: an envelope of another type is refused, naming `type` and what it has to be."""
+        """An envelope of another type is refused; the error names `type` and the allowed value."""
         assert refusal("event", {"type": sent, "data": EVENT}) == [("type", f"must be event, not {json.dumps(sent)}")]
 
 
 class TestWords:
-    """Section 2, errors: what the answer says about a field."""
+    """The error message of a field."""
 
     def test_every_field(self) -> None:
-        """Section 2, errors: all fields at fault are named, with what is allowed and what was sent."""
+        """Every invalid field is named, with the allowed values and the value that was sent."""
         bad = {**EVENT, "id": True, "risk_score": "75", "risk_level": "zz", "started_at": 4, "summary": None}
         del bad["camera_id"]
         assert refusal("event", {"type": "event", "data": bad}) == [
@@ -118,7 +118,7 @@ class TestWords:
         ]
 
     def test_nested(self) -> None:
-        """Section 2, errors: the path goes down into objects, and to the first bad element of a list."""
+        """The path goes down into objects, and to the first invalid element of a list."""
         assert refusal("detection.new", {"bbox": {"x": 2, "width": False, "height": 1}, "confidence": 2})[-3:] == [
             ("bbox.x", "must be a number from 0 to 1, not 2"),
             ("bbox.y", "is required: a number from 0 to 1"),
@@ -133,7 +133,7 @@ class TestWords:
         assert ("detection_ids", "must be a list, not {}") in refusal("detection.batch", {"detection_ids": {}})
 
     def test_exact_enum(self) -> None:
-        """Section 2, errors: an enum error lists the allowed values, null among them where it is allowed."""
+        """The error of an enum lists the allowed values, including null if it is allowed."""
         assert refusal("camera_status", {**CAMERA, "event_type": "camera.ERROR", "previous_status": "zz"}) == [
             (
                 "event_type",
@@ -143,7 +143,7 @@ class TestWords:
         ]
 
     def test_objects(self) -> None:
-        """Section 2, errors: objects that cannot be passed on say why."""
+        """The error of an object that cannot be passed through says why."""
         assert refusal("camera_status", {**CAMERA, "details": "x"}) == [
             ("details", 'must be an object or null, not "x"')
         ]
@@ -153,12 +153,12 @@ class TestWords:
         ]
 
     def test_service(self) -> None:
-        """Section 3, service_status: with neither `service` nor `name` it is `service` that is missed."""
+        """If both `service` and `name` are absent, the error names `service`."""
         assert refusal("service_status", {"data": {"status": "failed"}}) == [("data.service", "is required: a string")]
         assert refusal("service_status", {"status": "failed"}) == [("service", "is required: a string")]
 
     def test_long_value(self) -> None:
-        """Section 2, errors: a refused value is told back in part only."""
+        """A long invalid value is cut in the error."""
         ((_, words),) = refusal("event", {**EVENT, "risk_level": "ü" * 1000})
         assert len(words) < 120
         assert words.endswith("…")
@@ -173,35 +173,35 @@ class TestWords:
         ],
     )
     def test_field_twice(self, text: str, path: str) -> None:
-        """Section 2, errors: a bad field that a good one of the same name hides is refused with words too."""
+        """An invalid field that is hidden by a later valid one of the same name is refused with an explanation."""
         ((field, words),) = refusal("event", (text % json.dumps(EVENT)[1:]).replace("}}}", "}}").encode())
         assert (field, words.removeprefix("the body ")) == (path, "must not have a field twice")
 
 
 class TestWholeBody:
-    """Section 2, errors: what is wrong with the body as a whole has no path."""
+    """An error of the body as a whole has an empty path."""
 
     @pytest.mark.parametrize("body", [b"[]", b"5", b'"x"', b"null", b"[{}]"])
-    def test_no_object(self, body: bytes) -> None:
-        """Section 2, errors: a message is an object."""
+    def test_not_an_object(self, body: bytes) -> None:
+        """A message must be a JSON object."""
         assert refusal("event", body) == [("", f"the body must be an object, not {body.decode()}")]
 
     @pytest.mark.parametrize("body", [b"", b" ", b"\r\n"])
     def test_empty(self, body: bytes) -> None:
-        """Section 2, errors: an empty body is said to be empty."""
+        """The error of an empty body says that it is empty."""
         assert refusal("event", body) == batch_refusal(body) == [("", "the body must be JSON; it is empty")]
 
     @pytest.mark.parametrize("body", [b"{", b"{]", b"nul", b"{'a':1}", b"{} x", b"\xef\xbb\xbf{}", b'{"id":NaN}'])
-    def test_no_json(self, body: bytes) -> None:
-        """Section 2, errors: what is not JSON is refused as such."""
-        for said in (refusal("event", body), batch_refusal(body)):
-            ((field, words),) = said
+    def test_not_json(self, body: bytes) -> None:
+        """A body that is not JSON is refused, with the reason."""
+        for errors in (refusal("event", body), batch_refusal(body)):
+            ((field, words),) = errors
             assert field == ""
             assert words.startswith("the body must be JSON; ")
 
     @pytest.mark.parametrize("body", [b'{"id":"x",', b'[{"type":"zz"},'])
-    def test_no_json_behind_a_bad_field(self, body: bytes) -> None:
-        """Section 2, errors: JSON that is broken behind a bad field is broken JSON."""
+    def test_malformed_after_an_invalid_field(self, body: bytes) -> None:
+        """JSON that is malformed after an invalid field is reported as malformed JSON."""
         ((field, words),) = batch_refusal(body) if body[:1] == b"[" else refusal("event", body)
         assert (field, words[:18]) == ("", "the body must be J")
 
@@ -216,8 +216,8 @@ class TestWholeBody:
         ],
     )
     @pytest.mark.parametrize("bad", [b"\xff", b"\xc3", b"\xed\xa0\x80", b"\xc0\xaf"])
-    def test_no_utf8(self, body: dict[str, Any], bad: bytes) -> None:
-        """Section 2, bodies: they are UTF-8 all through, also where nobody reads them."""
+    def test_not_utf8(self, body: dict[str, Any], bad: bytes) -> None:
+        """The whole body must be UTF-8, including fields that are dropped."""
         text = encoded(body).replace(b"BAD", bad)
         for field, words in refusal("event", text) + batch_refusal(b"[" + text + b"]"):
             assert field == ""
@@ -226,7 +226,7 @@ class TestWholeBody:
     @pytest.mark.parametrize("bad", ["\\ud800", "\\udc00", "\\ud800\\ud800", "\\udc00\\ud800", "\\ud83dx"])
     @pytest.mark.parametrize("name", ["summary", "dropped", "data"])
     def test_half_a_surrogate_pair(self, name: str, bad: str) -> None:
-        """Section 2, bodies: an escape that has no UTF-8 is refused, so that all that is accepted can be emitted."""
+        """A lone surrogate is refused, because it could not be emitted as UTF-8."""
         ((field, words),) = refusal("event", encoded({**EVENT, name: "BAD"}).replace(b"BAD", bad.encode()))
         assert (field, words[:22]) == ("", "the body must be JSON;")
 
@@ -235,22 +235,22 @@ class TestWholeBody:
     )
     @pytest.mark.parametrize("closed", [True, False])
     def test_nested_beyond_measure(self, start: str, closed: bool) -> None:
-        """Section 2, errors: nesting that would exhaust the stack is an ordinary refusal."""
+        """Nesting that would exhaust the stack is refused like any other error."""
         text = start + "[" * 100_000 + ("]" * 100_000 + "}" if closed else "")
-        for said in (refusal("event", text.encode()), batch_refusal(b"[" + text.encode() + b"]")):
-            assert said[0][0] in ("", "[0]")
+        for errors in (refusal("event", text.encode()), batch_refusal(b"[" + text.encode() + b"]")):
+            assert errors[0][0] in ("", "[0]")
 
     def test_details_nested_beyond_measure(self) -> None:
-        """Section 2, errors: so is nesting in an object that is passed through."""
+        """Nesting that would exhaust the stack is refused in `details` too."""
         text = json.dumps({**CAMERA, "details": {"a": "DEEP"}}).replace('"DEEP"', "[" * 50_000 + "]" * 50_000)
         assert refusal("camera_status", text.encode()) == [("", "the body must not be nested so deeply")]
 
 
 class TestBatch:
-    """Section 2, /broadcast/batch: an array of 1 to 1,000 envelopes of any mix."""
+    """A batch is an array of 1 to 1,000 envelopes of any types."""
 
     def test_mix(self) -> None:
-        """Section 2, /broadcast/batch: the messages come in the order given, filled and lower-cased as single ones."""
+        """The messages of a batch keep their order, with defaults and lower-case enums like single messages."""
         service = {"data": {"name": "nvr", "status": "FAILED"}, "type": "service_status"}
         messages = decode_batch(encoded([service, ENVELOPE, service]))
         assert [type(message).__name__ for message in messages] == [
@@ -263,14 +263,14 @@ class TestBatch:
 
     @pytest.mark.parametrize("count", [1, MAX_BATCH])
     def test_size(self, count: int) -> None:
-        """Section 2, /broadcast/batch: 1 and 1,000 are good sizes."""
+        """A batch of 1 and one of 1,000 messages are accepted."""
         assert decode_batch(encoded([ENVELOPE] * count)) == [decode_message("event", encoded(EVENT))] * count
 
     @pytest.mark.parametrize(
         "body", [[], [ENVELOPE] * (MAX_BATCH + 1), [5] * (MAX_BATCH + 1), ENVELOPE, {}, 5, None, "x"]
     )
     def test_wrong_size(self, body: Any) -> None:
-        """Section 2, /broadcast/batch: anything else is refused as a whole."""
+        """A batch of another size, or a body that is not an array, is refused as a whole."""
         assert batch_refusal(body) == [("", "the body must be an array of 1 to 1,000 envelopes")]
 
     @pytest.mark.parametrize(
@@ -294,12 +294,12 @@ class TestBatch:
         ],
     )
     def test_bad_item(self, item: Any, field: str, words: str) -> None:
-        """Section 2, errors: in a batch the path starts with the item, and the type is required."""
-        said = dict(batch_refusal([ENVELOPE, ENVELOPE, ENVELOPE, item, 5]))
-        assert said[field].startswith(words)
+        """In a batch, the path starts with the index of the item, and `type` is required."""
+        errors = dict(batch_refusal([ENVELOPE, ENVELOPE, ENVELOPE, item, 5]))
+        assert errors[field].startswith(words)
 
     def test_types_listed(self) -> None:
-        """Section 2, errors: an unknown type is answered with all that there are."""
+        """The error of an unknown type lists all types."""
         ((_, words),) = batch_refusal([{"type": "zz", "data": {}}])
         assert all(wire_type in words for wire_type in MESSAGE_TYPES)
 
@@ -312,18 +312,18 @@ json_values = st.recursive(
 
 
 class TestAnything:
-    """Whatever is sent, it is either refused with words or can be emitted."""
+    """Any body is either refused with an error message, or decoded into messages that can be emitted."""
 
     @given(details=st.dictionaries(st.text(), json_values, max_size=4))
     def test_objects_unchanged(self, details: dict[str, Any]) -> None:
-        """Section 3, objects: `details` is passed through unchanged in value."""
+        """The value of `details` is passed through unchanged."""
         message = decode_message("camera_status", encoded({**CAMERA, "details": details}))
         emitted = json.loads(msgspec.json.encode(message))["data"]["details"]
         assert emitted == details
 
     @given(body=st.dictionaries(st.sampled_from([*EVENT, "data", "type", "x"]), json_values) | json_values)
     def test_values(self, body: Any) -> None:
-        """Section 2, errors: no JSON value is refused without a reason or with anything but MessageInvalid."""
+        """Every JSON value is either accepted, or refused with MessageInvalid and at least one error."""
         for wire_type in ("event", "summary_update", "service_status"):
             try:
                 message = decode_message(wire_type, encoded(body))
@@ -338,7 +338,7 @@ class TestAnything:
         at=st.floats(0, 1),
     )
     def test_damaged(self, noise: bytes, at: float) -> None:
-        """Section 2, errors: a damaged body is refused in words or reads as something that can be emitted."""
+        """A damaged body is either refused with an error message or decoded into a message that can be emitted."""
         good = encoded([ENVELOPE])
         cut = int(at * len(good))
         try:

@@ -1,4 +1,4 @@
-"""The messages: wire types, what surrounds the data, and what the broadcaster asks about them."""
+"""Messages: wire types, encoding, timestamps, `requires_ack` and `event_type`."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,7 @@ CAMERA = '{"event_type":"camera.error","camera_id":"c","camera_name":"n","status
 
 
 def event(score: int, level: str) -> EventMessage:
-    """An event of this risk."""
+    """Return an event with this risk."""
     return EventMessage(
         EventData(
             id=1,
@@ -43,14 +43,14 @@ def event(score: int, level: str) -> EventMessage:
 
 
 def service(body: str) -> ServiceStatusMessage:
-    """The message in a body of the service_status route."""
+    """Return the service_status message decoded from this body."""
     message = decode_message("service_status", body.encode())
     assert isinstance(message, ServiceStatusMessage)
     return message
 
 
 def test_wire_types() -> None:
-    """Section 2, routes: these are the message types on the wire; each struct is tagged with its own."""
+    """There are exactly these wire types, and each struct is tagged with its own."""
     assert list(MESSAGE_TYPES) == [
         "event",
         "service_status",
@@ -73,7 +73,7 @@ def test_wire_types() -> None:
 
 
 def test_encoding() -> None:
-    """Section 4, live frame: a message is encoded as its type and its data, and nothing where it has no timestamp."""
+    """A message is encoded as its type and data; without a timestamp field there is no `timestamp`."""
     message = AlertDeletedMessage(AlertDeletedData(id="a"))
     assert msgspec.json.encode(message) == b'{"type":"alert_deleted","data":{"id":"a","reason":null}}'
 
@@ -90,12 +90,12 @@ def test_encoding() -> None:
     ],
 )
 def test_requires_ack(score: int, level: str, expected: bool) -> None:
-    """Section 3, requires_ack: true for an event with a risk score of 80 and more, or a critical risk level."""
+    """An event with a risk score of 80 or more, or a critical risk level, requires an ack."""
     assert requires_ack(event(score, level)) is expected
 
 
 def test_requires_ack_of_others() -> None:
-    """Section 3, requires_ack: never true for anything but an event, however serious."""
+    """Messages other than events never require an ack, whatever their severity."""
     change = SceneChangeData(id=1, camera_id="c", detected_at="t", change_type="view_blocked", similarity_score=0.0)
     alert = {"id": "a", "event_id": 1, "severity": "critical", "status": "pending", "dedup_key": "k"}
     body = json.dumps(alert | {"created_at": "t", "updated_at": "t"}).encode()
@@ -104,7 +104,7 @@ def test_requires_ack_of_others() -> None:
 
 
 def test_event_type() -> None:
-    """Section 5, subscriptions: camera_status and worker_status have an event_type of their own, others have none."""
+    """Only camera_status and worker_status have an event_type."""
     assert event_type_of(decode_message("worker_status", WORKER.encode())) == "worker.Started"
     assert event_type_of(decode_message("camera_status", CAMERA.encode())) == "camera.error"
     assert event_type_of(event(90, "high")) is None
@@ -119,7 +119,7 @@ def test_event_type() -> None:
     ],
 )
 def test_service_timestamp_filled(body: str) -> None:
-    """Section 3, service_status: an absent envelope timestamp is filled with the current UTC time, ISO 8601."""
+    """An absent timestamp of a service_status envelope is set to the current UTC time, ISO 8601."""
     filled = datetime.fromisoformat(service(body).timestamp)
     assert filled.utcoffset() == timedelta(0)
     assert abs(datetime.now(UTC) - filled) < timedelta(minutes=1)
@@ -127,13 +127,13 @@ def test_service_timestamp_filled(body: str) -> None:
 
 @pytest.mark.parametrize("timestamp", ["", "yesterday", "2026-03-14T22:41:09+01:00"])
 def test_service_timestamp_passed_through(timestamp: str) -> None:
-    """Section 3, service_status: a timestamp that was sent is passed through, whatever it says."""
+    """A timestamp that was sent with a service_status is passed through unchanged, valid or not."""
     body = json.dumps({"data": {"service": "nvr", "status": "failed"}, "timestamp": timestamp})
     assert service(body).timestamp == timestamp
 
 
 def test_service_from_python() -> None:
-    """Section 12, Python: a service_status made in Python has the current time too, unless it is given one."""
+    """A service_status built in Python has the current time, unless a timestamp is given."""
     data = ServiceStatusData(service="nvr", status=ServiceStatus.FAILED)
     assert ServiceStatusMessage(data).timestamp[:10] == utc_now()[:10]
     assert ServiceStatusMessage(data, "t").timestamp == "t"
@@ -143,7 +143,7 @@ def test_service_from_python() -> None:
     ("timestamp", "emitted"), [("", "null"), (',"timestamp":null', "null"), (',"timestamp":"t"', '"t"')]
 )
 def test_worker_timestamp(timestamp: str, emitted: str) -> None:
-    """Section 3, worker_status: the envelope timestamp is passed through, null or absent is emitted as null."""
+    """The timestamp of a worker_status envelope is passed through; if absent or null it is emitted as null."""
     body = f'{{"type":"worker_status","data":{WORKER}{timestamp}}}'
     assert msgspec.json.encode(decode_message("worker_status", body.encode())).endswith(
         f'}},"timestamp":{emitted}}}'.encode()
@@ -151,6 +151,6 @@ def test_worker_timestamp(timestamp: str, emitted: str) -> None:
 
 
 def test_other_timestamps_dropped() -> None:
-    """Section 3, messages: an envelope timestamp of another family is an unknown field."""
+    """In the envelope of any other family, `timestamp` is an unknown field and dropped."""
     body = b'{"type":"alert_deleted","data":{"id":"a"},"timestamp":5}'
     assert decode_message("alert_deleted", body) == AlertDeletedMessage(AlertDeletedData(id="a"))

@@ -1,4 +1,4 @@
-"""By which names patterns find a message."""
+"""The names of each message, which patterns match."""
 
 import pytest
 
@@ -26,16 +26,16 @@ TABLE = {
 
 @pytest.mark.parametrize("wire_type", MESSAGE_TYPES)
 def test_names(wire_type: str) -> None:
-    """Section 5, subscriptions: a message has its wire type and the further names of the table."""
+    """The names of a message are its wire type and the further names of the table."""
     assert names_of(wire_type, None) == (wire_type, *TABLE[wire_type])
 
 
 @pytest.mark.parametrize("wire_type", ["camera_status", "worker_status"])
 def test_event_type(wire_type: str) -> None:
-    """Section 5, subscriptions: the data's own event_type is a name too, in lower case as patterns are."""
+    """The `event_type` of the data is a name too, in lower case like patterns."""
     assert names_of(wire_type, "Worker.Started") == (wire_type, *TABLE[wire_type], "worker.started")
 
 
 def test_unknown_wire_type() -> None:
-    """Section 5, subscriptions: a type that only a newer replica knows is found by that name alone."""
+    """A wire type that this version does not know, from a newer replica, has no further names."""
     assert names_of("Door.Opened", None) == ("door.opened",)

@@ -1,4 +1,4 @@
-"""Messages that were built in Python are held to the rules of section 3, as their JSON would be."""
+"""Validation of messages that were built in Python: the same rules as for their JSON."""
 
 from typing import Any
 
@@ -13,11 +13,11 @@ from kernel.messages.validation import check_batch, check_message
 from tests.kernel.messages.test_decoding import CAMERA, ENVELOPE, EVENT, encoded
 
 GOOD = decode_message("event", encoded(EVENT))
-NO_JSON = "cannot be written as JSON"
+NOT_JSON = "cannot be written as JSON"
 
 
 def test_good() -> None:
-    """Section 12: a good message comes back as it would from JSON, an enum of any letter case in lower case."""
+    """A valid message is returned as decoded from its JSON, with enums in lower case."""
     event: Any = EVENT | {"risk_level": "HIGH"}
     message: Any = check_message(EventMessage(data=EventData(**event)))
     assert message == GOOD
@@ -31,12 +31,12 @@ def test_good() -> None:
     [
         (EventMessage(data=None), "data", "must be an object, not null"),
         (EventMessage(data=EventData(**EVENT | {"summary": 5})), "data.summary", "must be a string, not 5"),
-        (EventMessage(data=EventData(**EVENT | {"summary": "\ud800"})), "data.summary", NO_JSON),
-        (EventMessage(data=EventData(**EVENT | {"id": object()})), "data.id", NO_JSON),
+        (EventMessage(data=EventData(**EVENT | {"summary": "\ud800"})), "data.summary", NOT_JSON),
+        (EventMessage(data=EventData(**EVENT | {"id": object()})), "data.id", NOT_JSON),
         (
             ServiceStatusMessage(data=ServiceStatusData(service="s", status="failed", message="\udfff")),
             "data.message",
-            NO_JSON,
+            NOT_JSON,
         ),
         (
             ServiceStatusMessage(data=ServiceStatusData(service="s", status="failed"), timestamp=None),
@@ -56,12 +56,12 @@ def test_good() -> None:
                 )
             ),
             "data.bbox.width",
-            NO_JSON,
+            NOT_JSON,
         ),
     ],
 )
 def test_bad(message: Any, field: str, words: str) -> None:
-    """Section 12: a bad one is refused with the path of its field; in a batch that starts with the item."""
+    """An invalid message raises an error with the path of the field; in a batch, the path starts with the index."""
     with pytest.raises(MessageInvalid) as caught:
         check_message(message)
     [error] = caught.value.errors
@@ -72,7 +72,7 @@ def test_bad(message: Any, field: str, words: str) -> None:
 
 
 def test_endless() -> None:
-    """Section 12: an object that contains itself is refused too."""
+    """An object that contains itself is refused."""
     details: dict[str, Any] = {}
     message = CameraStatusMessage(data=CameraStatusData(**CAMERA | {"details": details}))
     details["again"] = details
@@ -81,8 +81,8 @@ def test_endless() -> None:
 
 
 @pytest.mark.parametrize("item", [EVENT, ENVELOPE, EventData(**EVENT), None, "event"])
-def test_no_message(item: Any) -> None:
-    """Section 12, broadcast_batch: what is no message is named by its place, and so is what one looks like."""
+def test_not_a_message(item: Any) -> None:
+    """An item that is not a message is refused with its index and an example of a message."""
     with pytest.raises(MessageInvalid) as caught:
         check_batch([GOOD, item])
     [error] = caught.value.errors
@@ -91,6 +91,6 @@ def test_no_message(item: Any) -> None:
 
 @pytest.mark.parametrize("size", [0, MAX_BATCH + 1])
 def test_size(size: int) -> None:
-    """Section 2, batch: it has 1 to 1,000 messages."""
+    """A batch must have 1 to 1,000 messages."""
     with pytest.raises(MessageInvalid, match="1 to 1,000 messages"):
         check_batch([GOOD] * size)
