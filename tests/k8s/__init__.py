@@ -1,1 +1,1 @@
-"""Checks of the image and of the manifests, as hard as can be without a cluster."""
+"""Tests of the image and of the manifests that need no cluster."""

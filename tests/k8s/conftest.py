@@ -1,4 +1,4 @@
-"""Real replicas for the tests of probes and scaling, the same as in the system tests; and free ports."""
+"""Fixtures: the replicas of the system tests, for the tests of probes and scaling, and free ports."""
 
 import socket
 
@@ -11,6 +11,6 @@ __all__ = ["channel", "private_redis", "start", "unused_ports"]
 
 @pytest.fixture
 def unused_ports() -> tuple[int, int]:
-    """Two local ports that nobody listens on."""
+    """Return two free local ports."""
     with socket.create_server(("127.0.0.1", 0)) as one, socket.create_server(("127.0.0.1", 0)) as other:
         return one.getsockname()[1], other.getsockname()[1]

@@ -1,7 +1,7 @@
-"""The fields of other projects' resources that the manifests use: closed, so that a misspelt one is found.
+"""JSON schemas of the custom resources in the manifests.
 
-kubernetes-validate knows the resources of Kubernetes alone. These schemas are written from the API references (named at
-each), not copied, and say nothing of fields that are not used here.
+kubernetes-validate has only the resources of Kubernetes itself. These schemas are written from the API references,
+which are named above each. They allow only the fields that the manifests use, so that a misspelt field is found.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ _TEXTS: Schema = {"type": "object", "additionalProperties": {"type": "string"}}
 
 
 def _closed(required: Schema, optional: Schema | None = None) -> Schema:
-    """An object with these fields and no others."""
+    """Return the schema of an object with these fields and no others."""
     return {
         "type": "object",
         "properties": required | (optional or {}),
@@ -35,7 +35,7 @@ def _resource(spec: Schema) -> Schema:
     return _closed({"apiVersion": _TEXT, "kind": _TEXT, "metadata": metadata, "spec": spec})
 
 
-# GEP-2257: what the Gateway API takes for a duration
+# The format of a duration in the Gateway API (GEP-2257).
 _DURATION: Schema = {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
 
 # gateway-api.sigs.k8s.io/reference/spec: HTTPRoute; durations are GEP-2257
@@ -72,7 +72,7 @@ _RULES = _closed(
         "policies": _POLICIES,
     }
 )
-# keda.sh/docs/latest/reference/scaledobject-spec, .../scalers/prometheus, .../scalers/cpu; all metadata are texts
+# keda.sh/docs/latest/reference/scaledobject-spec, .../scalers/prometheus, .../scalers/cpu; all metadata are strings
 _SCALED_OBJECT = _resource(
     _closed(
         {
@@ -120,7 +120,7 @@ _SCALED_OBJECT = _resource(
 )
 
 _PROMETHEUS_DURATION: Schema = {"type": "string", "pattern": "^[0-9]+(ms|s|m|h|d)$"}
-# prometheus-operator.dev/docs/api-reference: ServiceMonitor, PrometheusRule (its rules are promtool's to check)
+# prometheus-operator.dev/docs/api-reference: ServiceMonitor, PrometheusRule (promtool checks its rules)
 _SERVICE_MONITOR = _resource(
     _closed(
         {

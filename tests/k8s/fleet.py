@@ -1,7 +1,7 @@
-"""A fleet on paper: pods that start, serve and drain, clients that come, leave and come back, an autoscaler over it.
+"""Simulation of a fleet: pods that start, serve and drain, clients that connect and reconnect, and an autoscaler.
 
-Time goes in steps of a second. Times of starting and scraping are what a usual cluster takes; all others are read from
-the manifests.
+Time advances in steps of a second. The times for starting and scraping are typical of a cluster; all others are read
+from the manifests.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ __all__ = ["CORES_PER_CONNECTION", "Fleet", "Times"]
 
 SYNC_SECONDS = 15  # --horizontal-pod-autoscaler-sync-period
 SCRAPE_SECONDS = 15
-STALE_SECONDS = 30  # what the way of a sample through Prometheus and the adapter takes
-START_SECONDS = 8  # image on the node, interpreter started, Redis reached
+STALE_SECONDS = 30  # time of a sample's way through Prometheus and the adapter
+START_SECONDS = 8  # until the interpreter has started and Redis is reached; the image is on the node
 CORES_PER_CONNECTION = 10 * 12e-6  # ten events a second, at the measured cost of a delivery
 
 
 @dataclass(frozen=True)
 class Times:
-    """What the manifests say, in seconds."""
+    """The times in the manifests, in seconds."""
 
     grace: float
     pre_stop: float
@@ -41,10 +41,10 @@ class _Member:
 
 @dataclass
 class Fleet:
-    """The state at `now`; `run` goes on from there.
+    """The state of the simulation at `now`; `run` continues from there.
 
-    `wanted` logs the replicas asked for, `drains` begin and end of each.
-    `metrics_server` says that CPU can still be read when the other metrics cannot.
+    `wanted` logs the times and numbers of replicas that the autoscaler asked for, `drains` the start and end of each
+    drain. `metrics_server` is True if CPU can still be read while the other metrics cannot.
     """
 
     autoscaler: Autoscaler
@@ -72,7 +72,7 @@ class Fleet:
         scraped: Callable[[float, str], bool] = lambda _, __: True,
         lag: Callable[[float], float] = lambda _: 0.05,
     ) -> None:
-        """Let time pass; `demand` is how many clients want to be connected, `readable` whether metrics can be had."""
+        """Advance the time; `demand` returns the number of clients, `readable` True while metrics can be read."""
         end = self.now + seconds
         while self.now < end:
             self.now += 1
@@ -86,22 +86,22 @@ class Fleet:
                 self._scale(readable(self.now), lag(self.now))
 
     def roll_out(self) -> None:
-        """Begin to replace every pod."""
+        """Start a rollout, which replaces every pod."""
         self._rollout = [member.name for member in self._alive()]
 
     @property
     def rolling(self) -> bool:
-        """Whether pods are still to be replaced."""
+        """True while pods are still to be replaced."""
         return bool(self._rollout)
 
     @property
     def names(self) -> list[str]:
-        """The pods that are not leaving."""
+        """The pods that are not terminating."""
         return [member.name for member in self._alive()]
 
     @property
     def fullest(self) -> float:
-        """The most connections that any pod has."""
+        """The largest number of connections of a pod."""
         return max(member.connections for member in self._members)
 
     # -- one step ---------------------------------------------------------------------------------------------------
@@ -124,12 +124,12 @@ class Fleet:
             since = self.now - member.leaving - self.times.pre_stop
             left = max(0.0, 1 - since / self.times.drain) if since > 0 else 1.0
             member.connections = min(member.connections, member.cohort * left)
-            if self.now - member.leaving >= self.times.grace:  # the longest that it may take
+            if self.now - member.leaving >= self.times.grace:  # the longest time that a drain may take
                 self.lost_clients += member.connections
                 self._members.remove(member)
 
     def _roll(self) -> None:
-        """A rolling update with maxSurge 1 and maxUnavailable 0."""
+        """Perform a step of a rolling update with maxSurge 1 and maxUnavailable 0."""
         if not self._rollout:
             return
         alive = self._alive()
@@ -147,7 +147,7 @@ class Fleet:
         samples: dict[str, Any] = {"cpu": cores if readable or self.metrics_server else None}
         samples["event_broadcaster_connections"] = scrape if readable else None
         samples["event_broadcaster_delivery_lag_p99_seconds"] = dict.fromkeys(scrape, lag) if readable else None
-        # `avg` of the KEDA query leaves out those that drain
+        # The KEDA query leaves out draining pods.
         staying = [value for name, value in scrape.items() if name in alive]
         samples["connections"] = sum(staying) / len(staying) if readable and staying else None
         samples["delivery-lag"] = lag if readable else None
@@ -156,7 +156,8 @@ class Fleet:
         for _ in range(wanted - self.replicas):
             self._members.append(self._new(self.now))
         for _ in range(self.replicas - wanted):
-            self._stop(max(self._alive(), key=lambda member: member.born).name)  # the youngest goes first
+            # Kubernetes removes the youngest pod first.
+            self._stop(max(self._alive(), key=lambda member: member.born).name)
         self.replicas = wanted
 
     # -- pods -------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The HorizontalPodAutoscaler's algorithm, version v2, as a pure function of time: what it would want, and when.
+"""The algorithm of the HorizontalPodAutoscaler v2, as a function of time: the replicas that it would ask for.
 
 Written from kubernetes/kubernetes, pkg/controller/podautoscaler (replica_calculator.go: calcPlainMetricReplicas,
 groupPods, getUsageRatioReplicaCount; horizontal.go: computeReplicasForMetrics, stabilizeRecommendationWithBehaviors,
@@ -16,7 +16,7 @@ TOLERANCE = 0.1  # --horizontal-pod-autoscaler-tolerance
 
 
 class Pod(NamedTuple):
-    """A pod as the controller sees it; a terminating one is never counted, an unready one not for CPU."""
+    """A pod as seen by the controller, which never counts a terminating pod, nor an unready one for CPU."""
 
     name: str
     phase: Literal["pending", "running", "terminating"] = "running"
@@ -24,19 +24,19 @@ class Pod(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """One entry of `metrics`: how it is read, and the value for one pod that is aimed at."""
+    """One entry of `metrics`: how it is read, and its target value per pod."""
 
     name: str
     kind: Literal["cpu", "pods", "external-value"]
     target: float
 
 
-# Per metric: values by pod, or one value ("external-value"), or None when it cannot be read at all.
+# Per metric: values by pod, or one value ("external-value"), or None if it cannot be read.
 Samples = Mapping[str, Mapping[str, float] | float | None]
 
 
 def metrics_of(spec: Mapping[str, Any], cpu_request: float) -> list[Metric]:
-    """The metrics of an HPA's specification (or of a ScaledObject's, of which KEDA makes one); CPU in cores."""
+    """Return the metrics of an HPA, or of a ScaledObject from which KEDA creates one; CPU is in cores."""
     found = []
     for metric in spec.get("metrics", []):
         if metric["type"] == "Resource":
@@ -56,7 +56,7 @@ def metrics_of(spec: Mapping[str, Any], cpu_request: float) -> list[Metric]:
 
 
 class Autoscaler:
-    """One HPA with its memory; `reconcile` is one turn of the controller, every 15 s by default."""
+    """One HPA with its history; `reconcile` is one iteration of the controller, every 15 s by default."""
 
     def __init__(self, metrics: list[Metric], behavior: Mapping[str, Any], low: int, high: int) -> None:
         self._metrics = metrics
@@ -66,8 +66,8 @@ class Autoscaler:
         self._changes: list[tuple[float, int]] = []
 
     def reconcile(self, now: float, current: int, pods: Iterable[Pod], samples: Samples) -> int:
-        """The number of replicas from now on."""
-        if not self._recommendations:  # a controller that starts takes what it finds for its first recommendation
+        """Return the number of replicas that the controller asks for."""
+        if not self._recommendations:  # the controller starts with the current number
             self._recommendations.append((now, current))
         if current > self._high or current < self._low:
             wanted = min(max(current, self._low), self._high)
@@ -81,7 +81,7 @@ class Autoscaler:
         return wanted
 
     def _proposed(self, current: int, pods: list[Pod], samples: Samples) -> int | None:
-        """The largest answer of all metrics; None without any, or to scale down while one is missing."""
+        """Return the largest proposal of all metrics; None if there is none, or for a scale-down if one is missing."""
         answers = [_proposal(metric, current, pods, samples[metric.name]) for metric in self._metrics]
         known = [answer for answer in answers if answer is not None]
         if not known or (len(known) < len(answers) and max(known) < current):
@@ -89,7 +89,7 @@ class Autoscaler:
         return max(known)
 
     def _stabilized(self, now: float, current: int, proposed: int) -> int:
-        """Up only to the least, down only to the greatest of what was recommended within the window."""
+        """Limit a scale-up to the smallest and a scale-down to the largest recommendation within the window."""
         up = down = proposed
         for at, recommended in self._recommendations:
             if at > now - self._up["stabilizationWindowSeconds"]:
@@ -100,7 +100,7 @@ class Autoscaler:
         return min(max(current, up), down)
 
     def _limited(self, now: float, current: int, wanted: int) -> int:
-        """As far as the policies allow, and within the bounds."""
+        """Limit the change by the policies and by the bounds."""
         if wanted > current:
             limits = [self._reach(now, current, policy, +1) for policy in self._up["policies"]]
             limit = max(limits) if self._up["selectPolicy"] == "Max" else min(limits)
@@ -112,7 +112,7 @@ class Autoscaler:
         return current
 
     def _reach(self, now: float, current: int, policy: Mapping[str, Any], sign: int) -> int:
-        """How far one policy goes, counted from where the period began."""
+        """Return the number of replicas that one policy allows, relative to that at the start of its period."""
         begin = current - sum(change for at, change in self._changes if at > now - policy["periodSeconds"])
         if policy["type"] == "Pods":
             return int(begin + sign * policy["value"])
@@ -132,7 +132,7 @@ def _proposal(metric: Metric, current: int, pods: list[Pod], sample: Mapping[str
 
 
 def _by_pod(metric: Metric, current: int, pods: list[Pod], sample: Mapping[str, float]) -> int | None:
-    """The average over pods; those of which nothing is known count against whatever change the others suggest."""
+    """Use the average over pods; pods without a sample count against the change that the others suggest."""
     alive = [pod for pod in pods if pod.phase != "terminating"]
     unready = {pod.name for pod in alive if pod.phase == "pending" or (metric.kind == "cpu" and not pod.ready)}
     missing = {pod.name for pod in alive} - unready - set(sample)

@@ -1,10 +1,10 @@
-"""What one replica costs: memory a connection, CPU a connect and a delivery. Run by hand, it is no test.
+"""Measures a replica: memory per connection, CPU per connect and per delivery. A script to run by hand, not a test.
 
     python -m tests.k8s.measure [--clients 2000] [--rounds 3] [--deflate]
 
-Each round starts a replica of its own on an empty Redis server, opens idle WebSocket connections from this process over
-loopback, publishes a steady stream, and reads the replica's resident memory and CPU time from /proc (Linux only).
-The numbers in k8s/README.md are the medians of such a run.
+Each round starts a replica on an empty Redis server, opens idle WebSocket connections from this process over loopback,
+publishes a steady stream, and reads the replica's resident memory and CPU time from /proc (Linux only). The numbers in
+k8s/README.md are the medians of such a run.
 """
 
 import argparse
@@ -28,7 +28,7 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Cost(NamedTuple):
-    """One round: bytes and seconds, per replica or per one connection, connect or delivery."""
+    """The results of one round: bytes and CPU seconds, per replica, connection, connect or delivery."""
 
     base_bytes: float
     bytes_per_connection: float
@@ -38,7 +38,7 @@ class Cost(NamedTuple):
 
 
 class _Client(asyncio.Protocol):
-    """A client that upgrades and then throws away whatever comes, after counting it."""
+    """A client that upgrades, and then counts and discards the bytes that it receives."""
 
     def __init__(self, request: bytes, received: list[int]) -> None:
         self._request = request
@@ -72,7 +72,7 @@ async def _round(clients: int, seconds: float, rate: int, deflate: bool) -> Cost
             f"Sec-WebSocket-Version: 13\r\n\r\n"
         ).encode()
         received = [0]
-        await _connect(port, request, received, 10)  # what is loaded and cached by the first ones is nobody's share
+        await _connect(port, request, received, 10)  # warm-up: imports and caches are not a cost per connection
         await asyncio.sleep(1)
         base, cpu = _resident(process.pid), _cpu(process.pid)
         protocols = await _connect(port, request, received, clients)
@@ -113,7 +113,7 @@ async def _connect(port: int, request: bytes, received: list[int], number: int) 
 
 
 async def _publish(port: int, rate: int, number: int) -> None:
-    """Publish on one connection, evenly."""
+    """Publish at a steady rate on one connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -141,8 +141,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=10.0, help="length of the idle and of the busy part")
-    parser.add_argument("--rate", type=int, default=20, help="events a second in the busy part")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds of the idle and of the busy part")
+    parser.add_argument("--rate", type=int, default=20, help="events per second in the busy part")
     parser.add_argument("--deflate", action="store_true", help="clients offer permessage-deflate, as browsers do")
     options = parser.parse_args()
     rounds = []

@@ -1,4 +1,4 @@
-"""What the manifests ask of Prometheus: every query with the place it stands in, and the metrics that it may name."""
+"""The Prometheus queries in the manifests, and the metrics and labels that they may name."""
 
 import json
 import re
@@ -12,7 +12,7 @@ __all__ = ["NAMESPACE", "PROMISED", "Query", "queries"]
 
 NAMESPACE = "event-broadcaster"
 
-# The service's metrics as far as the manifests use them: type, and labels beside those of the scrape.
+# The metrics that the manifests use: type, and labels apart from those added by the scrape.
 PROMISED: dict[str, tuple[str, set[str]]] = {
     "event_broadcaster_connections": ("gauge", set()),
     "event_broadcaster_degraded": ("gauge", set()),
@@ -45,24 +45,24 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "event_broadcaster_loop_lag_seconds": ("histogram", set()),
 }
 
-# What the scrape adds, and what a histogram has.
+# Labels added by the scrape, and the label of a histogram's buckets.
 _SCRAPED = {"namespace", "pod", "le"}
 
 
 class Query(NamedTuple):
-    """A PromQL expression and where it stands."""
+    """A PromQL expression and its place in the manifests."""
 
     where: str
     text: str
 
     @property
     def series(self) -> set[str]:
-        """The names of the service's series in it."""
+        """The names of the service's series in the query."""
         return set(re.findall(r"\bevent_broadcaster_\w+", self.text))
 
     @property
     def labels(self) -> set[str]:
-        """The labels that it selects or groups by."""
+        """The labels by which the query selects or groups."""
         bare = re.sub(r'"[^"]*"', '""', self.text)
         grouped = re.findall(r"\b(?:by|without|on|ignoring)\s*\(([^)]*)\)", bare)
         selected = re.findall(r"(\w+)\s*(?:=~|!~|!=|=)\s*\"\"", bare)
@@ -70,7 +70,7 @@ class Query(NamedTuple):
 
     @property
     def unknown(self) -> set[str]:
-        """Whatever in it no metric of the service has."""
+        """The metrics and labels in the query that the service does not have."""
         families = {re.sub(r"_(bucket|sum|count)$", "", name): name for name in self.series}
         strange = {name for family, name in families.items() if family not in PROMISED and name not in PROMISED}
         labels = {label for family in families if family in PROMISED for label in PROMISED[family][1]}
@@ -78,7 +78,7 @@ class Query(NamedTuple):
 
 
 def queries() -> list[Query]:
-    """Every query of dashboard, alerts, prometheus-adapter and KEDA, with variables and templates filled in."""
+    """Return all queries of dashboard, alerts, prometheus-adapter and KEDA, with variables and templates filled in."""
     production = built("overlays/production")
     found = []
     (dashboard,) = one(production, "ConfigMap", "event-broadcaster-dashboard")["data"].values()

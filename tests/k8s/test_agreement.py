@@ -1,4 +1,4 @@
-"""What the manifests say agrees: with each other, with the settings of the service, and with how it drains."""
+"""The manifests agree with each other, with the settings of the service, and with the times of a drain."""
 
 import base64
 import re
@@ -16,11 +16,11 @@ from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, s
 
 builds = pytest.mark.parametrize("build", BUILDS)
 
-# What the service has left to do when spans are flushed too: leaving Redis, ending the interpreter.
+# Time after the flush of the spans: closing Redis connections and ending the interpreter.
 LEAVE_SECONDS = 5
-# Set by the collector's side of the house, and read by OpenTelemetry alone.
+# Variables that OpenTelemetry reads, not the service.
 OTEL = re.compile("OTEL_[A-Z_]+")
-# There for the other variables to be made of.
+# Variables that only other variables refer to.
 POD = {"POD_NAME", "POD_UID", "POD_NAMESPACE", "NODE_NAME"}
 SECRETS = {"REDIS_URL", "API_KEYS", "WEBSOCKET_TOKEN", "JWT_SECRET", "INTERNAL_TOKEN"}
 
@@ -28,27 +28,27 @@ Document = dict[str, Any]
 
 
 def deployment(build: str) -> Document:
-    """The service's Deployment, its specification."""
+    """Return the specification of the service's Deployment."""
     spec: Document = one(built(build), "Deployment")["spec"]
     return spec
 
 
 def container(build: str) -> Document:
-    """The service's container."""
+    """Return the service's container."""
     (only,) = deployment(build)["template"]["spec"]["containers"]
     assert isinstance(only, dict)
     return only
 
 
 def matches(selector: Document, labels: dict[str, str]) -> bool:
-    """Whether a label selector of the `matchLabels` form selects an object with these labels."""
+    """Return True if a `matchLabels` selector selects an object with these labels."""
     assert set(selector) <= {"matchLabels"}
     return selector.get("matchLabels", {}).items() <= labels.items()
 
 
 @builds
 def test_selectors(build: str) -> None:
-    """Manifests: every selector selects the pods it is meant for, and every workload its own."""
+    """Every workload selects exactly its own pods, and every Service selects exactly one workload."""
     documents = built(build)
     ours = deployment(build)["template"]["metadata"]["labels"]
     workloads = {name: one(documents, "Deployment", name) for name in _names(documents, "Deployment")}
@@ -73,7 +73,7 @@ def test_selectors(build: str) -> None:
 
 @builds
 def test_ports(build: str) -> None:
-    """Manifests: the service listens where the container's port is, for all, and every name of a port exists."""
+    """The service listens on all interfaces at the container's port, and every port name refers to a port."""
     documents = built(build)
     assert settings(documents)["HOST"] == "0.0.0.0"
     assert container(build)["ports"] == [{"name": "http", "containerPort": int(settings(documents)["PORT"])}]
@@ -102,7 +102,7 @@ def test_ports(build: str) -> None:
 
 @builds
 def test_references(build: str) -> None:
-    """Manifests: what a document names is there: config, secret, volumes, account, the target of scaling."""
+    """Everything that a document refers to exists: ConfigMap, Secret, volumes, account, scale target."""
     documents = built(build)
     spec = deployment(build)["template"]["spec"]
     assert one(documents, "ServiceAccount", spec["serviceAccountName"])["automountServiceAccountToken"] is False
@@ -112,28 +112,28 @@ def test_references(build: str) -> None:
     if build == "overlays/dev":
         one(documents, "Secret", sources[1]["secretRef"]["name"])
     else:
-        assert sources[1]["secretRef"]["name"] == "event-broadcaster"  # made by hand, so without a hash
+        assert sources[1]["secretRef"]["name"] == "event-broadcaster"  # created by hand, so its name has no hash
     for _, pod in pod_specs(documents):
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         assert {mount["name"] for part in pod["containers"] for mount in part["volumeMounts"]} == volumes
     scalers = [one(documents, kind) for kind in ("HorizontalPodAutoscaler", "ScaledObject") if _names(documents, kind)]
-    assert len(scalers) == (build != "overlays/dev"), "two would fight each other"
+    assert len(scalers) == (build != "overlays/dev"), "two scalers would conflict"
     for scaler in scalers:
         target = scaler["spec"]["scaleTargetRef"]
         assert target == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "event-broadcaster"}
-        assert "replicas" not in deployment(build), "the scaler's number, not to be set back by every apply"
+        assert "replicas" not in deployment(build), "kubectl apply would reset the scaler's number"
 
 
 @builds
 def test_settings(build: str) -> None:
-    """Section 11, settings: each variable is the service's or OpenTelemetry's, has a usable value, is used once."""
+    """Each variable is a setting of the service or of OpenTelemetry, has a valid value, and is set once."""
     documents = built(build)
     variables = settings(documents)
     known = {name.upper() for name in Settings.__struct_fields__}
     assert not [name for name in variables if name not in known and not OTEL.fullmatch(name)]
     assert not SECRETS & set(variables)
     Settings.from_environment(variables)
-    # of OpenTelemetry's specification, "General SDK Configuration"
+    # From OpenTelemetry's specification, "General SDK Configuration".
     samplers = {f"{root}{way}" for root in ("", "parentbased_") for way in ("always_on", "always_off", "traceidratio")}
     assert variables.get("OTEL_TRACES_SAMPLER", "always_on") in samplers
     assert 0 <= float(variables.get("OTEL_TRACES_SAMPLER_ARG", 1)) <= 1
@@ -149,7 +149,7 @@ def test_settings(build: str) -> None:
 
 @builds
 def test_resource_attributes(build: str) -> None:
-    """Section 10, traces: pod metadata become resource attributes, made of variables that stand before them."""
+    """Pod metadata become resource attributes, from variables that are defined before the one that uses them."""
     seen: set[str] = set()
     for variable in container(build)["env"]:
         assert set(re.findall(r"\$\((\w+)\)", variable.get("value", ""))) <= seen
@@ -160,19 +160,19 @@ def test_resource_attributes(build: str) -> None:
     assert not re.search(r"\s", attributes)
     variables = settings(built(build))
     assert variables["OTEL_SERVICE_NAME"] == "event-broadcaster"
-    assert variables["OTEL_METRICS_EXPORTER"] == "none", "Prometheus scrapes them"
+    assert variables["OTEL_METRICS_EXPORTER"] == "none", "Prometheus scrapes the metrics"
     assert variables.get("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf") == "http/protobuf", "the image has no other"
 
 
 @builds
 def test_grace(build: str) -> None:
-    """Section 9, drain: the grace period covers preStop, drain, closing sockets, requests in flight and the flush."""
+    """The grace period covers preStop, drain, closing sockets, requests in flight and the flush of spans."""
     assert grace(build) >= stop_seconds(build)
 
 
 @builds
 def test_one_drain_at_a_time(build: str) -> None:
-    """Section 9, drain: rollout, scale-down and eviction start no drain before the one before it is over."""
+    """A rollout, a scale-down or an eviction starts no drain before the previous one is over."""
     spec = deployment(build)
     assert spec["minReadySeconds"] >= grace(build)
     assert spec["strategy"]["rollingUpdate"] == {"maxSurge": 1, "maxUnavailable": 0}
@@ -182,13 +182,13 @@ def test_one_drain_at_a_time(build: str) -> None:
         (policy,) = down["policies"]
         assert (policy["type"], policy["value"]) == ("Pods", 1)
         assert policy["periodSeconds"] >= grace(build)
-        # Within a policy's period pods that were just added may go at once; the window is what forbids it.
+        # A policy would allow pods added within its period to be removed at once; the stabilization window prevents it.
         assert down["stabilizationWindowSeconds"] >= max(300, 2 * policy["periodSeconds"])
         assert down["stabilizationWindowSeconds"] > behavior["scaleUp"]["stabilizationWindowSeconds"]
 
 
 def test_scalers_agree() -> None:
-    """Manifests: KEDA scales within the same bounds and with the same behaviour and targets as the HPA."""
+    """KEDA scales with the same bounds, behaviour and targets as the HPA."""
     (plain,), (keda,) = behaviors("base"), behaviors("components/hpa-keda")
     assert plain == keda
     hpa = one(built("components/hpa-prometheus-adapter"), "HorizontalPodAutoscaler")["spec"]
@@ -204,7 +204,7 @@ def test_scalers_agree() -> None:
 
 @builds
 def test_capacity(build: str) -> None:
-    """Section 11, settings: the cap on connections leaves room above the scaling target, and fits the memory."""
+    """The cap on connections is above the scaling target, and a full pod fits its memory."""
     cap = int(settings(built(build))["WEBSOCKET_MAX_CONNECTIONS"])
     assert cap >= 2 * 3000
     resources = container(build)["resources"]
@@ -212,16 +212,16 @@ def test_capacity(build: str) -> None:
     readme = (K8S / "README.md").read_text()
     ((empty, a_mebibyte),) = re.findall(r"MiB = (\d+) \+ connections / (\d+)", readme)
     full = int(empty) + cap / int(a_mebibyte)
-    assert full <= megabytes["requests"], "a full pod is what is asked of the scheduler"
-    assert megabytes["limits"] >= full + 256, "and slow clients have room for what they have not read"
+    assert full <= megabytes["requests"], "the memory request covers a full pod"
+    assert megabytes["limits"] >= full + 256, "the limit leaves room for the buffers of slow clients"
     assert "cpu" not in resources["limits"]
     (microseconds,) = re.findall(r"events a second × (\d+) µs", readme)
-    assert pytest.approx(10 * int(microseconds) / 1e6) == CORES_PER_CONNECTION, "simulated as measured"
+    assert pytest.approx(10 * int(microseconds) / 1e6) == CORES_PER_CONNECTION, "the simulation uses the measured cost"
 
 
 @builds
 def test_timeouts(build: str) -> None:
-    """Section 4, heartbeats: they come more often than any proxy's timeout, and no proxy limits a connection's life."""
+    """Heartbeats are sent more often than any proxy's idle timeout, and no proxy limits the life of a connection."""
     documents = built(build)
     beat = float(settings(documents)["WEBSOCKET_PING_INTERVAL_SECONDS"])
     for name in _names(documents, "HTTPRoute"):
@@ -240,7 +240,7 @@ def test_timeouts(build: str) -> None:
 
 @builds
 def test_only_clients_and_producers_from_outside(build: str) -> None:
-    """Section 10, health and metrics: they ask for no key, so no route from outside leads to them."""
+    """No external route leads to health and metrics, because they require no key."""
     documents = built(build)
     paths = [
         match["path"]["value"]
@@ -259,7 +259,7 @@ def test_only_clients_and_producers_from_outside(build: str) -> None:
 
 @builds
 def test_network(build: str) -> None:
-    """Manifests: what is not listed is denied; in are gateway, Prometheus and clients, out is DNS and more."""
+    """The network policies allow only the listed peers: gateway, Prometheus and producers in; DNS and others out."""
     documents = built(build)
     policy = one(documents, "NetworkPolicy")["spec"]
     assert sorted(policy["policyTypes"]) == ["Egress", "Ingress"]
@@ -267,7 +267,7 @@ def test_network(build: str) -> None:
         assert rule["ports"]
         for peer in [*rule.get("from", []), *rule.get("to", [])]:
             assert peer
-            assert all(value for value in peer.values()), "an empty selector would be everybody"
+            assert all(value for value in peer.values()), "an empty selector would select everything"
     in_from = {_namespace(peer) for rule in policy["ingress"] for peer in rule["from"]}
     assert in_from == {"gateway", "monitoring", None}, "None is this namespace"
     out_to = {
@@ -278,7 +278,7 @@ def test_network(build: str) -> None:
     }
     dns, collector = {("kube-system", sort, 53) for sort in ("UDP", "TCP")}, ("observability", "TCP", 4318)
     assert out_to >= {*dns, collector}
-    # and whoever is named elsewhere is one of them
+    # Every namespace named in other documents is one of them.
     for name in _names(documents, "HTTPRoute"):
         assert {parent["namespace"] for parent in one(documents, "HTTPRoute", name)["spec"]["parentRefs"]} <= in_from
     if build.startswith("overlays/"):
@@ -291,7 +291,7 @@ def test_network(build: str) -> None:
 
 
 def test_dev_finds_its_neighbours() -> None:
-    """Manifests: in dev, Redis and Jaeger are services of the namespace, and each lets the broadcaster in."""
+    """In dev, Redis and Jaeger are Services of the namespace, and their policies allow the broadcaster."""
     documents = built("overlays/dev")
     (secret,) = (document for document in documents if document["kind"] == "Secret")
     addresses = [base64.b64decode(secret["data"]["REDIS_URL"]).decode()]
@@ -320,7 +320,7 @@ def test_dev_finds_its_neighbours() -> None:
 
 
 def test_image() -> None:
-    """Image: base and Containerfile name the project's own version, and the command is the service's."""
+    """The base and the Containerfile have the project's version, and the command starts the service."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     for build in BUILDS:
         assert container(build)["image"] == f"event-broadcaster:{version}"
@@ -330,7 +330,7 @@ def test_image() -> None:
     assert re.search(r"^USER ([1-9]\d*):\1$", text, re.MULTILINE)
     assert 'ENTRYPOINT ["python3", "-m", "handlers"]\nCMD ["serve"]' in text
     for options in re.findall(r"pip install (.*)", text):
-        assert {"--no-deps"} < {"--no-deps", "--require-hashes", "--no-index"} & set(options.split()), "the lock alone"
+        assert {"--no-deps"} < {"--no-deps", "--require-hashes", "--no-index"} & set(options.split()), "locked packages"
     user = int(re.findall(r"^USER (\d+)", text, re.MULTILINE)[0])
     assert deployment("base")["template"]["spec"]["securityContext"]["runAsUser"] == user
     environment = dict(shlex.split(part)[0].split("=", 1) for part in re.findall(r"(HOST=\S+|PORT=\S+)", text))
@@ -338,19 +338,19 @@ def test_image() -> None:
 
 
 def grace(build: str) -> float:
-    """The time between the order to stop and the kill."""
+    """Return the grace period of a pod in seconds: preStop and all that follows, until it is killed."""
     return float(deployment(build)["template"]["spec"]["terminationGracePeriodSeconds"])
 
 
 def stop_seconds(build: str) -> float:
-    """What an orderly end takes at most."""
+    """Return the longest time of an orderly stop, in seconds."""
     pause = container(build)["lifecycle"]["preStop"]["sleep"]["seconds"]
     drain = float(settings(built(build))["DRAIN_SECONDS"])
     return float(pause) + drain + server.CLOSES_SECONDS + server.REQUESTS_SECONDS + FLUSH_SECONDS + LEAVE_SECONDS
 
 
 def behaviors(build: str) -> list[Document]:
-    """The behaviours of the scalers of a build."""
+    """Return the scaling behaviours of a build."""
     documents = built(build)
     found = [
         one(documents, "HorizontalPodAutoscaler", n)["spec"]["behavior"]
@@ -361,7 +361,7 @@ def behaviors(build: str) -> list[Document]:
 
 
 def longest_publish() -> float:
-    """What a publish takes at most by default: every try to its deadline, every delay with full jitter."""
+    """Return the longest time of a publish with default settings: every attempt times out, with full jitter."""
     default = Settings()
     tries = (default.broadcast_max_retries + 1) * default.position_check_seconds
     delays = (
@@ -372,7 +372,7 @@ def longest_publish() -> float:
 
 
 def _namespace(peer: Document) -> str | None:
-    """The namespace that a peer of a network policy names."""
+    """Return the namespace of a network policy's peer."""
     name: str | None = peer.get("namespaceSelector", {}).get("matchLabels", {}).get("kubernetes.io/metadata.name")
     return name
 
@@ -382,13 +382,13 @@ def _names(documents: list[Document], kind: str) -> list[str]:
 
 
 def test_every_folder_is_built() -> None:
-    """Manifests: there is no kustomization that no check builds."""
+    """The tests build every kustomization."""
     found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
     assert found == set(BUILDS)
 
 
 def test_production_finds_redis() -> None:
-    """Manifests: what production's REDIS_URL in k8s/README.md names, port and file, is let out and mounted."""
+    """The port in the REDIS_URL of k8s/README.md is allowed by production's policy, and its CA file is mounted."""
     ((port, path),) = re.findall(r"rediss://\S+:(\d+)/0\?ssl_ca_certs=(\S+)'", (K8S / "README.md").read_text())
     out = one(built("overlays/production"), "NetworkPolicy")["spec"]["egress"]
     assert int(port) in [each["port"] for rule in out if "ipBlock" in rule["to"][0] for each in rule["ports"]]
@@ -397,21 +397,21 @@ def test_production_finds_redis() -> None:
 
 
 def test_dev_runs() -> None:
-    """Manifests: dev has two replicas, none of them an autoscaler's, and a Jaeger that can be reached."""
+    """Dev has two replicas without an autoscaler, and a Jaeger that can be reached."""
     documents = built("overlays/dev")
     assert deployment("overlays/dev")["replicas"] == 2
     (jaeger,) = one(documents, "Deployment", "jaeger")["spec"]["template"]["spec"]["containers"]
     assert jaeger["env"] == [{"name": "JAEGER_LISTEN_HOST", "value": "0.0.0.0"}]
     ports = {port["name"]: port["containerPort"] for port in jaeger["ports"]}
-    assert ports == {"otlp-http": 4318, "page": 16686}, "where it listens by itself"
+    assert ports == {"otlp-http": 4318, "page": 16686}, "the ports that Jaeger opens by default"
     assert {doc["kind"] for doc in documents} == {
         *("ConfigMap", "Deployment", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Secret"),
         *("Service", "ServiceAccount"),
-    }, "nothing that a plain cluster does not know"
+    }, "only resources that a plain cluster has"
 
 
 def test_readme() -> None:
-    """k8s/README.md: dev is up and seen in five lines, and whatever they name is there."""
+    """The first commands in k8s/README.md are exactly five lines, and everything that they name exists."""
     lines = re.findall(r"```sh\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)[0].splitlines()
     assert len(lines) == 5
     documents = built("overlays/dev")

@@ -1,4 +1,4 @@
-"""The autoscaling of the manifests, simulated: a day, a storm, a rollout, an outage of the metrics, anything else."""
+"""Simulations of the manifests' autoscaling: a day, a reconnect storm, a rollout, outages of metrics, random loads."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from tests.k8s.tools import built, one
 
 SCALERS = ["base", "components/hpa-prometheus-adapter", "components/hpa-keda", "overlays/production"]
 scalers = pytest.mark.parametrize("build", SCALERS)
-# Those that scale by connections; the base does by CPU, which the simulation has in proportion to them.
+# Builds that scale by connections. The base scales by CPU, which is proportional to connections in the simulation.
 by_connections = pytest.mark.parametrize("build", SCALERS[1:])
 
 PER_POD = 3000
@@ -32,7 +32,7 @@ PLAIN: dict[str, Any] = {
 
 
 def fleet(build: str, replicas: int) -> Fleet:
-    """A fleet under a build's scaler, times and settings."""
+    """Return a fleet with the scaler, times and settings of a build."""
     documents = built(build)
     deployment = one(documents, "Deployment")["spec"]
     spec = deployment["template"]["spec"]
@@ -57,28 +57,28 @@ def fleet(build: str, replicas: int) -> Fleet:
 
 
 def turns(wanted: Sequence[tuple[float, int]]) -> int:
-    """How often the number of replicas changes its direction: 0 is only up or only down."""
+    """Return how often the number of replicas changes direction; 0 if it only rises or only falls."""
     steps = [after - before for (_, before), (_, after) in pairwise(wanted) if after != before]
     return sum((first > 0) != (second > 0) for first, second in pairwise(steps))
 
 
 def overlapping(drains: Sequence[tuple[float, float]]) -> list[Any]:
-    """The drains that begin before another one ends."""
+    """Return the pairs of drains that overlap in time."""
     return [pair for pair in pairwise(sorted(drains)) if pair[1][0] < pair[0][1]]
 
 
 def lowered(wanted: Sequence[tuple[float, int]], begin: float, end: float) -> bool:
-    """Whether the number of replicas fell between two times."""
+    """Return True if the number of replicas fell between two times."""
     within = [replicas for at, replicas in wanted if begin <= at < end]
     return any(after < before for before, after in pairwise(within))
 
 
-# -- what the manifests lead to -------------------------------------------------------------------------------------
+# -- behaviour of the manifests -------------------------------------------------------------------------------------
 
 
 @scalers
 def test_a_day(build: str) -> None:
-    """Scaling: a day with its morning ramp is one way up and one down, no pod is overfull, nobody is cut off."""
+    """Over a day, replicas rise once and fall once, no pod exceeds its cap, and no client loses its connection."""
     world = fleet(build, 2)
     top = 20_000
 
@@ -95,7 +95,7 @@ def test_a_day(build: str) -> None:
     assert turns(world.wanted) == 1
     assert max(numbers) >= (1500 + top) / (PER_POD * 1.4)
     assert numbers[-1] == numbers[0]
-    # CPU alone is blind to connections, so the base may come closer to the cap
+    # The base scales by CPU and not by connections, so it may come closer to the cap.
     assert fullest <= (1.0 if build == "base" else 0.9) * float(
         tools.settings(built(build))["WEBSOCKET_MAX_CONNECTIONS"]
     )
@@ -105,7 +105,7 @@ def test_a_day(build: str) -> None:
 
 @scalers
 def test_a_reconnect_storm(build: str) -> None:
-    """Scaling: when all clients are gone for five minutes and come back at once, no pod is taken away or added."""
+    """If all clients disconnect for five minutes and return at once, no pod is removed or added."""
     world = fleet(build, 5)
     world.run(30 * MINUTE, lambda _: 13_500)
     before = world.replicas
@@ -117,7 +117,7 @@ def test_a_reconnect_storm(build: str) -> None:
 
 @scalers
 def test_noise(build: str) -> None:
-    """Scaling: a load that swings by a quarter every few minutes does not make the number of pods swing."""
+    """A load that rises and falls by a quarter every few minutes does not change the number of pods back and forth."""
     world = fleet(build, 4)
     world.run(6 * HOUR, lambda now: 10_000 * (1 + 0.25 * math.sin(now / 90)))
     assert turns(world.wanted) == 0
@@ -125,7 +125,7 @@ def test_noise(build: str) -> None:
 
 @scalers
 def test_a_rolling_update(build: str) -> None:
-    """Scaling: a rollout drains one pod at a time, takes none below, and the autoscaler stays out of it."""
+    """A rollout drains one pod at a time, never goes below the number of replicas, and causes no scaling."""
     world = fleet(build, 5)
     world.run(30 * MINUTE, lambda _: 13_500)
     old, begin, before = set(world.names), world.now, world.replicas
@@ -144,7 +144,7 @@ def test_a_rolling_update(build: str) -> None:
 
 @by_connections
 def test_a_lost_metric(build: str) -> None:
-    """Scaling: while Prometheus is away nothing is scaled down, though CPU alone would allow it; afterwards it is."""
+    """While Prometheus is unavailable nothing is scaled down, although CPU alone would allow it; afterwards it is."""
     world = fleet(build, 6)
     world.run(30 * MINUTE, lambda _: 17_000)
     before, begin = world.replicas, world.now
@@ -155,7 +155,7 @@ def test_a_lost_metric(build: str) -> None:
 
 
 def test_no_metric_at_all() -> None:
-    """Scaling: without metrics-server the base stays as it is."""
+    """Without metrics-server, the base keeps its number of replicas."""
     world = fleet("base", 6)
     world.metrics_server = False
     world.run(30 * MINUTE, lambda _: 17_000)
@@ -166,7 +166,7 @@ def test_no_metric_at_all() -> None:
 
 @by_connections
 def test_a_pod_that_cannot_be_scraped(build: str) -> None:
-    """Scaling: when one pod's samples are missing for an hour, no pod is taken away for it."""
+    """If one pod's samples are missing for an hour, no pod is removed."""
     world = fleet(build, 5)
     world.run(30 * MINUTE, lambda _: 13_500)
     before, begin, hidden = world.replicas, world.now, world.names[0]
@@ -176,7 +176,7 @@ def test_a_pod_that_cannot_be_scraped(build: str) -> None:
 
 
 def test_why_keda_averages() -> None:
-    """Scaling: a sum, as most examples for KEDA have it, would take a pod away for one that cannot be scraped."""
+    """With a sum as query, as in most examples for KEDA, a pod would be removed if another cannot be scraped."""
     four_of_five = 4 * 2700.0
     by_sum = math.ceil(four_of_five / PER_POD)
     average = Autoscaler([Metric("connections", "external-value", PER_POD)], PLAIN, 2, 20)
@@ -187,7 +187,7 @@ def test_why_keda_averages() -> None:
 
 @by_connections
 def test_a_failover_of_redis(build: str) -> None:
-    """Scaling: a delivery lag that is over soon adds no pod."""
+    """A short delivery lag adds no pod."""
     world = fleet(build, 4)
     world.run(30 * MINUTE, lambda _: 10_000)
     before, begin = world.replicas, world.now
@@ -198,11 +198,11 @@ def test_a_failover_of_redis(build: str) -> None:
 
 @by_connections
 def test_a_lag_that_stays(build: str) -> None:
-    """Scaling: a delivery lag that no pod cures adds pods up to the bound and no further, and they go one by one."""
+    """A lag that more pods cannot cure adds pods up to the maximum; afterwards they are removed one by one."""
     world = fleet(build, 4)
     world.run(30 * MINUTE, lambda _: 10_000)
     begin, before = world.now, world.replicas
-    world.run(HOUR, lambda _: 10_000, lag=lambda _: 1.0)  # the queries are capped there
+    world.run(HOUR, lambda _: 10_000, lag=lambda _: 1.0)  # the queries cap the lag at 1 s
     assert before < world.replicas <= 30
     world.run(2 * HOUR, lambda _: 10_000)
     assert world.replicas == before
@@ -217,8 +217,8 @@ def test_a_lag_that_stays(build: str) -> None:
     outage=st.integers(0, 5),
 )
 @settings(max_examples=25, deadline=None)
-def test_whatever_comes(levels: list[int], minutes: int, build: str, outage: int) -> None:
-    """Scaling: whatever the load, the metrics away at any time: one drain at a time, none without metrics."""
+def test_random_loads(levels: list[int], minutes: int, build: str, outage: int) -> None:
+    """For any load and any outage of the metrics, drains do not overlap, and none starts without metrics."""
     world = fleet(build, 3)
     away = (outage * minutes * MINUTE, (outage + 1) * minutes * MINUTE)
 
@@ -233,11 +233,11 @@ def test_whatever_comes(levels: list[int], minutes: int, build: str, outage: int
         assert not lowered(world.wanted, *away)
 
 
-# -- the simulator itself -------------------------------------------------------------------------------------------
+# -- the simulator --------------------------------------------------------------------------------------------------
 
 
 def want(samples: Any, pods: Sequence[Pod], current: int, kind: Any = "pods", target: float = 100) -> int:
-    """What a scaler without limits answers."""
+    """Return the number that a scaler without limits asks for."""
     return Autoscaler([Metric("metric", kind, target)], PLAIN, 1, 100).reconcile(0, current, pods, {"metric": samples})
 
 
@@ -254,18 +254,18 @@ PODS = [Pod(f"pod-{number}") for number in range(4)]
         ([95, 95, 80], 4),  # 90 on average; the missing one counts as 100: within the tolerance
         ([20, 20, 20], 2),  # (20 * 3 + 100) / 4 = 40
         ([300, 300, 300], 9),  # the missing one counts as 0: 225 on average
-        ([120, 120, 120], 4),  # with 0 for the missing one it would be down: no change of direction
-        ([], 4),  # nothing known of any pod
+        ([120, 120, 120], 4),  # with 0 for the missing one it would scale down instead of up: no change
+        ([], 4),  # no sample of any pod
     ],
 )
 def test_average_over_pods(values: list[float], replicas: int) -> None:
-    """The simulator: ratio, tolerance, and pods without samples, as in Kubernetes' own description."""
+    """Ratio, tolerance and pods without samples are handled as the documentation of Kubernetes describes."""
     sample = {pod.name: value for pod, value in zip(PODS, values, strict=False)}
     assert want(sample, PODS, 4) == replicas
 
 
 def test_pods_that_do_not_count() -> None:
-    """The simulator: a terminating pod is left out, a pending one holds a scale-up back, an unready one for CPU."""
+    """A terminating pod is left out; a pending one dampens a scale-up, and so does an unready one for CPU."""
     full = {pod.name: 200.0 for pod in PODS}
     assert want(full, [*PODS[:3], PODS[3]._replace(phase="terminating")], 3) == 6
     assert want(full, [*PODS[:3], PODS[3]._replace(phase="pending")], 4) == 6
@@ -276,7 +276,7 @@ def test_pods_that_do_not_count() -> None:
 
 
 def test_several_metrics() -> None:
-    """The simulator: the largest answer wins; with one missing there is no way down, but one up."""
+    """The largest proposal wins; if a metric is missing, only a scale-up is possible."""
     scaler = Autoscaler([Metric("one", "pods", 100), Metric("two", "pods", 100)], PLAIN, 1, 100)
     low, high = {pod.name: 50.0 for pod in PODS}, {pod.name: 200.0 for pod in PODS}
     assert scaler.reconcile(0, 4, PODS, {"one": low, "two": high}) == 8
@@ -287,7 +287,7 @@ def test_several_metrics() -> None:
 
 
 def test_windows_and_policies() -> None:
-    """The simulator: the window holds a scale-down until its last higher answer is old; policies count the done."""
+    """A scale-down waits for the window after the last higher proposal; policies count changes already made."""
     behavior = {
         "scaleUp": {"stabilizationWindowSeconds": 0, "selectPolicy": "Max",
                     "policies": [{"type": "Pods", "value": 4, "periodSeconds": 60},
@@ -303,8 +303,8 @@ def test_windows_and_policies() -> None:
         replicas = scaler.reconcile(now, replicas, pods, {"metric": dict.fromkeys((pod.name for pod in pods), value)})
         log.append((now, replicas))
     changes = [(now, after) for (_, before), (now, after) in pairwise([(0, 4), *log]) if before != after]
-    assert changes[0] == (0, 8), "4 more, or half as many again: the larger"
-    assert changes[1] == (60, 12), "the next step when the first one's minute is over"
+    assert changes[0] == (0, 8), "the larger of 4 pods and 50 %"
+    assert changes[1] == (60, 12), "the next step follows after the period of a minute"
     downs = [now for (_, before), (now, after) in pairwise(changes) if after < before]
-    assert downs[0] == 60 + 120, "the last high answer was at 60"
+    assert downs[0] == 60 + 120, "the last high proposal was at 60"
     assert all(later - now == 60 for now, later in pairwise(downs))

@@ -1,4 +1,4 @@
-"""The image for real: built from the Containerfile, run read-only and without rights, drained by SIGTERM.
+"""Tests of the image: built from the Containerfile, run read-only without capabilities, and drained by SIGTERM.
 
 The bases are made of Debian's own packages: one with pip to build on, one with nothing but Python to run on: no shell,
 no package manager. They stay in the machine's container storage, so that a second run is quicker.
@@ -24,7 +24,7 @@ from tests.k8s.tools import ALL_TESTS, ROOT, run, tool
 from tests.system.client import connected
 from tests.waiting import wait_until
 
-# It takes a minute or two, the network, and room for images.
+# These tests need a minute or two, network access, and disk space for images.
 _ASKED_FOR = pytest.mark.skipif(not ALL_TESTS, reason="the image is built only if ALL_TESTS is set, as .ci/run does")
 pytestmark = [pytest.mark.system, _ASKED_FOR]
 
@@ -32,18 +32,18 @@ SUITE = "trixie"  # the Debian whose Python is the 3.13 of the Containerfile's d
 BASE = ["base-files", "netbase", "ca-certificates", "python3-minimal", "libpython3-stdlib"]
 PACKAGES = {"build": [*BASE, "python3", "python3-pip", "dash", "coreutils"], "run": BASE}
 IMAGE = "localhost/event-broadcaster-test"
-# Where this machine says how packages are fetched; of no interest to the image.
+# Where this machine configures package downloads; the image does not contain it.
 FETCHING = ("/etc/pip.conf", "/etc/ssl/certs", "/usr/local/share/ca-certificates")
 
 
 def debian(name: str) -> str:
-    """A program of the Debian package of its name."""
+    """Return the path of a program from the Debian package of the same name."""
     return tool(name, f"Debian's package {name}")
 
 
 @pytest.fixture(scope="module")
 def image(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The built image."""
+    """Build the image and return its name."""
     for name in ("buildah", "podman", "runc", "mmdebstrap"):
         debian(name)
     if os.geteuid() != 0:
@@ -60,7 +60,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def make_base(name: str, folder: Path) -> None:
-    """Make one of the base images, if it is not there."""
+    """Build one of the base images if it does not exist."""
     if run("buildah", "images", "--filter", f"reference={IMAGE}-{name}", "--quiet"):
         return
     archive = folder / f"{name}.tar"
@@ -72,8 +72,8 @@ def make_base(name: str, folder: Path) -> None:
 
 
 def inside(image: str, *arguments: str, entrypoint: str = "", **environ: str) -> list[str]:
-    """The command that runs something in the image as Kubernetes would: no rights, nothing to write to."""
-    # podman's own defaults are more than a sandboxed machine may give
+    """Return the command that runs the image as Kubernetes would: without capabilities, on a read-only file system."""
+    # podman's defaults need more rights than a sandboxed machine has.
     limits = ["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]
     command = ["podman", "--runtime=runc", "run", "--rm", "--network=host", "--read-only", "--read-only-tmpfs=false"]
     command += ["--cap-drop=ALL", "--security-opt=no-new-privileges", *limits]
@@ -82,13 +82,13 @@ def inside(image: str, *arguments: str, entrypoint: str = "", **environ: str) ->
 
 
 def tried(command: list[str]) -> subprocess.CompletedProcess[str]:
-    """Run a command that may fail."""
+    """Run a command that may fail, and return its result."""
     return processes.run(command)
 
 
 @contextmanager
 def redis_on(port: int, folder: Path) -> Iterator[str]:
-    """The URL of a Redis server that can be reached from a container."""
+    """Start a Redis server that containers can reach, and yield its URL."""
     binary = tool("redis-server", "Debian's package redis-server")
     command = [binary, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
     with processes.running(command, stdout=subprocess.DEVNULL):
@@ -96,13 +96,13 @@ def redis_on(port: int, folder: Path) -> Iterator[str]:
 
 
 def podman(*arguments: str) -> str:
-    """What a podman command prints."""
+    """Run a podman command and return its output."""
     return run("podman", "--runtime=runc", *arguments)
 
 
 @contextmanager
 def running(name: str, image: str, log: Path, **environ: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """The service in a container of this name; its log goes to a file, its status becomes podman's own."""
+    """Run the service in a container; its log goes to a file, and podman exits with its status."""
     command = inside(image, **environ)
     command.insert(command.index("--rm"), f"--name={name}")
     with log.open("wb") as file, processes.running(command, stderr=file) as process:
@@ -114,7 +114,7 @@ def running(name: str, image: str, log: Path, **environ: str) -> Iterator["subpr
 
 
 async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple[int, int]) -> None:
-    """Image: read-only, as a numeric user without rights, as PID 1, it serves on a real Redis and drains on SIGTERM."""
+    """Read-only, unprivileged and as PID 1, the service works with a real Redis and drains on SIGTERM."""
     port, redis_port = unused_ports
     name, log = f"event-broadcaster-test-{os.getpid()}", tmp_path / "log"
     settings = {"port": str(port), "host": "127.0.0.1", "drain_seconds": "1"}
@@ -129,16 +129,16 @@ async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple
             demo = ("python3", "-m", "handlers", "demo", "--count", "1", "--url", base)
             await asyncio.to_thread(podman, "exec", name, *demo)
             await client.take(sequence=1)
-            # in a thread: this may take seconds, and a client that does not answer its close for 5 s is cut off
+            # In a thread: it may take seconds, and a client that does not answer its close within 5 s is aborted.
             await asyncio.to_thread(podman, "kill", "--signal=TERM", name)
             await client.take(type="system.shutdown")
             code, _ = await client.closed()
-        # together: a code of 1006 is the service's fault only if it left with status 0, and was not killed
+        # Together: a close code of 1006 is an error of the service only if it ended with status 0 and was not killed.
         assert (code, await asyncio.to_thread(process.wait, 30)) == (1012, 0), log.read_text()
 
 
 def test_asks_for_redis(image: str) -> None:
-    """Section 1, run it: there is no Valkey inside; without REDIS_URL one line says so, with exit status 2."""
+    """The image has no embedded Valkey; without REDIS_URL it exits with status 2 and one line of explanation."""
     ended = tried(inside(image))
     assert ended.returncode == 2
     assert "set REDIS_URL" in ended.stderr
@@ -146,13 +146,13 @@ def test_asks_for_redis(image: str) -> None:
 
 
 def test_is_small(image: str) -> None:
-    """Image: what it adds to its base is 100 MB at most, byte code and all."""
+    """The image adds at most 100 MB to its base, including byte code."""
     code = "import pathlib; print(sum(p.stat().st_size for p in pathlib.Path('/app').rglob('*') if p.is_file()))"
     assert 10e6 < int(run(*inside(image, "-c", code, entrypoint="python3"))) <= 100e6
 
 
 def test_needs_no_shell(image: str) -> None:
-    """Image: it was run above on a base without a shell, and brings neither shell, pip nor compiler of its own."""
+    """The image contains no shell, pip or compiler; its base in these tests has no shell either."""
     assert tried(inside(image, "-c", "true", entrypoint="sh")).returncode in (126, 127)
     assert "No module named 'pip'" in tried(inside(image, "-c", "import pip", entrypoint="python3")).stderr
     found = "import os; print(*(p for d in ('/usr/bin', '/app') for p in os.listdir(d) if p in ('cc', 'gcc', 'bin')))"
@@ -160,7 +160,7 @@ def test_needs_no_shell(image: str) -> None:
 
 
 def test_holds_the_lock(image: str) -> None:
-    """Image: exactly the locked packages are inside, in the locked versions, and the project itself."""
+    """The image contains exactly the locked packages, in the locked versions, and the project itself."""
     code = "import importlib.metadata as m; print(*(f'{d.name}=={d.version}' for d in m.distributions(path=['/app'])))"
     held = {_plain(line) for line in run(*inside(image, "-c", code, entrypoint="python3")).split()}
     locked = (ROOT / ".locks/runtime.txt").read_text()
@@ -175,7 +175,7 @@ def test_holds_the_lock(image: str) -> None:
 
 
 def test_is_compiled_and_owned_by_root(image: str) -> None:
-    """Image: every module has its byte code, trusted as it is, and nothing can be written by the service's user."""
+    """Every module has byte code that is not checked against its source, and the service's user can write nothing."""
     code = """
 import importlib.util, json, os, pathlib
 missing, checked, writable = [], [], []
@@ -195,7 +195,7 @@ print(json.dumps([missing, checked, writable]))
 
 
 def test_says_what_it_is(image: str) -> None:
-    """Image: user, command, port and labels are in its configuration."""
+    """The configuration of the image has user, command, port and labels."""
     config: dict[str, Any] = json.loads(podman("image", "inspect", image))[0]["Config"]
     assert config["User"] == "65532:65532"
     assert (config["Entrypoint"], config["Cmd"]) == (["python3", "-m", "handlers"], ["serve"])

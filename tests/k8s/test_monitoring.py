@@ -1,4 +1,4 @@
-"""Dashboard, alerts and scaling metrics: every query can be read, names what the service has, and does what it says."""
+"""Dashboard, alerts and scaling metrics: every query is valid, names existing metrics, and works as intended."""
 
 import json
 import math
@@ -28,19 +28,19 @@ _E = "event_broadcaster_"
 
 
 def rules() -> list[dict[str, Any]]:
-    """The alert rules."""
+    """Return the alert rules."""
     (group,) = one(built(PRODUCTION), "PrometheusRule")["spec"]["groups"]
     found: list[dict[str, Any]] = group["rules"]
     return found
 
 
 def promtool() -> str:
-    """Prometheus's own checker."""
+    """Return the path of promtool, Prometheus's checker."""
     return tool("promtool", "Debian's package prometheus")
 
 
 def test_queries_are_promql(tmp_path: Path) -> None:
-    """Monitoring: Prometheus can read every query of dashboard, alerts, prometheus-adapter and KEDA."""
+    """Every query of dashboard, alerts, prometheus-adapter and KEDA is valid PromQL."""
     recorded = [{"record": f"query:{number}", "expr": query.text} for number, query in enumerate(queries())]
     assert len(recorded) > 40
     (tmp_path / "rules.yaml").write_text(json.dumps({"groups": [{"name": "queries", "rules": recorded}]}))
@@ -48,7 +48,7 @@ def test_queries_are_promql(tmp_path: Path) -> None:
 
 
 def test_queries_name_what_there_is() -> None:
-    """Monitoring: every query names metrics and labels that the service has, and no metric goes unshown."""
+    """The queries name only metrics and labels that the service has, and use every metric in PROMISED."""
     wrong = {query.where: query.unknown for query in queries() if query.unknown}
     assert not wrong
     shown = {re.sub(r"_(bucket|sum|count)$", "", name) for query in queries() for name in query.series}
@@ -56,14 +56,14 @@ def test_queries_name_what_there_is() -> None:
 
 
 def test_scaling_metrics() -> None:
-    """Scaling: every metric of the HPA is one that the adapter's rules make, under that name."""
+    """The pod metrics of the HPA are exactly those that the adapter's rules define."""
     made = {query.where.removeprefix("adapter: ") for query in queries() if query.where.startswith("adapter: ")}
     hpa = one(built("components/hpa-prometheus-adapter"), "HorizontalPodAutoscaler")["spec"]["metrics"]
     assert {metric["pods"]["metric"]["name"] for metric in hpa if metric["type"] == "Pods"} == made
 
 
 async def busy(replica: Replica) -> None:
-    """Have everything happen once that leaves a trace in the metrics, as far as a healthy service lets it happen."""
+    """Cause everything that changes a metric of a healthy service: publish, deliver, ack, resume."""
     async with connected(replica.websocket()) as client:
         for _ in range(3):
             await replica.post("/broadcast/event", EXAMPLES["event"]["data"] | {"risk_score": 90})
@@ -76,7 +76,7 @@ async def busy(replica: Replica) -> None:
 
 
 async def test_metrics_are_exposed(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, metrics: the running service has every metric that the manifests name, with type and labels."""
+    """The running service exposes every metric that the manifests name, with the same type and labels."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
     (scraped,) = one(built(PRODUCTION), "ServiceMonitor")["spec"]["endpoints"]
@@ -95,7 +95,7 @@ async def test_metrics_are_exposed(start: ReplicaFactory, valkey: str, channel: 
 
 
 def test_keda_asks_for_one_pods_share(tmp_path: Path) -> None:
-    """Scaling: KEDA gets connections a pod, without those that drain, whoever is scraped; no answer is an error."""
+    """KEDA's query is the average of connections over pods that do not drain; a query without a result is an error."""
     prometheus = [t for t in one(built("components/hpa-keda"), "ScaledObject")["spec"]["triggers"] if "name" in t]
     assert {trigger["metadata"]["ignoreNullValues"] for trigger in prometheus} == {"false"}
     (query,) = (query.text for query in queries() if query.where == "keda: connections")
@@ -118,7 +118,7 @@ def test_keda_asks_for_one_pods_share(tmp_path: Path) -> None:
 
 @contextmanager
 def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
-    """A Prometheus that scrapes one replica every second, with the labels that a scrape in a cluster sets."""
+    """Run a Prometheus that scrapes one replica every second, with the labels that a scrape in a cluster adds."""
     binary = tool("prometheus", "Debian's package prometheus")
     labels = {"namespace": NAMESPACE, "pod": "a"}
     job = {"job_name": "replica", "static_configs": [{"targets": [target], "labels": labels}]}
@@ -132,7 +132,7 @@ def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
 
 
 def asked(http: httpx.Client, query: str) -> list[Any]:
-    """What Prometheus answers to a query; nothing while it is starting."""
+    """Return the result of a query; an empty list while Prometheus is starting."""
     try:
         answer = http.get("/api/v1/query", params={"query": query})
     except httpx.TransportError:
@@ -147,7 +147,7 @@ def asked(http: httpx.Client, query: str) -> list[Any]:
 async def test_prometheus_answers(
     start: ReplicaFactory, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
 ) -> None:
-    """Monitoring: a real Prometheus on the real service answers every query; no alert fires on a sound one."""
+    """A real Prometheus that scrapes the service answers every query, and no alert fires for a healthy service."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await busy(replica)
     with prometheus(f"127.0.0.1:{replica.port}", unused_ports[0], tmp_path) as http:
@@ -160,13 +160,13 @@ async def test_prometheus_answers(
             assert not answer, query.where
         else:
             assert answer, query
-        if kind == "keda":  # it takes exactly one number
+        if kind == "keda":  # KEDA requires exactly one number
             ((_, value),) = (sample["value"] for sample in answer)
             assert math.isfinite(float(value)), query
 
 
 def test_dashboard() -> None:
-    """Monitoring: the dashboard is one that Grafana's sidecar takes: identifiers, places and variables are in order."""
+    """Grafana's sidecar finds the dashboard; its panels have unique ids, do not overlap and use defined variables."""
     config = one(built(PRODUCTION), "ConfigMap", "event-broadcaster-dashboard")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
     dashboard = json.loads((K8S / "overlays/production/dashboard.json").read_text())
@@ -190,7 +190,7 @@ def test_dashboard() -> None:
     assert used == variables
 
 
-# What makes each alert fire, and what must not: series from minute 0 on, one sample a minute, judged after an hour.
+# For each alert, series that make it fire and series that must not: one sample a minute, evaluated after an hour.
 ALERTS: dict[str, tuple[list[str], list[str]]] = {
     "Absent": (
         [f'{_E}connections{{namespace="elsewhere",pod="a"}} 1x60'],
@@ -200,7 +200,7 @@ ALERTS: dict[str, tuple[list[str], list[str]]] = {
     "EventsLost": ([f"{_E}gaps_total{{{POD}}} 0x55 5x5"], [f"{_E}gaps_total{{{POD}}} 7x60"]),
     "ReplicaStuck": (
         [f"{_E}sequence{{{POD}}} 0+1x40 40x20", f"{_E}sequence{{{OTHER}}} 0+1x60"],
-        # nobody moves; one that is degraded has an alert of its own
+        # No replica advances, so nothing is published; a degraded replica has an alert of its own.
         [f"{_E}sequence{{{POD}}} 40x60", f"{_E}sequence{{{OTHER}}} 40x60"],
     ),
     "PublishFailures": (
@@ -254,7 +254,7 @@ ALERTS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.mark.parametrize("fires", [True, False])
 def test_alerts(fires: bool, tmp_path: Path) -> None:
-    """Monitoring: each alert fires when it should, and is silent when it should be."""
+    """Each alert fires for the series in ALERTS that should make it fire, and for no others."""
     assert {rule["alert"].removeprefix("EventBroadcaster") for rule in rules()} == set(ALERTS)
     tests = []
     for name, cases in ALERTS.items():
@@ -273,7 +273,7 @@ def test_alerts(fires: bool, tmp_path: Path) -> None:
 
 
 def test_alerts_say_what_to_do() -> None:
-    """Monitoring: every alert has an urgency, and says in words what happened and where to look."""
+    """Every alert has a severity, a summary and a description, which name only existing settings and files."""
     for rule in rules():
         assert rule["labels"]["severity"] in ("page", "ticket")
         assert set(rule["annotations"]) == {"summary", "description"}

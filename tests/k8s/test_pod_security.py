@@ -27,18 +27,18 @@ pods = pytest.mark.parametrize("spec", PODS)
 
 
 def containers(spec: Spec) -> list[Spec]:
-    """All containers of a pod, of every sort."""
+    """Return all containers of a pod, of every kind."""
     return [one for sort in ("initContainers", "containers", "ephemeralContainers") for one in spec.get(sort, [])]
 
 
 def contexts(spec: Spec) -> list[Spec]:
-    """The security contexts of the pod and of its containers."""
+    """Return the security contexts of the pod and of its containers."""
     return [spec["securityContext"], *(container["securityContext"] for container in containers(spec))]
 
 
 @pods
 def test_host(spec: Spec) -> None:
-    """Baseline: nothing of the host: no namespaces, paths, ports, probes to elsewhere, Windows host processes."""
+    """Baseline: no host namespaces, paths or ports, no probes of other hosts, and no Windows host processes."""
     for field in ("hostNetwork", "hostPID", "hostIPC"):
         assert not spec.get(field)
     assert not any("hostPath" in volume for volume in spec.get("volumes", []))
@@ -54,7 +54,7 @@ def test_host(spec: Spec) -> None:
 
 @pods
 def test_kernel(spec: Spec) -> None:
-    """Baseline: no AppArmor or SELinux override, the default /proc mask, safe sysctls only."""
+    """Baseline: no override of AppArmor or SELinux, the default /proc mask, and only safe sysctls."""
     for context in contexts(spec):
         assert context.get("appArmorProfile", {}).get("type", "RuntimeDefault") in ("RuntimeDefault", "Localhost")
         selinux = context.get("seLinuxOptions", {})
@@ -73,7 +73,7 @@ def test_kernel(spec: Spec) -> None:
 
 @pods
 def test_volumes(spec: Spec) -> None:
-    """Restricted: only volumes of the harmless kinds, each of one kind."""
+    """Restricted: only volumes of the allowed kinds."""
     for volume in spec.get("volumes", []):
         kinds = set(volume) - {"name"}
         assert len(kinds) == 1
@@ -82,7 +82,7 @@ def test_volumes(spec: Spec) -> None:
 
 @pods
 def test_privileges(spec: Spec) -> None:
-    """Baseline and restricted: not privileged, no way to more privileges, no capabilities at all."""
+    """Baseline and restricted: not privileged, no privilege escalation, and no capabilities."""
     for container in containers(spec):
         context = container["securityContext"]
         assert not context.get("privileged")
@@ -92,7 +92,7 @@ def test_privileges(spec: Spec) -> None:
 
 @pods
 def test_user(spec: Spec) -> None:
-    """Restricted: not as root, said for the pod by a number, and overridden by no container."""
+    """Restricted: the pod runs as a numeric user other than root, and no container overrides it."""
     assert spec["securityContext"]["runAsNonRoot"] is True
     for context in contexts(spec):
         assert context.get("runAsNonRoot", True) is True
@@ -103,7 +103,7 @@ def test_user(spec: Spec) -> None:
 
 @pods
 def test_seccomp(spec: Spec) -> None:
-    """Restricted: the runtime's seccomp profile, said for the pod, and overridden by no container."""
+    """Restricted: the pod has the runtime's seccomp profile, and no container overrides it."""
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     for context in contexts(spec):
         assert context.get("seccompProfile", {}).get("type", "RuntimeDefault") == "RuntimeDefault"
@@ -111,7 +111,7 @@ def test_seccomp(spec: Spec) -> None:
 
 @pods
 def test_beyond_the_standard(spec: Spec) -> None:
-    """Beyond the standard: a root that cannot be written, no token, no service variables, bounded memory and disk."""
+    """Beyond the standard: a read-only root, no token, no service variables, and limits on memory and disk."""
     assert spec["automountServiceAccountToken"] is False
     assert spec["enableServiceLinks"] is False
     for container in containers(spec):
@@ -125,7 +125,7 @@ def test_beyond_the_standard(spec: Spec) -> None:
 
 @pytest.mark.parametrize("build", [name for name in BUILDS if name.startswith("overlays/")])
 def test_namespace_enforces_it(build: str) -> None:
-    """Manifests: the namespaces of the overlays have the cluster itself enforce the restricted standard."""
+    """The namespaces of the overlays enforce the restricted standard."""
     namespace = one(built(build), "Namespace")
     assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     for document in built(build):

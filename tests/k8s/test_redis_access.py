@@ -1,4 +1,4 @@
-"""The production example's Redis for real: TLS with a certificate of one's own, a user that may do this and no more."""
+"""The production example on a real Redis: TLS with a private CA, and an ACL user with the least rights."""
 
 import socket
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ CHANNEL = "security_events"
 
 
 class Server(NamedTuple):
-    """A Redis with TLS: the service's URL for it, and a way in for whoever looks after it."""
+    """A Redis with TLS: the URL for the service, and an administrator's connection."""
 
     url: str
     admin: redis.Redis
@@ -29,7 +29,7 @@ class Server(NamedTuple):
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    """A Redis server with TLS, the ACL of the production example, and nobody else but its administrator."""
+    """Start a Redis server with TLS, the ACL user of the production example, and an administrator."""
     openssl = tool("openssl", "Debian's package openssl")
     binary = tool("redis-server", "Debian's package redis-server")
     new = (openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
@@ -72,7 +72,7 @@ def _answers(admin: redis.Redis) -> bool:
 
 
 async def test_the_example_suffices(server: Server, start: ReplicaFactory) -> None:
-    """Section 7, Redis: under the example's ACL the service publishes, delivers and replays, and is never refused."""
+    """With the example's ACL, the service publishes, delivers and replays, and Redis denies none of its commands."""
     replica = start(redis_url=server.url)
     for kind in ("event", "camera_status"):
         path = f"/broadcast/{kind.replace('_', '-')}"
@@ -80,7 +80,7 @@ async def test_the_example_suffices(server: Server, start: ReplicaFactory) -> No
         assert (await replica.post(path, EXAMPLES[kind]["data"], idempotency_key=kind)).status_code == 202
     async with connected(replica.websocket(since=0)) as client:
         await client.take(type="resync_ack", replayed_count=2)
-    server.admin.execute_command("FLUSHALL")  # a new epoch needs rights of its own
+    server.admin.execute_command("FLUSHALL")  # starting a new epoch needs further commands
     server.admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
     assert (await replica.post("/broadcast/event", EXAMPLES["event"]["data"])).json()["sequence"] == 1
     assert replica.health()["redis"] == "reachable"
@@ -88,8 +88,8 @@ async def test_the_example_suffices(server: Server, start: ReplicaFactory) -> No
     assert not refused
 
 
-def test_and_does_not_more(server: Server) -> None:
-    """Section 7, Redis: the example's user reads, writes and publishes nothing else; nobody else publishes there."""
+def test_the_example_allows_nothing_else(server: Server) -> None:
+    """The example's user cannot use other keys or channels, and no other user may publish on its channel."""
     with redis.Redis.from_url(server.url) as ours:
         for command in (
             ("GET", "other"),

