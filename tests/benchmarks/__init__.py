@@ -1,5 +1,6 @@
-"""Benchmarks: this service beside others, in one run, in turn; quoted as medians and ratios.
+"""Benchmarks that compare this service with other implementations.
 
-`python -m tests.benchmarks` measures and prints everything. `rows/` has what is measured, `peers/` the others, `load.c`
-the clients. Nothing here is imported by the service.
+All servers are measured in turn within one run; the results are medians and ratios. `python -m tests.benchmarks`
+measures and prints everything. `rows/` holds the measurements, `peers/` the other implementations, and `load.c` the
+load client. The service imports nothing from here.
 """

@@ -1,4 +1,4 @@
-"""The one command: measure, and print tables, aims and what they were measured on.
+"""Run the benchmarks and print tables, aims, and a description of the machine.
 
 python -m tests.benchmarks [ROW ...] [--quick] [--rounds N] [--json FILE] [--picture FILE]
 """
@@ -25,19 +25,23 @@ from tests.benchmarks.rows import ROWS
 
 
 def main() -> None:
-    """Measure what was asked for."""
+    """Run the rows that the command line selects."""
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
-    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"what to measure: {', '.join(names)}; default all")
-    parser.add_argument("--quick", action="store_true", help="fewer clients and rounds: under 3 minutes, not 15")
-    parser.add_argument("--rounds", type=int, default=0, help="rounds whose median counts (5; with --quick 2)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every value of every round")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw how the cost grows, as SVG")
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to measure: {', '.join(names)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="fewer clients and rounds: 3 minutes instead of 15")
+    parser.add_argument(
+        "--rounds", type=int, default=0, help="rounds from which medians are taken; default 5, with --quick 2"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all values of all rounds as JSON")
+    parser.add_argument(
+        "--picture", type=Path, metavar="FILE", help="draw the throughput by clients and by replicas as SVG"
+    )
     options = parser.parse_args()
     if unknown := set(options.rows) - set(names):
         parser.error(f"no such row: {', '.join(sorted(unknown))}")
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # through every `finally`: no server is left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # runs every `finally`, so that all servers are stopped
     keep_off_server_core()
     chosen = [row for row in ROWS if row.name in (options.rows or names)]
     started = time.monotonic()
@@ -63,7 +67,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def _redis() -> Iterator[str]:
-    """The server at `REDIS_URL`, or an embedded Valkey."""
+    """Yield `REDIS_URL` if it is set, or else the URL of an embedded Valkey."""
     given = os.environ.get("REDIS_URL")
     if given:
         yield given
@@ -76,20 +80,20 @@ def _redis() -> Iterator[str]:
 
 
 def _footer(machine: dict[str, object], bench: Bench, results: Results) -> str:
-    """What the figures were measured on, and whether the load client stood in the way."""
+    """Describe the machine, and tell whether the load client may have been the bottleneck."""
     shares = [
         (value, f"{row}, {case}, {subject}")
         for row in (row.name for row in ROWS)
         for case, subject, value in results.every(row, "client_busy")
     ]
-    busiest = max(shares, default=(0.0, "not looked at"))
-    verdict = "it was not the limit" if busiest[0] < 0.9 else "IT MAY HAVE BEEN THE LIMIT THERE"
+    busiest = max(shares, default=(0.0, "not measured"))
+    verdict = "it was not the bottleneck" if busiest[0] < 0.9 else "IT MAY HAVE BEEN THE BOTTLENECK"
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())  # type: ignore[attr-defined]
     return (
-        f"Medians of {bench.rounds} rounds, taken in turn; {machine['date']}. {machine['machine']}; servers alone "
-        f"on one core, Redis and the load client on the others. {versions}. "
-        f"Load average before: {machine['load']:.1f}. "
-        f"The load client was busiest with {busiest[0]:.0%} of a core ({busiest[1]}): {verdict}."
+        f"Medians of {bench.rounds} rounds, measured in turn; {machine['date']}. {machine['machine']}; each server "
+        f"alone on one core, Redis and the load client on the others. {versions}. "
+        f"Load average at the start: {machine['load']:.1f}. "
+        f"The load client used at most {busiest[0]:.0%} of a core ({busiest[1]}): {verdict}."
     )
 
 

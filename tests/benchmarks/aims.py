@@ -1,4 +1,4 @@
-"""What the figures should be, as ratios within one run, and whether they are."""
+"""Performance targets, mostly as ratios within one run, and whether they are met."""
 
 import operator
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _MOST = f"{CLIENTS[-1]:,} clients"
 
 
 class Aim(NamedTuple):
-    """`value` is what was measured, None if it was not; it is to be at least or at most `bound`."""
+    """A target: `value` returns the measured value, or None; `sign` (">=" or "<=") compares it with `bound`."""
 
     text: str
     sign: str
@@ -24,13 +24,13 @@ class Aim(NamedTuple):
     value: Callable[[Results], float | None]
 
     def met(self, value: float) -> bool:
-        """Whether a value is what it should be."""
+        """Return True if the value meets the target."""
         compare = operator.ge if self.sign == ">=" else operator.le
         return bool(compare(value, self.bound))
 
 
 def _ratio(row: str, metric: str, *sides: tuple[str, str]) -> Callable[[Results], float | None]:
-    """One metric of the first (case, subject) divided by that of the second."""
+    """Return a function for the ratio of one metric of the first (case, subject) to that of the second."""
 
     def value(results: Results) -> float | None:
         first, second = (results.median(row, *side, metric) for side in sides)
@@ -40,7 +40,7 @@ def _ratio(row: str, metric: str, *sides: tuple[str, str]) -> Callable[[Results]
 
 
 def _extreme(choose: Callable[..., float], row: str, metric: str, part: str = "") -> Callable[[Results], float | None]:
-    """The worst median among the cases with `part` in their names."""
+    """Return a function for the largest or smallest median among the cases with `part` in their names."""
 
     def value(results: Results) -> float | None:
         return choose((v for case, _, v in results.every(row, metric) if part in case), default=None)
@@ -49,74 +49,74 @@ def _extreme(choose: Callable[..., float], row: str, metric: str, part: str = ""
 
 
 def _storm(results: Results) -> float | None:
-    """The slowest of 100 resumes, in the slowest of 100 plain connects."""
+    """Return the ratio of the p99 of a resume to the p99 of a plain connect."""
     cases = {case.partition(" ")[2]: v for case, _, v in results.every("storm", "p99")}
     near, new = cases.get(connections.NEAR), cases.get(connections.NEW)
     return near / new if near and new else None
 
 
 def _traced(row: str, case: str, bound: float, name: str, base: str) -> Aim:
-    """What tracing may cost of CPU, beside another way to run the same."""
-    text = f"{row}, {name}: CPU, beside {base}"
+    """Return the target for the CPU cost of one tracing variant relative to another."""
+    text = f"{row}, {name}: CPU, relative to {base}"
     return Aim(text, "<=", bound, _ratio(row, "cpu", (case, name), (case, base)))
 
 
 AIMS = (
     Aim(
-        "saturated, 1,000 clients, 350 B: deliveries a second, beside FastAPI",
+        "saturated, 1,000 clients, 350 B: deliveries per second, relative to FastAPI",
         ">=",
         30,
         _ratio("saturated", "rate", (_SATURATED, OURS.name), (_SATURATED, FASTAPI.name)),
     ),
     Aim(
-        "the same, beside Litestar's channels",
+        "the same, relative to Litestar's channels",
         ">=",
         20,
         _ratio("saturated", "rate", (_SATURATED, OURS.name), (_SATURATED, CHANNELS.name)),
     ),
     Aim(
-        "one at a time, 1,000 clients: CPU, beside one send(2) each",
+        "one at a time, 1,000 clients: CPU, relative to one send(2) each",
         "<=",
         1.4,
         _ratio("single", "cpu", (_SATURATED, OURS.name), (_SATURATED, SEND.name)),
     ),
     Aim(
-        "paced 100/s: p99, beside FastAPI at 50/s",
+        "paced 100/s: p99, relative to FastAPI at 50/s",
         "<=",
         0.5,
         _ratio("paced", "p99", (paced.ALIKE, OURS.name), (paced.HALF, FASTAPI.name)),
     ),
     Aim(
-        "10 mixes of patterns: CPU, beside none",
+        "10 mixes of patterns: CPU, relative to none",
         "<=",
         1.1,
         _ratio("paced", "cpu", (paced.MIXES, OURS.name), (paced.ALIKE, OURS.name)),
     ),
     Aim(
-        "1,000 sets of patterns: CPU, beside none",
+        "1,000 sets of patterns: CPU, relative to none",
         "<=",
         2,
         _ratio("paced", "cpu", (paced.SETS, OURS.name), (paced.ALIKE, OURS.name)),
     ),
     Aim(
-        "publish: requests a second, beside an empty Litestar route, 64 connections",
+        "publish: requests per second, relative to an empty Litestar route, 64 connections",
         ">=",
         0.7,
         _ratio("publish", "rate", ("64 connections", OURS.name), ("64 connections", publish.EMPTY)),
     ),
-    Aim("batches: events for each CPU second, the worst case", ">=", 60_000, _extreme(min, "batch", "per_cpu")),
+    Aim("batches: events per CPU second, worst case", ">=", 60_000, _extreme(min, "batch", "per_cpu")),
     Aim(
-        "idle connection: bytes, the worst case",
+        "idle connection: bytes, worst case",
         "<=",
         20_000,
         lambda results: max(
             (v for _, subject, v in results.every("idle", "memory") if subject == OURS.name), default=None
         ),
     ),
-    Aim("storm: p99 of a resume, beside a plain connect", "<=", 3, _storm),
-    Aim("storm: reads of Redis for 500 events behind", "<=", 20, _extreme(max, "storm", "reads", connections.FAR)),
+    Aim("storm: p99 of a resume, relative to a plain connect", "<=", 3, _storm),
+    Aim("storm: reads of Redis, 500 events behind", "<=", 20, _extreme(max, "storm", "reads", connections.FAR)),
     Aim(
-        "deflate, 1,000 clients: CPU, beside plain",
+        "deflate, 1,000 clients: CPU, relative to plain",
         "<=",
         1.1,
         _ratio("compression", "cpu_event", *((_MOST, f"{OURS.name}, {kind}") for kind in (DEFLATED, PLAIN))),
@@ -126,12 +126,12 @@ AIMS = (
     _traced("traced-publish", tracing.CASE, 1.15, tracing.ALWAYS, tracing.OFF),
     _traced("traced-fanout", _SATURATED, 1.03, tracing.OFF, tracing.NONE),
     _traced("traced-fanout", _SATURATED, 1.03, tracing.SAMPLED, tracing.OFF),
-    Aim("the loop: longest time that it did not turn, ms", "<=", 10, _extreme(max, "held", "held")),
+    Aim("event loop: longest time blocked, ms", "<=", 10, _extreme(max, "held", "held")),
 )
 
 
 def aims_table(results: Results) -> str:
-    """All aims that were measured, as a Markdown table."""
+    """Return the targets that were measured as a Markdown table."""
     lines = ["| aim | wanted | measured | |", "| --- | ---: | ---: | --- |"]
     for aim in AIMS:
         value = aim.value(results)

@@ -1,6 +1,6 @@
-"""This service without any telemetry: no traces, no counters, nobody who watches the loop.
+"""This service without telemetry: no traces, no counters, no measurement of the event-loop delay.
 
-Run like `python -m handlers`. What tracing costs while it is off is seen beside this.
+Run like `python -m handlers`. It is the baseline for the cost of tracing that is switched off.
 """
 
 import sys
@@ -13,8 +13,8 @@ from kernel import Observer, broadcaster
 from kernel.counters import Counters
 
 
-class _Unmoved(Counters):
-    """Numbers that stay as they are."""
+class _FrozenCounters(Counters):
+    """Counters that do not count."""
 
 
 async def _stop() -> None:
@@ -28,7 +28,7 @@ def _no_telemetry(*_: Any, **__: Any) -> SimpleNamespace:
 if __name__ == "__main__":
     for name, hook in vars(Observer).items():
         if not name.startswith("_"):
-            setattr(_Unmoved, name, hook)
-    broadcaster.Counters = _Unmoved  # type: ignore
+            setattr(_FrozenCounters, name, hook)
+    broadcaster.Counters = _FrozenCounters  # type: ignore
     app.Telemetry = _no_telemetry  # type: ignore
     sys.exit(main())

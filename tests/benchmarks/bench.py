@@ -1,4 +1,4 @@
-"""One run of the benchmarks: its length, its servers, its results."""
+"""A run of the benchmarks: its rounds, its servers and its results."""
 
 import contextlib
 import sys
@@ -12,7 +12,7 @@ __all__ = ["Bench", "Row"]
 
 
 class Bench:
-    """`quick` takes fewer clients and rounds; `seconds` is how long one round of one subject takes, about."""
+    """A run; `quick` uses fewer clients and rounds, `seconds` is the approximate length of a round of one subject."""
 
     def __init__(self, redis_url: str, *, quick: bool = False, rounds: int = 0, seconds: float = 0.5) -> None:
         self.redis_url = redis_url
@@ -23,7 +23,7 @@ class Bench:
 
     @contextlib.contextmanager
     def servers(self, *subjects: Subject | None, **settings: Any) -> Iterator[list[Server]]:
-        """Start those that can run here, all at once: idle ones cost nothing, and so they can take turns."""
+        """Start all subjects that are installed at once; idle servers cost nothing, so they can be measured in turn."""
         with contextlib.ExitStack() as stack:
             servers = []
             for subject in subjects:
@@ -32,11 +32,11 @@ class Bench:
                 if subject.available():
                     servers.append(stack.enter_context(Server(subject, self.redis_url, **settings)))
                 else:
-                    self.say(f"left out, not installed: {subject.name}")
+                    self.say(f"skipping {subject.name}: not installed")
             yield servers
 
     def in_turn(self, servers: Sequence[Server], measure: Callable[[Server], dict[str, float]], *key: str) -> None:
-        """Measure each in turn, several times over; the first time does not count. `key` is row and case."""
+        """Measure the servers in turn in each round; the first round does not count. `key` is row and case."""
         row, case = key
         for number in range(self.rounds + 1):
             for server in servers:
@@ -46,12 +46,12 @@ class Bench:
         self.say(f"  {case}")
 
     def say(self, text: str) -> None:
-        """Tell whoever waits how far it is."""
+        """Print the progress to stderr."""
         print(text, file=sys.stderr, flush=True)
 
 
 class Row(NamedTuple):
-    """Something to be measured: `run` puts values into the results under the row's name."""
+    """A measurement: `run` adds values to the results under the row's name."""
 
     name: str
     table: Table

@@ -1,9 +1,9 @@
-/* The load client: many WebSocket connections, and HTTP publishers, on one epoll loop. A line on stdin is a command, a
- * line of JSON on stdout its answer; load.py starts this, knows the commands, and has the fallback for a machine
- * without a compiler.
+/* The load client: many WebSocket connections and HTTP publishers on one epoll loop. Each line on stdin is a command,
+ * answered by a line of JSON on stdout. load.py starts this program and documents the commands; load_fallback.py
+ * replaces it if there is no compiler.
  *
- * It must cost far less than any server: frames are counted by their headers, payloads are looked at only where a
- * token or a time stamp is wanted, and nothing is allocated per frame.
+ * It must cost far less than any server: frames are counted by their headers, payloads are searched only for an awaited
+ * text or a time stamp, and nothing is allocated per frame.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -20,8 +20,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define BUFFER (2 << 20) /* no frame may be longer */
-#define DIGITS 19        /* of a time stamp, behind an @ */
+#define BUFFER (2 << 20) /* the longest frame */
+#define DIGITS 19        /* of a time stamp, after an @ */
 
 enum kind { COMMANDS, PACE, PATIENCE, CLIENT, POSTER };
 enum state { CONNECTING, SHAKING, GREETING, LIVE };
@@ -30,7 +30,7 @@ struct client {
     enum kind kind;
     enum state state;
     int fd, index;
-    char *rest; /* the beginning of a frame whose end has not come yet */
+    char *rest; /* the start of an incomplete frame */
     size_t rest_size;
     long got; /* frames since `expect` */
     int64_t begun;
@@ -39,7 +39,7 @@ struct client {
 struct poster {
     enum kind kind;
     int fd, busy;
-    char *request; /* its own copy, for it bears its own time stamp */
+    char *request; /* its own copy, because its time stamp differs */
     size_t sent, received, whole, head_size;
     int64_t begun;
     char head[1024];
@@ -53,9 +53,9 @@ struct samples {
 static int loop, pace, patience;
 static char buffer[2 * BUFFER];
 
-static struct client **clients; /* those that read */
+static struct client **clients; /* the reading clients */
 static int live, room;
-static struct { /* the `connect` under way */
+static struct { /* the `connect` in progress */
     int amount, port, at_once, deflate, stuck, begun, ended;
     char path[2048], until[64], hello[200];
     int64_t start;
@@ -70,10 +70,10 @@ static struct { /* since `expect` */
     struct samples latency;
 } tally;
 
-static struct { /* the publishers, and the `post` under way */
+static struct { /* the publishers, and the `post` in progress */
     struct poster *all;
     char *request;
-    size_t size, stamp; /* of the request; where its time stamp begins, 0 if it has none */
+    size_t size, stamp; /* of the request; offset of its time stamp, 0 if none */
     int posters;
     int port;
     long amount, begun, ended, failed;
@@ -133,7 +133,7 @@ static int ascending(const void *a, const void *b)
     return (x > y) - (x < y);
 }
 
-/* Prints microseconds, and forgets them. */
+/* Prints the samples in microseconds, and clears them. */
 static void print_samples(const char *name, struct samples *s)
 {
     size_t n = s->size;
@@ -154,7 +154,7 @@ static int open_socket(int port, int stuck)
     int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1, small = 4096;
     if (fd < 0) fail("socket");
     setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    /* closed by a reset: no port stays in TIME_WAIT for the next round to miss */
+    /* close by a reset, so that no port stays in TIME_WAIT */
     struct linger hard = {1, 0};
     setsockopt(fd, SOL_SOCKET, SO_LINGER, &hard, sizeof hard);
     if (stuck) setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &small, sizeof small);
@@ -256,7 +256,7 @@ static void take_message(struct client *c, const char *payload, size_t size, int
     }
 }
 
-/* Counts the whole frames in `data` (RFC 6455, unmasked) and returns how many bytes they are. */
+/* Counts the complete frames in `data` (RFC 6455, unmasked) and returns their length in bytes. */
 static size_t parse(struct client *c, const char *data, size_t size, int64_t at)
 {
     size_t used = 0;
@@ -310,7 +310,7 @@ static int64_t due(void) { return post.start + (int64_t)(post.begun * 1e9 / post
 
 static void push(struct poster *p)
 {
-    if (!p->busy) { /* connected, and nothing to say yet */
+    if (!p->busy) { /* connected, nothing to send yet */
         watch(EPOLL_CTL_MOD, p->fd, EPOLLIN, p);
         return;
     }
@@ -326,7 +326,7 @@ static void open_poster(struct poster *p)
     watch(EPOLL_CTL_ADD, p->fd, EPOLLIN | EPOLLOUT, p);
 }
 
-/* A paced request counts from when it was due: what a server's slowness has delayed is not forgiven. */
+/* A paced request is timed from when it was due, so that delays caused by a slow server count. */
 static void publish(struct poster *p)
 {
     p->begun = post.rate ? due() : now();
@@ -351,7 +351,7 @@ static void publish_more(void)
         }
         if (!post.all[i].busy) publish(&post.all[i]);
     }
-    /* whoever is busy goes on with what is due as soon as it is answered */
+    /* a busy publisher sends its next request once it is answered */
     if (post.rate && post.begun < post.amount && due() > now()) set_timer(pace, TFD_TIMER_ABSTIME, due());
 }
 
@@ -359,7 +359,7 @@ static void hear(struct poster *p)
 {
     ssize_t n = recv(p->fd, buffer, BUFFER, 0);
     if (n < 0 && errno == EAGAIN) return;
-    if (n <= 0) { /* servers close what has been idle for seconds */
+    if (n <= 0) { /* servers close a connection that was idle for seconds */
         if (p->busy) fail("the server closed a publisher's connection");
         close(p->fd);
         p->fd = -1;
@@ -500,7 +500,7 @@ int main(void)
             case PATIENCE:
                 errno = ETIMEDOUT;
                 fprintf(stderr, "%ld of %ld messages arrived\n", tally.done, tally.each * live);
-                fail("not everybody has everything");
+                fail("timed out: a client has not received all messages");
                 break;
             case CLIENT:
                 if (((struct client *)who)->state == CONNECTING) shake_hands(who);

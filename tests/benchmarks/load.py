@@ -1,19 +1,20 @@
-"""The load client as a process: `load.c`, built on the spot, or `load_fallback.py` where there is no compiler.
+"""The load client, run as a process: `load.c`, compiled on demand, or `load_fallback.py` if there is no compiler.
 
-Both obey the same lines on stdin, words of the last part separated by tabs, and answer each with a line of JSON:
+Both read commands from stdin, one per line, and answer each with a line of JSON:
 
     connect N PORT AT_ONCE DEFLATE STUCK <tab> PATH <tab> UNTIL <tab> HELLO
-        N more clients, AT_ONCE of them under way at a time; each is done when it has seen a message with UNTIL in it
-        ("*": any, "-": the handshake is enough). {} in the path is the client's number. HELLO is a text sent after
-        the handshake. Stuck clients have a small receive buffer, and read nothing once they are done.
-    expect N STAMPED     forget what was counted; from now on N messages are wanted by each client that reads
-    wait MILLISECONDS    answered when all of them have come
-    posters N PORT       N connections for HTTP requests, to stay
-    post N RATE FILE     the request in FILE, N times: RATE a second, or (RATE 0) on each connection as answers come
+        Connect N more clients, at most AT_ONCE at a time. A client is connected when it has received a message that
+        contains UNTIL ("*": any message, "-": after the handshake). {} in PATH is replaced by the client's number.
+        HELLO is a text that is sent after the handshake. Stuck clients have a small receive buffer, and stop reading
+        once they are connected.
+    expect N STAMPED     Reset the counts; each reading client now expects N messages.
+    wait MILLISECONDS    Answer when every client has received them.
+    posters N PORT       Open N persistent connections for HTTP requests.
+    post N RATE FILE     Send the request in FILE N times, at RATE per second, or with RATE 0 as fast as answers arrive.
 
-A time stamp is an `@` and 19 digits: in a request that bears one it is replaced by the time when the request was due
-(`time.monotonic_ns()`, the same clock in all processes), and messages that bear it are timed when they arrive.
-Times in answers are microseconds or, where they are points in time, nanoseconds.
+A time stamp is an `@` and 19 digits. In a request it is replaced by the time at which the request was due
+(`time.monotonic_ns()`, the same clock in all processes); a message that contains it is timed on arrival.
+Durations in answers are in microseconds unless named `seconds`, and points in time are in nanoseconds.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ _T = TypeVar("_T", bound=msgspec.Struct)
 
 
 class Samples(msgspec.Struct, frozen=True):
-    """Microseconds."""
+    """A distribution of durations, in microseconds."""
 
     count: int
     p50: float
@@ -47,7 +48,7 @@ class Samples(msgspec.Struct, frozen=True):
 
 
 class Connected(msgspec.Struct, frozen=True):
-    """How a `connect` went: `first` is the time to the handshake's end, `until` the time to the message wanted."""
+    """The result of `connect`: `first` is the time to the end of the handshake, `until` that to the awaited message."""
 
     seconds: float
     first: Samples
@@ -55,7 +56,7 @@ class Connected(msgspec.Struct, frozen=True):
 
 
 class Received(msgspec.Struct, frozen=True):
-    """What came since `expect`: when the first and the last message did (ns), and the load client's own CPU seconds."""
+    """The messages since `expect`: arrival of the first and the last (ns), and the CPU seconds of the load client."""
 
     first: int
     last: int
@@ -67,7 +68,7 @@ class Received(msgspec.Struct, frozen=True):
 
 
 class Posted(msgspec.Struct, frozen=True):
-    """How requests went: when the first was begun (ns), and the times from due to answered."""
+    """The result of `post`: the start of the first request (ns), and the times from when each was due to its answer."""
 
     begun: int
     seconds: float
@@ -82,7 +83,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class Load:
-    """A load client; `fallback` chooses the one in Python. Every method raises RuntimeError for what went wrong."""
+    """A load client; `fallback` selects the one in Python. A method raises RuntimeError if the load client fails."""
 
     def __init__(self, *, fallback: bool = False) -> None:
         program = None if fallback else built(_SOURCE)
@@ -104,29 +105,29 @@ class Load:
         deflate: bool = False,
         stuck: bool = False,
     ) -> Connected:
-        """Add clients."""
+        """Connect clients."""
         line = f"connect {count} {port} {at_once} {deflate:d} {stuck:d}\t{path}\t{until or '-'}\t{hello or '-'}"
         connected = self._ask(line, Connected)
         self.clients += 0 if stuck else count
         return connected
 
     def expect(self, messages: int, *, stamped: bool = False) -> None:
-        """Count anew."""
+        """Reset the counts; each client now expects this many messages."""
         self._ask(f"expect {messages} {stamped:d}", _Answer)
 
     def wait(self, seconds: float = 60.0) -> Received:
-        """Return when everybody has everything, and nobody more than that."""
+        """Wait until every client has received all messages; raise RuntimeError if any got more."""
         received = self._ask(f"wait {seconds * 1000:.0f}", Received)
         if received.extra:
-            raise RuntimeError(f"{received.extra} messages came that were not expected")
+            raise RuntimeError(f"{received.extra} unexpected messages arrived")
         return received
 
     def open_posters(self, count: int, port: int) -> None:
-        """Connect publishers; once for each load client."""
+        """Connect publishers; at most once for each load client."""
         self._ask(f"posters {count} {port}", _Answer)
 
     def post(self, request: bytes, count: int = 1, *, rate: float = 0.0) -> Posted:
-        """Publish, and return when all is answered."""
+        """Send a request `count` times, and return when all are answered."""
         self._request.seek(0)
         self._request.truncate()
         self._request.write(request)
@@ -137,7 +138,7 @@ class Load:
         return posted
 
     def close(self) -> None:
-        """End it, and with it every connection."""
+        """End the load client and all its connections."""
         processes.end(self._process)
         self._request.close()
 
@@ -152,11 +153,11 @@ class Load:
     def _ask(self, line: str, kind: type[_T]) -> _T:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with contextlib.suppress(BrokenPipeError):  # its last word says why
+        with contextlib.suppress(BrokenPipeError):  # the last line of its output says why
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        error = msgspec.json.decode(answer, type=_Answer).error if answer else "it died"
+        error = msgspec.json.decode(answer, type=_Answer).error if answer else "the process ended"
         if error is not None:
             raise RuntimeError(f"load client: {error}")
         return msgspec.json.decode(answer, type=kind)

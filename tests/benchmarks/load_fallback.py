@@ -1,4 +1,4 @@
-"""The load client in Python, for a machine without a compiler: the commands of load.py, a fraction of the speed."""
+"""The load client in Python, for machines without a compiler; the commands are in load.py. Much slower than load.c."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ def _samples(nanoseconds: list[int]) -> dict[str, float]:
 
 
 class _Tally:
-    """What came since `expect`."""
+    """The counts since `expect`."""
 
     def __init__(self, each: int, *, stamped: bool) -> None:
         self.each = each
@@ -167,7 +167,7 @@ class _Load:
         async def publish(index: int) -> None:
             nonlocal failed
             for number in due:
-                if self._posters[index][0].at_eof():  # servers close what has been idle for seconds
+                if self._posters[index][0].at_eof():  # servers close a connection that was idle for seconds
                     self._posters[index] = await asyncio.open_connection("127.0.0.1", self._port)
                 reader, writer = self._posters[index]
                 begun = time.monotonic_ns()
@@ -205,7 +205,7 @@ class _Load:
 
 
 async def main() -> None:
-    """Obey until stdin ends."""
+    """Run commands until stdin ends."""
     load = _Load()
     while line := await asyncio.to_thread(sys.stdin.readline):
         try:

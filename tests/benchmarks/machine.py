@@ -1,4 +1,4 @@
-"""What the machine says: CPU time and memory of a process, its cores, and what to write beside a table."""
+"""CPU time and memory of a process, pinning to cores, and a description of the machine."""
 
 import os
 import platform
@@ -13,15 +13,15 @@ from pathlib import Path
 
 __all__ = ["SERVER_CORE", "built", "cpu_seconds", "describe", "keep_off_server_core", "memory", "pin_to_server_core"]
 
-# Servers have this core to themselves; the clients, Redis and the driver share the others.
+# Servers run alone on this core; load clients, Redis and the driver share the others.
 SERVER_CORE = 0
 
 _PACKAGES = ("litestar", "uvicorn", "uvloop", "redis", "websockets", "fastapi", "python-socketio")
 
 
 def cpu_seconds(pid: int) -> float:
-    """CPU time, user and system, that all threads of a process have used so far."""
-    with suppress(FileNotFoundError, IndexError):  # nanoseconds, where the kernel keeps them
+    """Return the CPU time, user and system, of all threads of a process, in seconds."""
+    with suppress(FileNotFoundError, IndexError):  # in nanoseconds, if the kernel provides them
         tasks = Path(f"/proc/{pid}/task").iterdir()
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
@@ -29,25 +29,25 @@ def cpu_seconds(pid: int) -> float:
 
 
 def memory(pid: int) -> int:
-    """Bytes of memory that a process occupies (RSS)."""
+    """Return the resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def pin_to_server_core(pid: int) -> None:
-    """Let a server run on its core alone, where there is more than one."""
+    """Pin a process to the servers' core, if there is more than one core."""
     if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
         os.sched_setaffinity(pid, {SERVER_CORE})
 
 
 def keep_off_server_core() -> None:
-    """Leave the servers' core to them; what this process starts does so too."""
+    """Keep this process and its children off the servers' core."""
     if hasattr(os, "sched_setaffinity") and (os.cpu_count() or 1) > 1:
         os.sched_setaffinity(0, set(range(os.cpu_count() or 1)) - {SERVER_CORE})
 
 
 @cache
 def built(source: Path) -> Path | None:
-    """The program made from a C file, or None if there is no compiler."""
+    """Compile a C file and return the program, or None if there is no compiler."""
     compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         return None
@@ -57,7 +57,7 @@ def built(source: Path) -> Path | None:
 
 
 def describe(redis: str) -> dict[str, object]:
-    """The machine, the versions and the date; `redis` is the server's own word for its version."""
+    """Return the machine, versions and date; `redis` is the version that the server reports."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores, Linux {platform.release()}",

@@ -1,4 +1,4 @@
-"""The picture of how the cost grows: two panels of lines, as SVG written by hand."""
+"""A chart of the throughput by clients and by replicas: two panels of lines, as SVG without a library."""
 
 import math
 from collections.abc import Sequence
@@ -17,10 +17,10 @@ Line = tuple[str, list[tuple[float, float]]]
 
 
 def picture(results: Results) -> str | None:
-    """Deliveries a second over clients and over replicas; None if neither was measured."""
+    """Draw the deliveries per second by clients and by replicas; None if neither was measured."""
     panels = [
-        ("Deliveries a second, by clients of one replica", CLIENTS, True, _lines(results, "clients", CLIENTS)),
-        ("Deliveries a second, by replicas on one Redis", REPLICAS, False, _lines(results, "replicas", REPLICAS)),
+        ("Deliveries per second, by clients of one replica", CLIENTS, True, _lines(results, "clients", CLIENTS)),
+        ("Deliveries per second, by replicas on one Redis", REPLICAS, False, _lines(results, "replicas", REPLICAS)),
     ]
     panels = [panel for panel in panels if panel[3]]
     if not panels:
@@ -39,7 +39,7 @@ def picture(results: Results) -> str | None:
 
 
 def _lines(results: Results, row: str, ticks: Sequence[int]) -> list[Line]:
-    """A line for each subject."""
+    """Return a line for each subject."""
     found: dict[str, list[tuple[float, float]]] = {}
     for case, subject, rate in results.every(row, "rate"):
         found.setdefault(subject, []).append((int(case.split(" ")[0].replace(",", "")), rate))

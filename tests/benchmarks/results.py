@@ -1,4 +1,4 @@
-"""What was measured: every value of every round, its medians, and the tables made of them."""
+"""The results: all values of all rounds, their medians, and tables of them."""
 
 import statistics
 from collections.abc import Iterable, Sequence
@@ -8,7 +8,7 @@ __all__ = ["Column", "Results", "Table"]
 
 
 class Column(NamedTuple):
-    """A figure in a table: `scale` makes the unit of `header` out of the value's own."""
+    """A column of a table; a value times `scale` is in the unit of `header`."""
 
     metric: str
     header: str
@@ -17,7 +17,7 @@ class Column(NamedTuple):
 
 
 class Table(NamedTuple):
-    """How a row is printed; with `base`, a last column compares the first figure with that subject's."""
+    """The format of a row; with `base`, a last column has the ratio of the first figure to that subject's."""
 
     title: str
     columns: Sequence[Column]
@@ -25,30 +25,30 @@ class Table(NamedTuple):
 
 
 class Results:
-    """Values by row, case (what was asked) and subject (of whom)."""
+    """Values by row, case (the conditions) and subject (the server)."""
 
     def __init__(self) -> None:
         self._values: dict[str, dict[tuple[str, str], dict[str, list[float]]]] = {}
 
     def add(self, row: str, case: str, subject: str, values: dict[str, float]) -> None:
-        """Keep one round's values."""
+        """Add the values of one round."""
         kept = self._values.setdefault(row, {}).setdefault((case, subject), {})
         for metric, value in values.items():
             kept.setdefault(metric, []).append(value)
 
     def median(self, row: str, case: str, subject: str, metric: str) -> float | None:
-        """The median over the rounds, or None if this was not measured."""
+        """Return the median over the rounds, or None if it was not measured."""
         values = self._values.get(row, {}).get((case, subject), {}).get(metric)
         return statistics.median(values) if values else None
 
     def every(self, row: str, metric: str) -> Iterable[tuple[str, str, float]]:
-        """Case, subject and median of one metric of a row."""
+        """Yield case, subject and median of one metric of a row."""
         for (case, subject), metrics in self._values.get(row, {}).items():
             if metric in metrics:
                 yield case, subject, statistics.median(metrics[metric])
 
     def table(self, row: str, table: Table) -> str:
-        """A row as a Markdown table."""
+        """Return a row as a Markdown table."""
         heads = ["", "", *(column.header for column in table.columns)]
         if table.base:
             heads.append(f"x {table.base}")
@@ -63,7 +63,7 @@ class Results:
         return f"### {table.title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
     def as_json(self) -> dict[str, Any]:
-        """All values of all rounds."""
+        """Return all values of all rounds."""
         return {
             row: [{"case": case, "subject": subject, **metrics} for (case, subject), metrics in cases.items()]
             for row, cases in self._values.items()

@@ -1,6 +1,6 @@
-"""Who is measured: this service and its peers, how each is started, joined and published to.
+"""The subjects: this service and its peers, and how to start each, connect to it and publish to it.
 
-A `Server` is one of them as a running process, with a load client of its own. What is measured stands in `rows/`.
+A `Server` is the process of a subject, with a load client of its own. The measurements are in `rows/`.
 """
 
 import contextlib
@@ -44,11 +44,11 @@ _encode = msgspec.json.encode
 
 
 class Subject(NamedTuple):
-    """One to be measured.
+    """A server to be measured.
 
-    `way` is how many events at once are published to it: this service's batch route, `PUBLISH` of ready frames, the
-    library's own `emit`, or a request that says how often. `speed` is a guess of its deliveries a second, by which the
-    length of a round is chosen. `until` and `hello` are its greeting, as the load client wants them.
+    `way` is how many events are published at once: by this service's batch route, by `PUBLISH` of complete frames, by
+    the library's `emit`, or by a request with a repeat count. `speed` is an estimate of its deliveries per second, from
+    which the length of a round is chosen. `until` and `hello` are the greeting, for the load client.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Subject(NamedTuple):
 
     @property
     def source(self) -> Path:
-        """The file that it is built from, if it is a program in C."""
+        """The source file, if the subject is a program in C."""
         return _PEERS / self.module
 
     def available(self) -> bool:
-        """Whether it can run here."""
+        """Return True if the subject can run here."""
         if self.source.suffix == ".c":
             return built(self.source) is not None
         return not self.package or find_spec(self.package) is not None
@@ -91,7 +91,7 @@ ROUTES = Subject("Litestar routes", "litestar_routes", "repeat", 0)
 
 
 def data_of(size: int) -> dict[str, Any]:
-    """An event's data, whose frame on the wire has about `size` bytes and bears a time stamp."""
+    """Return event data whose frame has about `size` bytes and contains a time stamp."""
     data = {
         "id": 1,
         "event_id": 1,
@@ -103,29 +103,29 @@ def data_of(size: int) -> dict[str, Any]:
         "reasoning": "",
         "started_at": "2026-01-31T12:00:00.000Z",
     }
-    # words, as compressible as text is
+    # Text, so that it is as compressible as real data.
     words = " ".join(f"{word} {number}" for number in range(size // 20) for word in ("person", "parcel", "left"))
     return {**data, "reasoning": words[: max(0, size - len(frame_of(data)))]}
 
 
 def frame_of(data: dict[str, Any]) -> bytes:
-    """The message that peers send: what this service makes of the data."""
+    """Return the message that peers send, equal to the message that this service would send for the data."""
     return _encode({"type": "event", "data": data, "sequence": 1000000, "requires_ack": False})
 
 
 def request(path: str, body: bytes, *headers: str) -> bytes:
-    """An HTTP request, ready."""
+    """Return the bytes of an HTTP request."""
     lines = (f"POST {path} HTTP/1.1", "Host: 127.0.0.1", "Content-Type: application/json", *headers)
     return "\r\n".join((*lines, f"Content-Length: {len(body)}", "", "")).encode() + body
 
 
 def batch_request(data: dict[str, Any], size: int) -> bytes:
-    """A request with `size` events for this service's batch route."""
+    """Return a request with `size` events for this service's batch route."""
     return request("/broadcast/batch", b"[" + b",".join([_encode({"type": "event", "data": data})] * size) + b"]")
 
 
 class Server:
-    """A subject's process on a core of its own, and its load client; `shared` leaves it on all cores."""
+    """The process of a subject, pinned to the servers' core unless `shared`, and its load client."""
 
     def __init__(
         self,
@@ -152,21 +152,21 @@ class Server:
             self._wait_until_it_listens()
             self.load = stack.enter_context(self.extra_load())
             self.load.open_posters(_POSTERS, self.port)
-            self._stack = stack.pop_all()  # from here on it is `close` that ends them
+            self._stack = stack.pop_all()  # from here on `close` ends them
 
     def connect(self, clients: int, path: str = "", **how: Any) -> Connected:
-        """Add clients, by the subject's own greeting and path unless told otherwise."""
+        """Connect clients, by default with the subject's own greeting and path."""
         how = {"until": self.subject.until, "hello": self.subject.hello, **how}
         if how.get("deflate") and how["until"]:
             how["until"] = "*"  # the greeting may be compressed
         return self.load.connect(clients, self.port, path or self.subject.path, **how)
 
     def extra_load(self) -> Load:
-        """Another load client of the same kind."""
+        """Start another load client of the same kind."""
         return Load(fallback=self._fallback)
 
     def one(self, data: dict[str, Any]) -> bytes:
-        """The request that publishes one event."""
+        """Return the request that publishes one event."""
         match self.subject.way:
             case "batch":
                 return request("/broadcast/event", _encode(data))
@@ -176,7 +176,7 @@ class Server:
                 return request("/publish", frame_of(data))
 
     def publish(self, data: dict[str, Any], events: int) -> None:
-        """Publish many events as fast as they are taken."""
+        """Publish many events as fast as the server accepts them."""
         match self.subject.way:
             case "batch":
                 most = max(1, min(500, events, _LARGEST_BODY // len(frame_of(data))))
@@ -198,9 +198,9 @@ class Server:
                     manager.emit("event", data)
 
     def saturate(self, data: dict[str, Any], events: int) -> dict[str, float]:
-        """One round of publishing as fast as possible: deliveries a second, and CPU microseconds for each.
+        """Publish as fast as possible for one round; return deliveries per second and CPU microseconds per delivery.
 
-        `busy` and `client_busy` are the shares of the time that the server and the load client used.
+        `busy` and `client_busy` are the CPU shares of the server and of the load client.
         """
         self.load.expect(events)
         cpu, start = self.cpu(), time.monotonic_ns()
@@ -218,20 +218,20 @@ class Server:
         }
 
     def cpu(self) -> float:
-        """CPU seconds that the server has used."""
+        """Return the CPU seconds that the server has used."""
         return cpu_seconds(self._process.pid)
 
     def memory(self) -> int:
-        """Bytes of memory that the server occupies."""
+        """Return the resident memory of the server, in bytes."""
         return memory(self._process.pid)
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """The process id of the server."""
         return self._process.pid
 
     def close(self) -> None:
-        """End clients and server."""
+        """Stop the load client and the server."""
         self._stack.close()
 
     def __enter__(self) -> Self:
@@ -257,7 +257,7 @@ class Server:
             "WEBSOCKET_PING_INTERVAL_SECONDS": "3600",  # peers send no heartbeats either
             "WEBSOCKET_IDLE_TIMEOUT_SECONDS": "3600",
             "DRAIN_SECONDS": "0",
-            "HISTORY_SIZE": "100000",  # a load client that a busy machine holds up is not to be closed for it
+            "HISTORY_SIZE": "100000",  # so that a load client delayed by a busy machine is not closed
             "LOG_LEVEL": "ERROR",
         }
 

@@ -1,4 +1,4 @@
-"""The benchmarks' own correctness: everybody gets everything, and tables say what was measured. No times are judged."""
+"""Correctness of the benchmarks: all clients receive all events, and tables show the values. Times are not checked."""
 
 import re
 from urllib.request import urlopen
@@ -27,7 +27,7 @@ _NEEDS_COMPILER = pytest.mark.skipif(built(SEND.source) is None, reason="no C co
     "fallback", [pytest.param(False, marks=_NEEDS_COMPILER, id="C"), pytest.param(True, id="Python")]
 )
 def test_this_service_delivers_everything(redis_url: str, fallback: bool) -> None:
-    """Saturated, one at a time, paced, deflated, with patterns and beside a stuck client: all events reach all."""
+    """All events reach all clients: saturated, one by one, paced, deflated, with patterns, next to a stuck client."""
     with Server(OURS, redis_url, fallback=fallback) as server:
         server.connect(_CLIENTS - 10)
         server.connect(5, "/ws/events?events=event*,camera-{}.*")
@@ -48,7 +48,7 @@ def test_this_service_delivers_everything(redis_url: str, fallback: bool) -> Non
 @pytest.mark.system
 @pytest.mark.parametrize("subject", [RAW, pytest.param(SEND, marks=_NEEDS_COMPILER)], ids=lambda subject: subject.name)
 def test_the_limits_deliver_everything(redis_url: str, subject: Subject) -> None:
-    """What this service is compared with does the work that it is compared for."""
+    """The peers deliver all events as well."""
     with Server(subject, redis_url) as server:
         server.connect(_CLIENTS)
         assert server.saturate(data_of(350), 50)["rate"] > 0
@@ -57,7 +57,7 @@ def test_the_limits_deliver_everything(redis_url: str, subject: Subject) -> None
 
 @pytest.mark.system
 def test_tracing_is_what_it_says(redis_url: str) -> None:
-    """Each variant delivers everything; only those that trace give events their trace; the bare one counts nothing."""
+    """Each variant delivers all events; only those with tracing add a traceparent; the bare service counts nothing."""
     with variants(Bench(redis_url, seconds=0.05)) as servers:
         traced = {}
         for name, server in servers.items():
@@ -76,14 +76,14 @@ def test_tracing_is_what_it_says(redis_url: str) -> None:
 
 
 def test_events_have_the_size_that_is_asked_for() -> None:
-    """A frame is as long as the tables say, within the numbers' digits."""
+    """A frame has the requested size, apart from the digits of its numbers."""
     for size in (350, 4096):
         frame = frame_of(data_of(size))
         assert abs(len(frame) - size) < 10
 
 
 def test_tables_show_medians_ratios_and_whether_aims_are_met() -> None:
-    """A table has a line for each case and subject; an aim that was not measured is left out."""
+    """A table has a line for each case and subject; a target that was not measured is left out."""
     results = Results()
     row = next(row for row in ROWS if row.name == "saturated")
     case = "1,000 clients, 350 B"
@@ -99,7 +99,7 @@ def test_tables_show_medians_ratios_and_whether_aims_are_met() -> None:
 
 
 def test_the_picture_has_a_line_for_each_subject() -> None:
-    """One panel for clients, one for replicas; nothing where nothing was measured."""
+    """The chart has a panel for clients and one for replicas; without values there is no chart."""
     results = Results()
     assert picture(results) is None
     for clients, rate in ((1, 1e4), (10_000, 3e6)):

@@ -1,5 +1,5 @@
-"""The others, each a server of its own: `python -m tests.benchmarks.peers.NAME PORT REDIS_URL CHANNEL`.
+"""The peers, each a separate server: `python -m tests.benchmarks.peers.NAME PORT REDIS_URL CHANNEL`.
 
-All take WebSocket clients, and a POST to /publish whose body goes to every client, through Redis where they have one.
-They are as small and as fast as their libraries' documentation makes them, without filters, numbers or history.
+Each accepts WebSocket clients, and a POST to /publish whose body it sends to every client, through Redis if the library
+supports it. They follow the documentation of their libraries, without filters, numbering or history.
 """

@@ -1,6 +1,6 @@
-"""Two Litestar routes for the row of publishing: /empty does nothing, /publish only does `PUBLISH`.
+"""Two Litestar routes to compare publishing with: /empty does nothing, /publish only runs `PUBLISH`.
 
-The server is set up as this service's own is (`handlers.server.server`).
+The server has the same options as this service's own (`handlers.server.server`).
 """
 
 import sys

@@ -1,4 +1,4 @@
-"""Python's limit: asyncio transports on uvloop, frames made once, one write per client and event; no Redis, no HTTP."""
+"""The limit of Python: asyncio transports on uvloop, frames encoded once, one write per client and event, no Redis."""
 
 import asyncio
 import sys
@@ -13,7 +13,7 @@ _tasks: set[asyncio.Task[None]] = set()
 
 
 class _Connection(asyncio.Protocol):
-    """A client if its request is a GET; a publisher's POST goes to all, `X-Repeat` times."""
+    """A client if its request is a GET; the body of a POST is sent to all clients, `X-Repeat` times."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._transport = transport
@@ -45,7 +45,7 @@ async def _fan_out(frame: bytes, head: bytes) -> None:
 
 
 def _framed(body: bytes) -> bytes:
-    """One text frame (RFC 6455 section 5.2)."""
+    """Return a text frame (RFC 6455 section 5.2)."""
     size = len(body)
     return b"\x81" + (bytes((size,)) if size < 126 else b"\x7e" + size.to_bytes(2)) + body
 

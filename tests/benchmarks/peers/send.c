@@ -1,5 +1,5 @@
-/* The kernel's own limit: one send(2) per delivery, and nothing else. Clients are taken like WebSocket clients; a POST
- * hands its body, as one text frame, to each of them, `X-Repeat` times.   send PORT
+/* The limit of the operating system: one send(2) per delivery, and nothing else. Clients connect like WebSocket clients;
+ * the body of a POST is sent to each of them as one text frame, `X-Repeat` times. Usage: send PORT
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -26,7 +26,7 @@ static size_t make_frame(const char *body, size_t length)
     return header + length;
 }
 
-/* Reads one request; returns 0 if nothing more is to be read from this connection. */
+/* Reads one request; returns 0 if there is nothing more to read from this connection. */
 static int serve(int fd)
 {
     static const char agreed[] = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n";

@@ -1,4 +1,4 @@
-"""python-socketio on asyncio, with its Redis manager; clients speak Engine.IO 4 over WebSocket alone."""
+"""python-socketio on asyncio, with its Redis manager; clients use Engine.IO 4 over WebSocket only."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What is measured, a file each, in the order of the tables."""
+"""The measurements, one per file, in the order of the tables."""
 
 from tests.benchmarks.bench import Row
 from tests.benchmarks.rows import compression, connections, growth, held, paced, publish, saturated, single, tracing

@@ -1,4 +1,4 @@
-"""Compression: what permessage-deflate costs for an event, over the number of clients who share it."""
+"""Compression: the cost of permessage-deflate per event, by the number of clients that share it."""
 
 from tests.benchmarks.bench import Bench, Row
 from tests.benchmarks.results import Column, Table
@@ -13,7 +13,7 @@ PLAIN, DEFLATED = "plain", "deflate"
 
 
 def run(bench: Bench) -> None:
-    """The same events to clients who agreed on deflate, and to clients who did not."""
+    """Publish the same events to clients with permessage-deflate and to clients without."""
     data = data_of(4096)
     with bench.servers(OURS, FASTAPI) as plain, bench.servers(OURS, FASTAPI) as deflated:
         for clients in CLIENTS:

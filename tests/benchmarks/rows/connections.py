@@ -1,4 +1,4 @@
-"""Connections: what an idle one weighs, how fast they come, and a storm of clients that resume."""
+"""Connections: memory of an idle one, connects per second, and a storm of clients that resume."""
 
 import contextlib
 import time
@@ -13,12 +13,12 @@ __all__ = ["DEFLATED", "FAR", "NEAR", "NEW", "PLAIN", "ROWS", "idle", "storm"]
 
 PLAIN, DEFLATED = "plain", "permessage-deflate offered"
 NEW, NEAR, FAR = "new clients", "50 events behind (memory)", "500 events behind (Redis)"
-# More at a time would overflow the listening sockets' backlog, and measure TCP's retransmission timer.
+# More would overflow the backlog of the listening socket, and so measure TCP's retransmission timer.
 _AT_ONCE = 4000
 
 
 def run_idle(bench: Bench) -> None:
-    """Many idle connections to each, once: a process of its own each time, for memory is never given back."""
+    """Open many idle connections to each subject once, each in a new process, because memory is not returned."""
     clients = 2000 if bench.quick else 10_000
     for deflate in (False, True):
         for subject in (OURS, FASTAPI) if bench.quick else (OURS, FASTAPI, CHANNELS, SOCKETIO):
@@ -30,7 +30,7 @@ def run_idle(bench: Bench) -> None:
 
 
 def idle(server: Server, clients: int, *, deflate: bool) -> dict[str, float]:
-    """Bytes of memory and CPU microseconds for each connection, and connections a second."""
+    """Return bytes of memory and CPU microseconds per connection, and connects per second."""
     server.connect(100, deflate=deflate)
     before, cpu = server.memory(), server.cpu()
     connected = server.connect(clients, deflate=deflate)
@@ -44,7 +44,7 @@ def idle(server: Server, clients: int, *, deflate: bool) -> dict[str, float]:
 
 
 def run_storm(bench: Bench) -> None:
-    """All at once: clients who are new, who miss a little, and who miss more than the replica has in memory."""
+    """Connect many clients at once: new ones, ones that missed few events, and ones that need the history in Redis."""
     clients = 1000 if bench.quick else 5000
     with contextlib.ExitStack() as stack:
         servers = {case: stack.enter_context(bench.servers(OURS))[0] for case in (NEW, NEAR, FAR)}
@@ -57,8 +57,8 @@ def run_storm(bench: Bench) -> None:
 
 
 def storm(server: Server, clients: int, behind: int | None) -> dict[str, float]:
-    """Milliseconds from the beginning of a connection to what ends it: its first frame, or the resume's verdict."""
-    server.publish(data_of(350), 700)  # what is missed was never read back before
+    """Return the times from the start of a connection to its first message, or to the verdict of its resume."""
+    server.publish(data_of(350), 700)  # events that nothing has read back from the history yet
     with redis.Redis.from_url(server.redis_url, decode_responses=True) as link:
         position: dict[str, str] = link.hgetall(f"{{{server.channel}}}:position")
         path, until = "/ws/events", "connected"
@@ -78,7 +78,7 @@ def storm(server: Server, clients: int, behind: int | None) -> dict[str, float]:
 
 
 def _reads(link: "redis.Redis") -> float:
-    """How many ranges of any history Redis has read so far, the look for the oldest entry included."""
+    """Return how many XRANGE commands Redis has run so far, including those for the oldest entry."""
     return float(link.info("commandstats").get("cmdstat_xrange", {"calls": 0})["calls"])
 
 
@@ -98,7 +98,7 @@ ROWS = [
     Row(
         "storm",
         Table(
-            "A storm of clients who connect, or reconnect and resume",
+            "A storm of clients that connect, or reconnect and resume",
             (
                 Column("p50", "p50 ms", 0, 1e-3),
                 Column("p99", "p99 ms", 0, 1e-3),

@@ -1,4 +1,4 @@
-"""How the cost grows: over the clients of one replica, and over replicas on one Redis."""
+"""Growth: throughput by the number of clients of one replica, and by the number of replicas on one Redis."""
 
 import contextlib
 import time
@@ -17,7 +17,7 @@ _CLIENTS_EACH = 1000
 
 
 def run_clients(bench: Bench) -> None:
-    """One replica, more and more clients."""
+    """Measure one replica with an increasing number of clients."""
     with bench.servers(OURS, FASTAPI, SEND) as servers:
         for clients in CLIENTS[:-1] if bench.quick else CLIENTS:
             for server in servers:
@@ -26,7 +26,7 @@ def run_clients(bench: Bench) -> None:
 
 
 def run_replicas(bench: Bench) -> None:
-    """One more replica at a time, each with its own clients; all cores are theirs."""
+    """Measure an increasing number of replicas, each with its own clients, on all cores."""
     with contextlib.ExitStack() as stack:
         replicas: list[Server] = []
         for count in REPLICAS:
@@ -43,7 +43,7 @@ def run_replicas(bench: Bench) -> None:
 
 
 def _together(replicas: list[Server], data: dict[str, Any], events: int) -> dict[str, float]:
-    """One round: published to the first, counted at all."""
+    """Publish one round to the first replica, and count deliveries of all."""
     for replica in replicas:
         replica.load.expect(events)
     cpu, start = sum(replica.cpu() for replica in replicas), time.monotonic_ns()

@@ -1,4 +1,4 @@
-"""The loop: for how long a fan-out keeps it from turning, by a probe inside the service."""
+"""The event loop: how long a fan-out blocks it, measured by a probe inside the service."""
 
 import os
 import signal
@@ -18,9 +18,10 @@ _PROBED = OURS._replace(module="tests.benchmarks.held_service")
 
 
 def run(bench: Bench) -> None:
-    """Few and many clients; events one at a time and saturated, small and large.
+    """Measure few and many clients, with events one at a time and saturated, small and large.
 
-    What saturates is published through a second replica: a batch of hundreds holds the loop of the one that takes it.
+    The saturating events are published through a second replica, because a batch of hundreds of events blocks the event
+    loop of the replica that decodes it.
     """
     with (
         tempfile.TemporaryDirectory(prefix="bench-broadcaster-") as directory,
@@ -55,7 +56,7 @@ def run(bench: Bench) -> None:
 
 
 def _held(server: Server, file: Path) -> float:
-    """Milliseconds since the last call."""
+    """Return the longest time, in milliseconds, for which the event loop was blocked since the last call."""
     file.unlink(missing_ok=True)
     os.kill(server.pid, signal.SIGUSR1)
     while not (file.exists() and file.stat().st_size):
@@ -63,4 +64,4 @@ def _held(server: Server, file: Path) -> float:
     return float(file.read_text())
 
 
-ROW = Row("held", Table("The loop did not turn for", (Column("held", "longest, ms", 1),)), run)
+ROW = Row("held", Table("Event loop blocked", (Column("held", "longest, ms", 1),)), run)

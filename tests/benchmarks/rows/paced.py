@@ -1,4 +1,4 @@
-"""Paced: so many events a second to 1,000 clients, each timed from when its request was due to each socket."""
+"""Paced: a fixed rate of events to 1,000 clients; each event is timed from when its request was due to each socket."""
 
 import contextlib
 import socket
@@ -17,8 +17,8 @@ CLIENTS = 1000
 ALIKE = "100/s"
 MIXES = "100/s, 10 mixes of patterns"
 SETS = "100/s, 1,000 sets of patterns"
-STUCK = "100/s, one stuck client beside"
-SLOW = "100/s, one client beside that reads 1 kB/s"
+STUCK = "100/s, plus one stuck client"
+SLOW = "100/s, plus one client that reads 1 kB/s"
 HALF = "50/s"
 
 _VARIANTS = (
@@ -33,7 +33,7 @@ _VARIANTS = (
     (HALF, CHANNELS, 50),
 )
 
-# Each lets the event through, so that what differs is the price of the patterns alone.
+# Each mix matches the event, so that only the cost of the patterns differs.
 _MIXES = (
     "event",
     "event.*",
@@ -49,7 +49,7 @@ _MIXES = (
 
 
 def run(bench: Bench) -> None:
-    """Start every variant, and let them take turns."""
+    """Start all variants and measure them in turn."""
     seconds = 2 if bench.quick else 4
     with contextlib.ExitStack() as stack:
         servers = []
@@ -70,7 +70,7 @@ def run(bench: Bench) -> None:
 
 
 def paced(server: Server, rate: int, seconds: float) -> dict[str, float]:
-    """One round: latency in microseconds, CPU for each delivery."""
+    """Publish for one round; return latencies and CPU per delivery in microseconds."""
     events = max(1, int(rate * seconds))
     server.load.expect(events, stamped=True)
     cpu = server.cpu()
@@ -101,7 +101,7 @@ def _join(server: Server, case: str) -> None:
 
 
 def _fill(server: Server) -> None:
-    """Publish more than a socket's buffers and the high-water mark hold: who reads little is behind from here on."""
+    """Publish more than the socket buffers and the high-water mark hold, so that slow clients fall behind."""
     for _ in range(10):
         server.load.expect(2000)
         server.publish(data_of(350), 2000)
@@ -109,7 +109,7 @@ def _fill(server: Server) -> None:
 
 
 class _Slow:
-    """A client that reads a kilobyte each second."""
+    """A client that reads one kilobyte per second."""
 
     def __init__(self, port: int) -> None:
         self._socket = socket.socket()

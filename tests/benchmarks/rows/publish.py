@@ -1,4 +1,4 @@
-"""Publishing: requests a second beside routes that do less, and events a second through the batch route."""
+"""Publishing: requests per second compared with simpler routes, and events per second of the batch route."""
 
 import time
 
@@ -13,7 +13,7 @@ _LISTENERS = 10
 
 
 def run_single(bench: Bench) -> None:
-    """One event a request."""
+    """Measure requests with one event each."""
     body = frame_of(data_of(350))
     with bench.servers(OURS, ROUTES) as (ours, routes):
         routed = {
@@ -31,7 +31,7 @@ def run_single(bench: Bench) -> None:
 
 
 def requests(server: Server, ready: bytes, connections: int, seconds: float) -> dict[str, float]:
-    """One round: requests a second, CPU microseconds for each, latency in microseconds."""
+    """Send requests for one round; return requests per second, and CPU and latency in microseconds."""
     with server.extra_load() as load:
         load.open_posters(connections, server.port)
         probe = load.post(ready, 10 * connections)
@@ -50,7 +50,7 @@ def requests(server: Server, ready: bytes, connections: int, seconds: float) -> 
 
 
 def run_batch(bench: Bench) -> None:
-    """Many events a request, with a few clients who listen."""
+    """Measure requests with many events each, with a few connected clients."""
     with bench.servers(OURS) as (ours,):
         ours.connect(_LISTENERS)
         for size in (100, 1000):
@@ -63,7 +63,7 @@ def run_batch(bench: Bench) -> None:
 
 
 def batches(server: Server, size: int, connections: int, seconds: float) -> dict[str, float]:
-    """One round: events a second, and events for each CPU second of the server until its clients have them."""
+    """Send batches for one round; return events per second and per CPU second, until all clients have them."""
     ready = batch_request(data_of(350), size)
     count = max(connections, int(30_000 * seconds / size))
     with server.extra_load() as load:
@@ -87,7 +87,7 @@ ROWS = [
     Row(
         "publish",
         Table(
-            "Publish, one event a request",
+            "Publish, one event per request",
             (
                 Column("rate", "requests/s"),
                 Column("cpu", "CPU µs each", 0),

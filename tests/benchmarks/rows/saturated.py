@@ -1,4 +1,4 @@
-"""Fan-out, saturated: events published as fast as they are taken, until every client has every one of them."""
+"""Saturated fan-out: events are published as fast as possible, until every client has received all of them."""
 
 from tests.benchmarks.bench import Bench, Row
 from tests.benchmarks.results import Column, Table
@@ -15,7 +15,7 @@ FIGURES = (
 
 
 def run(bench: Bench) -> None:
-    """Let the number of clients grow, and measure both sizes at each."""
+    """Measure both event sizes with an increasing number of clients."""
     with bench.servers(OURS, FASTAPI, CHANNELS, SOCKETIO, RAW, SEND) as servers:
         for clients in (1000,) if bench.quick else (100, 1000, 10_000):
             for server in servers:
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
 
 
 def saturate(bench: Bench, servers: list[Server], size: int, *key: str) -> None:
-    """Take turns; how many events make a round is learned from the round before."""
+    """Measure the servers in turn; the rate of each round sets the number of events of the next."""
     data = data_of(size)
     events = {server: events_for(server, server.subject.speed * 350 / size, bench.seconds / 4) for server in servers}
 
@@ -38,7 +38,7 @@ def saturate(bench: Bench, servers: list[Server], size: int, *key: str) -> None:
 
 
 def events_for(server: Server, rate: float, seconds: float) -> int:
-    """How many events keep a server busy for about so long, at so many deliveries a second."""
+    """Return the number of events that keep a server busy for `seconds` at `rate` deliveries per second."""
     return max(1, int(rate * seconds / server.load.clients))
 
 

@@ -1,4 +1,4 @@
-"""One event at a time: the next is published when every client has the last, so that nothing can be joined."""
+"""One event at a time: the next is published when every client has the last, so no writes can be combined."""
 
 import statistics
 from typing import Any
@@ -11,7 +11,7 @@ __all__ = ["ROW", "one_at_a_time"]
 
 
 def run(bench: Bench) -> None:
-    """Measure at one number of clients, and at a larger one."""
+    """Measure with one number of clients, and with a larger one."""
     with bench.servers(OURS, RAW, SEND, FASTAPI, CHANNELS, SOCKETIO) as servers:
         data = data_of(350)
         for clients in (1000,) if bench.quick else (1000, 10_000):
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
 
 
 def one_at_a_time(server: Server, data: dict[str, Any], events: int) -> dict[str, float]:
-    """One round: CPU microseconds for each delivery and each event; times from request to first and last client."""
+    """Publish events one by one; return CPU microseconds per delivery and event, and times to first and last client."""
     request = server.one(data)
     first, last = [], []
     frames = size = 0

@@ -1,4 +1,4 @@
-"""Tracing: what publishing and the fan-out cost with none, off, sampled and always on, in turn in one run."""
+"""Tracing: the cost of publishing and fan-out without telemetry, with tracing off, sampled and always on."""
 
 import contextlib
 import socket
@@ -22,7 +22,7 @@ _CLIENTS = 1000
 
 @contextlib.contextmanager
 def variants(bench: Bench) -> Iterator[dict[str, Server]]:
-    """The service in each way, and a collector that takes the spans on another core."""
+    """Start the service in each variant, and a collector on another core that accepts the spans."""
     with _sink() as endpoint, contextlib.ExitStack() as stack:
         on = {"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": endpoint}
         ways = {
@@ -60,7 +60,7 @@ def _sink() -> Iterator[str]:
 
 
 def run_publish(bench: Bench) -> None:
-    """One event a request; the spans' export counts too, as it is the same process that makes it."""
+    """Measure publishes; the export of spans counts too, because it runs in the same process."""
     with variants(bench) as servers:
         ready = next(iter(servers.values())).one(data_of(350))
         bench.in_turn(
@@ -69,7 +69,7 @@ def run_publish(bench: Bench) -> None:
 
 
 def run_fanout(bench: Bench) -> None:
-    """Saturated, and so in batches: more than 16 events at once are one span."""
+    """Measure the saturated fan-out, which delivers batches; more than 16 events at once get one span."""
     with variants(bench) as servers:
         for server in servers.values():
             server.connect(_CLIENTS)
@@ -80,7 +80,7 @@ ROWS = [
     Row(
         "traced-publish",
         Table(
-            "Tracing, publish, one event a request",
+            "Tracing, publish, one event per request",
             (
                 Column("cpu", "CPU µs each", 0),
                 Column("rate", "requests/s"),
