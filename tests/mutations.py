@@ -1,7 +1,8 @@
-"""Breaks the service on purpose, one thing at a time, to see that tests notice: `python -m tests.mutations`.
+"""Mutation tests: `python -m tests.mutations` breaks the service in one place after the other, and runs tests.
 
-By hand, half an hour or less; arguments choose mutations by name. Each is applied to a copy of the tree in a temporary
-folder and meets the tests that should fail; whichever survives is printed as such, and the exit status is 1.
+Run by hand; it takes half an hour or less, and arguments select mutations by name. Each mutation is applied to a copy
+of the tree in a temporary folder, and each of its tests must fail there. If a test passes, the mutation is printed as
+SURVIVED, and the exit status is 1.
 """
 
 import shutil
@@ -16,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 
 
 class Mutation(NamedTuple):
-    """One change: `old` becomes `new` in `file`, and each of `tests` alone must fail."""
+    """A mutation: `old` is replaced by `new` in `file`, and each of `tests` alone must fail."""
 
     name: str
     file: str
@@ -29,7 +30,7 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
-        "numbers given per process: in receipts",
+        "receipts are numbered per process",
         "kernel/publishing/publisher.py",
         "        made = ReplayedReceipt if publication.replayed else Receipt\n",
         "        made = ReplayedReceipt if publication.replayed else Receipt\n"
@@ -38,42 +39,42 @@ MUTATIONS: Final = (
         (MODEL, "tests/system/test_two_replicas.py"),
     ),
     Mutation(
-        "numbers given per process: in frames",
+        "frames are numbered per process",
         "kernel/log/frames.py",
         "            entry.sequence,\n            requires_ack,\n",
         "            setattr(cls, 'count', getattr(cls, 'count', 0) + 1) or cls.count,\n            requires_ack,\n",
         (MODEL, "tests/system/test_two_replicas.py"),
     ),
     Mutation(
-        "publishes without regard to delivery",
+        "publishes do not wait for deliveries (no flow control)",
         "kernel/publishing/publisher.py",
         "                await self._window.enter(len(types), self._link.require)\n",
         "                self._window.enter_again(len(types))\n",
         ("tests/kernel/publishing/test_publisher.py", "tests/system/test_link_faults.py"),
     ),
     Mutation(
-        "what does not come is never fetched",
+        "events missed by the subscription are never fetched",
         "kernel/listening/deafness.py",
         "        return now - self._since < self.grace\n",
         "        return True\n",
         ("tests/kernel/listening/test_deafness.py", "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
-        "no refill of a hole",
+        "missing events are not refilled",
         "kernel/listening/position_check.py",
         "                frames = await self._log.stored(self._log.place, last)\n",
         "                frames = [Frame(position, b'{}')]\n",
         (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
-        "no gap is announced: in a refill",
+        "a refill does not announce a gap",
         "kernel/listening/position_check.py",
         "                frames = [Frame.gap(epoch, self._log.place.sequence + 1, gone.oldest - 1)]\n",
         "                frames = [Frame(Position(epoch, gone.oldest - 1), b'{}')]\n",
         (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
-        "no gap is announced: between events",
+        "a gap between events is not announced",
         "kernel/log/log.py",
         "                yield Frame.gap(epoch, expected, sequence - 1)\n",
         "                pass\n",
@@ -84,14 +85,14 @@ MUTATIONS: Final = (
         ),
     ),
     Mutation(
-        "a replay skips the gap that it should announce",
+        "a replay skips a gap without announcing it",
         "kernel/clients/catchup.py",
         "                oldest = gone.oldest\n",
         "",
         (MODEL, "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
-        "no internal id: a retry is another publish",
+        "a retry is published under a new id",
         "kernel/publishing/publisher.py",
         "                publication = await self._transport.publish(outgoing, self._fence())\n",
         "                again = outgoing._replace(id=secrets.token_hex(8))\n"
@@ -99,28 +100,28 @@ MUTATIONS: Final = (
         (MODEL, "tests/kernel/publishing/test_publisher.py"),
     ),
     Mutation(
-        "no record of the internal id",
+        "the script writes no record of a publish",
         "kernel/redis/publish.lua",
         "  redis.call('SET', request.key, record, 'PX', ARGV[request.at + 1])\n",
         "",
         ("tests/kernel/log/test_transport.py", "tests/system/test_publish_faults.py"),
     ),
     Mutation(
-        "events during the trial, before clients are told that Redis is back",
+        "events are delivered during the trial, before the circuit closes",
         "kernel/listening/subscription.py",
         "                await self._link.present()\n",
         "",
         ("tests/kernel/listening/test_subscription.py", "tests/system/test_degraded.py -k test_in_and_out"),
     ),
     Mutation(
-        "a second listener: what is not healthy is started again",
+        "a second listener is started if the first is unhealthy",
         "kernel/listening/supervisor.py",
         "                if task is None or task.done():\n",
         "                if task is None or task.done() or not self.healthy:\n",
         (MODEL, "tests/kernel/listening/test_supervisor.py", "tests/system/test_link_faults.py -k nothing"),
     ),
     Mutation(
-        "a second listener: the subscription that is left stays open",
+        "the old subscription stays open after a restart",
         "kernel/listening/subscription.py",
         "        async with aclosing(self._transport.listen(self._idle)) as batches:\n",
         "        batches = self._transport.listen(self._idle)\n"
@@ -129,21 +130,21 @@ MUTATIONS: Final = (
         ("tests/kernel/listening/test_subscription.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
-        "a deaf subscription is refilled, and kept",
+        "a subscription that receives nothing is kept",
         "kernel/listening/subscription.py",
         "                if self._deafness.deaf:\n",
         "                if False:\n",
         ("tests/kernel/listening/test_subscription.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
-        "a task is told but once to end",
+        "a task is cancelled only once",
         "kernel/resilience/tasks.py",
         "        _, pending = await asyncio.wait(pending, timeout=_AGAIN_SECONDS)\n",
         "        await asyncio.wait(pending)\n        return\n",
         ("tests/kernel/listening/test_supervisor.py",),
     ),
     Mutation(
-        "a run is handed to the clients before it is in the log",
+        "events are sent to clients before they are in the log",
         "kernel/listening/delivery.py",
         "            self._log.append(run)\n"
         "            result = await self._fan_out.deliver(run, before, report.begin)\n",
@@ -152,14 +153,14 @@ MUTATIONS: Final = (
         ("tests/kernel/listening/test_delivery.py", "tests/kernel/clients/test_hub.py"),
     ),
     Mutation(
-        "a check from before the subscription counts",
+        "a check made before the subscription counts",
         "kernel/listening/deafness.py",
         "        self._check_counts = self._subscribed\n",
         "        self._check_counts = True\n",
         ("tests/kernel/listening/test_deafness.py",),
     ),
     Mutation(
-        "publishes that wait are not woken by a delivery",
+        "a delivery does not wake waiting publishes",
         "kernel/listening/delivery.py",
         "        self._observer.delivered(report.delivered(self._log.place, self._clock()))\n"
         "        self._flow_control.wake()\n",
@@ -167,28 +168,28 @@ MUTATIONS: Final = (
         ("tests/kernel/listening/test_delivery.py",),
     ),
     Mutation(
-        "a walk that is cancelled is not finished",
+        "a cancelled fan-out is not finished",
         "kernel/clients/hub.py",
         "            for _ in steps:\n                pass\n",
         "",
         ("tests/kernel/clients/test_hub.py",),
     ),
     Mutation(
-        "no fence: a fork is not seen",
+        "the script does not detect a fork",
         "kernel/redis/publish.lua",
         "  if ARGV[4] ~= epoch then return false end\n",
         "  do return false end\n",
         ("tests/kernel/log/test_transport.py", "tests/system/test_epochs.py"),
     ),
     Mutation(
-        "no fence handed over",
+        "calls carry no fence",
         "kernel/log/ring.py",
         "        return Fence(self.place, self._id)\n",
         "        return Fence(NOWHERE, '')\n",
         (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
-        "the fence has no id",
+        "the fence carries no event id",
         "kernel/log/ring.py",
         '            self._id = "" if frame.entry is None else frame.entry.id\n',
         '            self._id = ""\n',
@@ -199,7 +200,7 @@ MUTATIONS: Final = (
         ),
     ),
     Mutation(
-        "a position that was overtaken passes for a step back",
+        "an outdated position is taken for a fork",
         "kernel/listening/position_check.py",
         "        return await self._transport.position(self._log.ring.fence, probe=probe)\n",
         "        found = await self._transport.position(self._log.ring.fence, probe=probe)\n"
@@ -210,35 +211,35 @@ MUTATIONS: Final = (
         ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k overtaken"),
     ),
     Mutation(
-        "who joins during a walk gets it twice",
+        "a client that joins during a fan-out gets the batch twice",
         "kernel/clients/fanout.py",
         "                if client.place is not start:\n                    continue\n",
         "",
         ("tests/kernel/clients/test_fanout.py", "tests/kernel/clients/test_hub.py"),
     ),
     Mutation(
-        "live one event too early",
+        "a client goes live one event too early",
         "kernel/clients/catchup.py",
         "                if frames:\n",
         "                if len(frames) > 1:\n",
         (MODEL, "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
-        "a slow client is never behind",
+        "a slow client is not switched to catch-up",
         "kernel/clients/hub.py",
         "            self._observer.slowed()\n            self._step_aside(client)\n",
         "            self._observer.slowed()\n",
         ("tests/kernel/clients/test_catchup.py", "tests/system/test_slow_clients.py"),
     ),
     Mutation(
-        "an epoch begins without a word",
+        "a new epoch is not announced",
         "kernel/listening/position_check.py",
         "            await self._delivery.deliver([Frame.new_epoch(epoch)])\n",
         "            await self._delivery.deliver([Frame(Position(epoch, 0), b'{}')])\n",
         (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
-        "heartbeats tell the replica's place",
+        "heartbeats carry the replica's position",
         "kernel/clients/hub.py",
         "        client.tell(Ping(client.place.sequence, client.place.epoch))\n",
         "        client.tell(Ping(self._log.place.sequence, self._log.place.epoch))\n",
@@ -255,7 +256,7 @@ MUTATIONS: Final = (
 
 
 def survives(mutation: Mutation, tests: str) -> bool:
-    """Whether these tests pass with the mutation in place."""
+    """Return True if the tests pass although the mutation is applied."""
     with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
         copy = Path(folder) / "tree"
         ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", ".hypothesis")
@@ -263,7 +264,7 @@ def survives(mutation: Mutation, tests: str) -> bool:
         file = copy / mutation.file
         source = file.read_text()
         if source.count(mutation.old) != 1:
-            raise SystemExit(f"{mutation.name}: {mutation.file} has changed, and so must this script")
+            raise SystemExit(f"{mutation.name}: `old` must be in {mutation.file} exactly once; update it here")
         file.write_text(source.replace(mutation.old, mutation.new))
         command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
         try:
@@ -271,13 +272,13 @@ def survives(mutation: Mutation, tests: str) -> bool:
         except subprocess.TimeoutExpired:
             return False
         if done.returncode not in (0, 1):
-            said = (done.stdout + done.stderr).decode()
-            raise SystemExit(f"{mutation.name}: {tests} could not be run: status {done.returncode}\n{said}")
+            output = (done.stdout + done.stderr).decode()
+            raise SystemExit(f"{mutation.name}: {tests} could not be run: status {done.returncode}\n{output}")
         return done.returncode == 0
 
 
 def main() -> int:
-    """Try all, or those that are named."""
+    """Run all mutations, or those named on the command line."""
     survivors = 0
     for mutation in MUTATIONS:
         if len(sys.argv) > 1 and mutation.name not in sys.argv[1:]:
@@ -287,7 +288,7 @@ def main() -> int:
             survived = survives(mutation, tests)
             survivors += survived
             verdict = "SURVIVED" if survived else "found"
-            print(f"{verdict:9}{mutation.name:45}{tests} ({time.monotonic() - begun:.0f} s)", flush=True)
+            print(f"{verdict:9}{mutation.name:64}{tests} ({time.monotonic() - begun:.0f} s)", flush=True)
     return 1 if survivors else 0
 
 
