@@ -57,7 +57,7 @@ MUTATIONS: Final = (
         "kernel/listening/deafness.py",
         "        return now - self._since < self.grace\n",
         "        return True\n",
-        ("tests/kernel/listening/test_deafness.py", "tests/kernel/listening/test_position_check.py"),
+        ("tests/kernel/listening/test_deafness.py", "tests/kernel/listening/test_subscription.py"),
     ),
     Mutation(
         "missing events are not refilled",
