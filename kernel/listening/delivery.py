@@ -27,8 +27,9 @@ class FanOut(Protocol):
     async def deliver(self, frames: list[Frame], after: Position, begin: float) -> RunResult:
         """Write frames that follow `after` to each live client that is at that very position.
 
-        `begin` is when the delivery of the whole batch started, in seconds since the epoch. If this is cancelled, every
-        client still receives the frames.
+        The frames were appended to the log just now; the implementation takes hold of the live clients before its first
+        await, so that a client that joins later is not given them twice. `begin` is when the delivery of the whole
+        batch started, in seconds since the epoch. If this is cancelled, every client still receives the frames.
         """
         ...
 

@@ -3,6 +3,7 @@
 import asyncio
 
 from kernel.log.check_requests import CheckRequests
+from kernel.resilience.circuit import CircuitState
 
 
 async def settle() -> None:
@@ -21,6 +22,14 @@ async def test_a_request_ends_the_wait() -> None:
     checks.request()
     async with asyncio.timeout(5):
         await waiting
+
+
+async def test_a_change_of_the_circuit_ends_the_wait() -> None:
+    """The position check does not sleep through a circuit that opens or closes."""
+    checks = CheckRequests()
+    checks.circuit_changed(CircuitState.OPEN)
+    async with asyncio.timeout(5):
+        await checks.wait(60)
 
 
 async def test_a_check_under_way_does_not_answer() -> None:

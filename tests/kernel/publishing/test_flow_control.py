@@ -10,6 +10,7 @@ from kernel.log.ring import Ring
 from kernel.log.transport import Publication
 from kernel.position import Position
 from kernel.publishing.flow_control import FlowControl
+from kernel.resilience.circuit import CircuitState
 
 
 class CountedRequests(CheckRequests):
@@ -145,7 +146,7 @@ async def test_circuit(replica: Replica) -> None:
     waiting = [replica.enter(1) for _ in range(3)]
     assert await entered(*waiting) == [False, False, False]
     replica.open = True
-    replica.flow.wake()
+    replica.flow.circuit_changed(CircuitState.OPEN)
     for task in (*waiting, replica.enter(1)):
         with pytest.raises(CircuitOpen):
             await task
