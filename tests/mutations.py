@@ -32,10 +32,10 @@ MUTATIONS: Final = (
     Mutation(
         "receipts are numbered per process",
         "kernel/publishing/publisher.py",
-        "        made = ReplayedReceipt if publication.replayed else Receipt\n",
-        "        made = ReplayedReceipt if publication.replayed else Receipt\n"
-        "        self._number = getattr(self, '_number', 0) + publication.size\n"
-        "        publication = publication._replace(first=self._number - publication.size + 1)\n",
+        "        made = ReplayedReceipt if replayed else Receipt\n",
+        "        made = ReplayedReceipt if replayed else Receipt\n"
+        "        self._number = getattr(self, '_number', 0) + size\n"
+        "        first = self._number - size + 1\n",
         (MODEL, "tests/system/test_two_replicas.py"),
     ),
     Mutation(
@@ -48,8 +48,8 @@ MUTATIONS: Final = (
     Mutation(
         "publishes do not wait for deliveries (no flow control)",
         "kernel/publishing/publisher.py",
-        "                await self._window.enter(len(types), self._link.require)\n",
-        "                self._window.enter_again(len(types))\n",
+        "                await self._flow.enter(len(types), self._link.require)\n",
+        "                self._flow.enter_again(len(types))\n",
         ("tests/kernel/publishing/test_publisher.py", "tests/system/test_link_faults.py"),
     ),
     Mutation(
@@ -94,9 +94,9 @@ MUTATIONS: Final = (
     Mutation(
         "a retry is published under a new id",
         "kernel/publishing/publisher.py",
-        "                publication = await self._transport.publish(outgoing, self._fence())\n",
+        "                publication = await self._transport.publish(outgoing, self._ring.fence)\n",
         "                again = outgoing._replace(id=secrets.token_hex(8))\n"
-        "                publication = await self._transport.publish(again, self._fence())\n",
+        "                publication = await self._transport.publish(again, self._ring.fence)\n",
         (MODEL, "tests/kernel/publishing/test_publisher.py"),
     ),
     Mutation(
