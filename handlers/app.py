@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 
-from litestar import Litestar, Router
+from litestar import Litestar
 from litestar.datastructures import State
-from litestar.di import Provide
 
 from handlers.openapi.page import openapi_config
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
+from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
 from handlers.routes.health import health_routes
 from handlers.routes.metrics import metrics_route
 from handlers.routes.websocket import websocket_route
 from handlers.settings import Settings
-from kernel import BroadcasterConfig, EventBroadcaster, Observer, RedisTransport, get_broadcaster
+from kernel import BroadcasterConfig, EventBroadcaster, Observer, RedisTransport
 from telemetry import Exposition, Telemetry
 
 __all__ = ["create_app"]
@@ -27,6 +27,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
     release = version("event-broadcaster")
     telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, version=release)
     broadcaster = _broadcaster(settings, redis_url, telemetry.observers)
+    state = State({"broadcaster": broadcaster})
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
@@ -41,23 +42,18 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
 
     return Litestar(
         route_handlers=[
-            Router("/", route_handlers=[broadcast_router(settings)], middleware=telemetry.middleware),
+            broadcast_router(settings, telemetry.middleware),
             *health_routes,
             metrics_route(Exposition(broadcaster)),
             websocket_route(settings),
         ],
-        dependencies={"broadcaster": Provide(provide_broadcaster, sync_to_thread=False)},
+        dependencies={BROADCASTER: broadcaster_provider(state)},
         exception_handlers=exception_handlers,
         openapi_config=openapi_config(settings, version=release),
-        state=State({"broadcaster": broadcaster}),
+        state=state,
         lifespan=[lifespan],
         logging_config=None,
     )
-
-
-def provide_broadcaster(state: State) -> EventBroadcaster:
-    """Give a route the application's one broadcaster."""
-    return get_broadcaster(state)
 
 
 def _broadcaster(settings: Settings, redis_url: str, observers: Sequence[Observer]) -> EventBroadcaster:

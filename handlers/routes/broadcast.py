@@ -1,14 +1,18 @@
-"""The publish routes: one for each broadcast method of the kernel.
+"""The publish routes: one function for each broadcast method of the kernel.
 
-What all of them share (reading a request, both forms of a body, the answer) is in `publishing`.
+What they share (reading a request, decoding its body, the answer) is in `publishing`.
 """
 
+from collections.abc import Sequence
 from typing import Final, TypeAlias
 
-from litestar import Router, post
+from litestar import Router
+from litestar.types import Middleware
 
 from handlers.auth import encoded
-from handlers.routes.publishing import publishes
+from handlers.routes.dependencies import Broadcaster
+from handlers.routes.publishing import publish_route, publish_routes
+from handlers.routes.request import API_KEYS, MAX_BODY_BYTES
 from handlers.settings import Settings
 from kernel import (
     AlertAcknowledgedMessage,
@@ -20,7 +24,6 @@ from kernel import (
     CameraStatusMessage,
     DetectionBatchMessage,
     DetectionNewMessage,
-    EventBroadcaster,
     EventMessage,
     InfrastructureAlertMessage,
     Message,
@@ -33,7 +36,7 @@ from kernel import (
 )
 from kernel.messages import wire_type_of
 
-__all__ = ["broadcast_router"]
+__all__ = ["PUBLISH_ROUTES", "broadcast_router"]
 
 AlertMessage: TypeAlias = (
     AlertCreatedMessage
@@ -44,115 +47,107 @@ AlertMessage: TypeAlias = (
     | AlertDeletedMessage
 )
 
-_ALERT_KINDS: Final = ("created", "updated", "acknowledged", "resolved", "dismissed", "deleted")
 
-
-@post("/event", tags=["events"])
-@publishes
-async def broadcast_event(broadcaster: EventBroadcaster, message: EventMessage, options: PublishOptions) -> Receipt:
-    """Publish `event`."""
+@publish_route("/broadcast/event", tags=["events"])
+async def broadcast_event(broadcaster: Broadcaster, message: EventMessage, options: PublishOptions) -> Receipt:
+    """Publish a security event."""
     return await broadcaster.broadcast_event(message.data, options=options)
 
 
-@post("/service-status", tags=["status"])
-@publishes
+@publish_route("/broadcast/service-status", tags=["status"])
 async def broadcast_service_status(
-    broadcaster: EventBroadcaster, message: ServiceStatusMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: ServiceStatusMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `service_status`."""
+    """Publish the status of a service."""
     return await broadcaster.broadcast_service_status(message.data, timestamp=message.timestamp, options=options)
 
 
-@post("/scene-change", tags=["cameras"])
-@publishes
+@publish_route("/broadcast/scene-change", tags=["cameras"])
 async def broadcast_scene_change(
-    broadcaster: EventBroadcaster, message: SceneChangeMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: SceneChangeMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `scene_change`."""
+    """Publish a scene change."""
     return await broadcaster.broadcast_scene_change(message.data, options=options)
 
 
-@post("/camera-status", tags=["cameras"])
-@publishes
+@publish_route("/broadcast/camera-status", tags=["cameras"])
 async def broadcast_camera_status(
-    broadcaster: EventBroadcaster, message: CameraStatusMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: CameraStatusMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `camera_status`."""
+    """Publish the status of a camera."""
     return await broadcaster.broadcast_camera_status(message.data, options=options)
 
 
-# One path for each kind, not a path parameter: an unknown kind is then an unknown path, refused before credentials are
-# asked for, and each kind is described with the body that it takes.
-@post(
-    [f"/alert/{kind}" for kind in ("created", "updated", "acknowledged", "resolved", "dismissed", "deleted")],
+# One path for each step instead of a path parameter: an unknown step is an unknown path (a 404 even without a key), and
+# OpenAPI describes each path with its own body.
+@publish_routes(
+    {
+        "/broadcast/alert/created": AlertCreatedMessage,
+        "/broadcast/alert/updated": AlertUpdatedMessage,
+        "/broadcast/alert/acknowledged": AlertAcknowledgedMessage,
+        "/broadcast/alert/resolved": AlertResolvedMessage,
+        "/broadcast/alert/dismissed": AlertDismissedMessage,
+        "/broadcast/alert/deleted": AlertDeletedMessage,
+    },
     tags=["alerts"],
 )
-@publishes
-async def broadcast_alert(broadcaster: EventBroadcaster, message: AlertMessage, options: PublishOptions) -> Receipt:
-    """Publish `alert_created` to `alert_deleted`."""
+async def broadcast_alert(broadcaster: Broadcaster, message: AlertMessage, options: PublishOptions) -> Receipt:
+    """Publish a step in the life of an alert."""
     return await broadcaster.broadcast_alert(message.data, wire_type_of(message), options=options)
 
 
-@post("/worker-status", tags=["status"])
-@publishes
+@publish_route("/broadcast/worker-status", tags=["status"])
 async def broadcast_worker_status(
-    broadcaster: EventBroadcaster, message: WorkerStatusMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: WorkerStatusMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `worker_status`."""
+    """Publish the status of a worker."""
     return await broadcaster.broadcast_worker_status(message.data, timestamp=message.timestamp, options=options)
 
 
-@post("/detection/new", tags=["detections"])
-@publishes
+@publish_route("/broadcast/detection/new", tags=["detections"])
 async def broadcast_detection_new(
-    broadcaster: EventBroadcaster, message: DetectionNewMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: DetectionNewMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `detection.new`."""
+    """Publish a detection."""
     return await broadcaster.broadcast_detection_new(message.data, options=options)
 
 
-@post("/detection/batch", tags=["detections"])
-@publishes
+@publish_route("/broadcast/detection/batch", tags=["detections"])
 async def broadcast_detection_batch(
-    broadcaster: EventBroadcaster, message: DetectionBatchMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: DetectionBatchMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `detection.batch`."""
+    """Publish a closed batch of detections."""
     return await broadcaster.broadcast_detection_batch(message.data, options=options)
 
 
-@post("/infrastructure-alert", tags=["status"])
-@publishes
+@publish_route("/broadcast/infrastructure-alert", tags=["status"])
 async def broadcast_infrastructure_alert(
-    broadcaster: EventBroadcaster, message: InfrastructureAlertMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: InfrastructureAlertMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `infrastructure_alert`."""
+    """Publish an alert of the infrastructure monitoring."""
     return await broadcaster.broadcast_infrastructure_alert(message.data, options=options)
 
 
-@post("/summary-update", tags=["events"])
-@publishes
+@publish_route("/broadcast/summary-update", tags=["events"])
 async def broadcast_summary_update(
-    broadcaster: EventBroadcaster, message: SummaryUpdateMessage, options: PublishOptions
+    broadcaster: Broadcaster, message: SummaryUpdateMessage, options: PublishOptions
 ) -> Receipt:
-    """Publish `summary_update`."""
+    """Publish the hourly and daily summaries."""
     return await broadcaster.broadcast_summary_update(message.data.hourly, message.data.daily, options=options)
 
 
-@post("/batch", tags=["batch"])
-@publishes
-async def broadcast_batch(
-    broadcaster: EventBroadcaster, messages: list[Message], options: PublishOptions
-) -> list[Receipt]:
-    """Publish several messages at once, in their order."""
+@publish_route("/broadcast/batch", tags=["batch"])
+async def broadcast_batch(broadcaster: Broadcaster, messages: list[Message], options: PublishOptions) -> list[Receipt]:
+    """Publish several messages of any type in one call, in the given order, all or none."""
     return await broadcaster.broadcast_batch(messages, options=options)
 
 
-_ROUTES: Final = (
+PUBLISH_ROUTES: Final = (
     broadcast_event,
     broadcast_service_status,
     broadcast_scene_change,
     broadcast_camera_status,
-    broadcast_alert,
+    *broadcast_alert,
     broadcast_worker_status,
     broadcast_detection_new,
     broadcast_detection_batch,
@@ -160,13 +155,14 @@ _ROUTES: Final = (
     broadcast_summary_update,
     broadcast_batch,
 )
+"""Every publish route, in the order of the documentation."""
 
 
-def broadcast_router(settings: Settings) -> Router:
-    """Gather the publish routes under /broadcast, with the keys and the size of body that the settings allow."""
+def broadcast_router(settings: Settings, middleware: Sequence[Middleware] = ()) -> Router:
+    """Return the publish routes, with the API keys and the largest body that the settings allow."""
     return Router(
-        "/broadcast",
-        route_handlers=_ROUTES,
-        opt={"api_keys": encoded(settings.api_keys)},
-        request_max_body_size=settings.http_max_body_bytes,
+        "/",
+        route_handlers=PUBLISH_ROUTES,
+        middleware=middleware,
+        opt={API_KEYS: encoded(settings.api_keys), MAX_BODY_BYTES: settings.http_max_body_bytes},
     )

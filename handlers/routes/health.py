@@ -5,12 +5,14 @@ Not here: metrics (telemetry), what degraded and ready mean (kernel).
 """
 
 from datetime import UTC, datetime
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
-from litestar import HttpMethod, Request, Response, route
+from litestar import HttpMethod, Response, route
+from litestar.openapi import ResponseSpec
 
-from kernel import CircuitState, CircuitStatus, EventBroadcaster, get_broadcaster
+from handlers.routes.dependencies import Broadcaster
+from kernel import CircuitState, CircuitStatus, EventBroadcaster
 
 __all__ = ["CircuitReport", "Health", "Readiness", "health_routes"]
 
@@ -72,6 +74,7 @@ class Health(msgspec.Struct, frozen=True):
     "/health/live",
     http_method=_METHODS,
     summary="Does the event loop turn?",
+    response_description="As it is at this moment",
     tags=["operation"],
     sync_to_thread=False,
 )
@@ -84,13 +87,14 @@ def health_live() -> Response[Readiness]:
     "/health/ready",
     http_method=_METHODS,
     summary="May clients be sent here?",
+    response_description="As it is at this moment",
+    responses={503: ResponseSpec(Readiness, description="Not ready: `reason` says why", generate_examples=False)},
     description="200 also while degraded: clients may connect, and get what they missed when Redis is back.",
     tags=["operation"],
     sync_to_thread=False,
 )
-def health_ready(request: Request[Any, Any, Any]) -> Response[Readiness]:
+def health_ready(broadcaster: Broadcaster) -> Response[Readiness]:
     """503 until Redis was reached once, and while draining."""
-    broadcaster = get_broadcaster(request.app.state)
     if broadcaster.draining:
         return Response(Readiness("not_ready", "draining"), status_code=503, headers=_NO_STORE)
     if not broadcaster.ready:
@@ -102,13 +106,14 @@ def health_ready(request: Request[Any, Any, Any]) -> Response[Readiness]:
     "/health",
     http_method=_METHODS,
     summary="How is this replica?",
+    response_description="As it is at this moment",
     description="Always 200: the status is in the body.",
     tags=["operation"],
     sync_to_thread=False,
 )
-def health(request: Request[Any, Any, Any]) -> Response[Health]:
+def health(broadcaster: Broadcaster) -> Response[Health]:
     """Everything that is known at this moment, without asking Redis."""
-    return Response(_report(get_broadcaster(request.app.state)), headers=_NO_STORE)
+    return Response(_report(broadcaster), headers=_NO_STORE)
 
 
 def _report(broadcaster: EventBroadcaster) -> Health:

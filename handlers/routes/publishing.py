@@ -1,43 +1,100 @@
-"""Turns a typed function into a publish route.
+"""Publish routes: make a Litestar route of a typed function that calls one broadcast method.
 
-The function says which message it takes and which broadcast method it calls; `publishes` adds what all publish routes
-share: reading headers and body, both forms of a body, and the answer. The answer is ready bytes and the request is read
-without Litestar's parameter injection, because these routes are every publisher's hot path.
+The function takes the broadcaster, a decoded message and the publish options, and returns the receipt. The decorators
+here add what all publish routes share: they read the request, decode its body, call the function, and answer 202 with
+the receipt.
+
+Litestar injects the broadcaster. The message and the options do not come through Litestar's injection, which would cost
+more than four times the rest of the request, and the answer is sent as bytes that are ready: these routes are the hot
+path of every producer.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, TypeAlias, get_args, get_type_hints
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar, get_type_hints
 
 import msgspec
-from litestar import Request
-from litestar.di import NamedDependency
+from litestar import Request, post
+from litestar.handlers import HTTPRouteHandler
 from litestar.params import SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
+from handlers.routes.dependencies import Broadcaster
 from handlers.routes.request import read_publish
-from kernel import EventBroadcaster, Message, Receipt, ReplayedReceipt
-from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
+from kernel import EventBroadcaster, Message, PublishOptions, Receipt, ReplayedReceipt
+from kernel.messages import decode_batch, decode_message
 
-__all__ = ["publishes"]
+__all__ = ["BodyType", "body_type", "publish_route", "publish_routes"]
 
+MessageT = TypeVar("MessageT")
+Receipts: TypeAlias = Receipt | list[Receipt]
+BodyType: TypeAlias = type[Message] | type[list[Message]]
+PublishFunction: TypeAlias = Callable[[EventBroadcaster, MessageT, PublishOptions], Awaitable[Receipts]]
+
+_BODY_TYPE: Final = "body_type"
 _encode: Final = msgspec.json.Encoder().encode
 
-Published: TypeAlias = Receipt | list[Receipt]
-# What Litestar injects is not validated: that would cost more than the rest of the injection.
-_Broadcaster: TypeAlias = NamedDependency[SkipValidation[EventBroadcaster]]
-Handler: TypeAlias = Callable[[Request[Any, Any, Any], EventBroadcaster], Awaitable[ASGIApp]]
+
+def publish_route(path: str, *, tags: list[str]) -> Callable[[PublishFunction[MessageT]], HTTPRouteHandler]:
+    """Make a POST route of a publish function.
+
+    The annotation of the function's second parameter says what the body is: a message type (its bare data, or its
+    envelope), or `list[Message]` for a batch.
+    """
+
+    def decorate(function: PublishFunction[MessageT]) -> HTTPRouteHandler:
+        _, body, *_ = get_type_hints(function).values()
+        return _route(function, path, body, tags)
+
+    return decorate
+
+
+def publish_routes(
+    bodies: Mapping[str, type[Message]], *, tags: list[str]
+) -> Callable[[PublishFunction[MessageT]], list[HTTPRouteHandler]]:
+    """Make several POST routes of one publish function; `bodies` maps each path to the message type of its body."""
+
+    def decorate(function: PublishFunction[MessageT]) -> list[HTTPRouteHandler]:
+        return [_route(function, path, body, tags) for path, body in bodies.items()]
+
+    return decorate
+
+
+def body_type(route: HTTPRouteHandler) -> BodyType:
+    """Return what a publish route takes: a message type, or `list[Message]`."""
+    body: BodyType = route.opt[_BODY_TYPE]
+    return body
+
+
+def _route(function: PublishFunction[Any], path: str, body: BodyType, tags: list[str]) -> HTTPRouteHandler:
+    decode = _decoder(body)
+
+    async def handler(request: SkipValidation[Request[Any, Any, Any]], broadcaster: Broadcaster) -> ASGIApp:
+        content, options = await read_publish(request)
+        receipts = await function(broadcaster, decode(content), options)
+        return _Accepted(receipts, closing=broadcaster.draining)
+
+    handler.__name__ = function.__name__
+    handler.__doc__ = function.__doc__
+    return post(path, tags=tags, opt={_BODY_TYPE: body})(handler)
+
+
+def _decoder(body: BodyType) -> Callable[[bytes], Any]:
+    if isinstance(body, type) and issubclass(body, msgspec.Struct):
+        return partial(decode_message, str(body.__struct_config__.tag))
+    return decode_batch
 
 
 class _Accepted:
-    """The 202 as ready bytes."""
+    """The 202 answer to a publish, as bytes that are ready; `closing` tells the client to close the connection."""
 
     __slots__ = ("_body", "_headers")
 
-    def __init__(self, published: Published, *, closing: bool) -> None:
-        if isinstance(published, list):
-            body, first = _encode({"receipts": published}), published[0]
+    def __init__(self, receipts: Receipts, *, closing: bool) -> None:
+        if isinstance(receipts, list):
+            body, first = _encode({"receipts": receipts}), receipts[0]
         else:
-            body, first = _encode(published), published
+            body, first = _encode(receipts), receipts
         self._body = body
         self._headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         if isinstance(first, ReplayedReceipt):
@@ -48,34 +105,3 @@ class _Accepted:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 202, "headers": self._headers})
         await send({"type": "http.response.body", "body": self._body, "more_body": False})
-
-
-def publishes(function: Callable[..., Awaitable[Published]]) -> Handler:
-    """Make a route handler of `function(broadcaster, message, options)`, which returns the receipt.
-
-    The annotation of its second parameter says what the body is: one message type, a union of them (then the last part
-    of the path tells which: `alert_created` at `…/created`), or `list[Message]` for a batch.
-    """
-    decode = _decoder(function)
-
-    async def handler(request: Request[Any, Any, Any], broadcaster: _Broadcaster) -> ASGIApp:
-        body, options = await read_publish(request)
-        published = await function(broadcaster, decode(body, request.scope["path"]), options)
-        return _Accepted(published, closing=broadcaster.draining)
-
-    handler.__name__ = function.__name__
-    handler.__doc__ = function.__doc__
-    return handler
-
-
-def _decoder(function: Callable[..., Any]) -> Callable[[bytes, str], Any]:
-    hints = get_type_hints(function)
-    message = hints[function.__code__.co_varnames[1]]
-    if message == list[Message]:
-        return lambda body, _: decode_batch(body)
-    kinds = get_args(message) or (message,)
-    wire_types = [name for name, kind in MESSAGE_TYPES.items() if kind in kinds]
-    if len(wire_types) == 1:
-        return lambda body, _: decode_message(wire_types[0], body)
-    by_path = {wire_type.rpartition("_")[2]: wire_type for wire_type in wire_types}
-    return lambda body, path: decode_message(by_path[path.rpartition("/")[2]], body)

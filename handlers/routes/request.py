@@ -12,12 +12,15 @@ from typing import Any, Final, NoReturn, cast
 from litestar import Request
 from litestar.exceptions import ClientException, HTTPException
 from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE, HTTP_415_UNSUPPORTED_MEDIA_TYPE
-from litestar.types import HTTPReceiveMessage
+from litestar.types import HTTPReceiveMessage, Receive
 
 from handlers.auth import require_api_key
 from kernel import PublishOptions
 
-__all__ = ["read_publish"]
+__all__ = ["API_KEYS", "MAX_BODY_BYTES", "read_publish"]
+
+API_KEYS: Final = "api_keys"
+MAX_BODY_BYTES: Final = "max_body_bytes"
 
 _MEDIA_TYPE: Final = re.compile(rb"application/(?:[!#$%&'*+.^_`|~0-9a-z-]+\+)?json[ \t]*(?:;(.*))?", re.DOTALL)
 _CHARSET: Final = re.compile(rb"""(?:^|;)[ \t]*charset=["']?([^\s;"']*)""")
@@ -36,11 +39,13 @@ _NO_OPTIONS: Final = PublishOptions(validated=True)
 
 async def read_publish(request: Request[Any, Any, Any]) -> tuple[bytes, PublishOptions]:
     """Read a publish request's body, and its headers as options; raises HTTPException with status 401 to 415."""
-    headers = _combined(request.scope["headers"])
-    require_api_key(headers.items(), request.route_handler.opt["api_keys"])
+    scope = request.scope
+    allowed = scope["route_handler"].opt
+    headers = _combined(scope["headers"])
+    require_api_key(headers.items(), allowed[API_KEYS])
     _check_media_type(headers)
-    body = await _body(request, headers)
-    return body, _options(request.scope["path"], headers)
+    body = await _body(request.receive, headers, allowed[MAX_BODY_BYTES])
+    return body, _options(scope["path"], headers)
 
 
 def _combined(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
@@ -74,20 +79,19 @@ def _unsupported(detail: str) -> NoReturn:
     raise HTTPException(status_code=HTTP_415_UNSUPPORTED_MEDIA_TYPE, detail=detail)
 
 
-async def _body(request: Request[Any, Any, Any], headers: dict[bytes, bytes]) -> bytes:
+async def _body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
     """Read the body, at most one chunk beyond the limit; what is announced as too big is not read at all.
 
     What is left is for the server to pass over: closing on it would reset the connection, and the answer with it.
     Litestar's `request.body()` does the same, at half the cost of a whole empty route.
     """
-    limit = cast(int, request.route_handler.resolve_request_max_body_size())  # the router of these routes has one
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced) > limit:
         _too_large(limit)
     chunks = []
     size = 0
     while True:
-        message = cast("HTTPReceiveMessage", await request.receive())
+        message = cast("HTTPReceiveMessage", await receive())
         if message["type"] == "http.disconnect":
             raise ClientException("The client left before the body was complete.")
         chunk = message["body"]

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from litestar import WebSocket
-from litestar.di import NamedDependency
 from litestar.handlers import WebsocketRouteHandler, websocket
 
 from handlers.auth import origin_allowed, websocket_credentials_ok
 from handlers.problems import log_unexpected
+from handlers.routes.dependencies import Broadcaster
 from handlers.server.sinks import EXTENSION, AsgiSink, ReadySink
 from handlers.settings import Settings
 from kernel import EventBroadcaster
@@ -120,7 +120,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
     encodings = _Encodings(settings.websocket_compression_threshold, settings.websocket_compression_level)
 
     @websocket("/ws/events")
-    async def ws_events(socket: WebSocket[Any, Any, Any], broadcaster: NamedDependency[EventBroadcaster]) -> None:
+    async def ws_events(socket: WebSocket[Any, Any, Any], broadcaster: Broadcaster) -> None:
         if broadcaster.draining:
             await _refuse(socket, 503)
             return

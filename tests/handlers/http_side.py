@@ -4,12 +4,11 @@ from typing import Any
 
 from litestar import Litestar
 from litestar.datastructures import State
-from litestar.di import Provide
 
-from handlers.app import provide_broadcaster
 from handlers.openapi.page import openapi_config
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
+from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
 from handlers.routes.health import health_routes
 from handlers.settings import Settings
 from tests.fakes import FakeBroadcaster
@@ -37,11 +36,12 @@ ROUTES = {
 def http_side(broadcaster: FakeBroadcaster, **settings: Any) -> Litestar:
     """The HTTP side around a broadcaster, under the given settings."""
     chosen = Settings(**settings)
+    state = State({"broadcaster": broadcaster})
     return Litestar(
         route_handlers=[broadcast_router(chosen), *health_routes],
         exception_handlers=exception_handlers,
         openapi_config=openapi_config(chosen, version="1.2.3"),
-        dependencies={"broadcaster": Provide(provide_broadcaster, sync_to_thread=False)},
-        state=State({"broadcaster": broadcaster}),
+        dependencies={BROADCASTER: broadcaster_provider(state)},
+        state=state,
         logging_config=None,
     )
