@@ -13,7 +13,9 @@ from msgspec import Meta
 
 from handlers.openapi.examples import EXAMPLES
 from handlers.problems import PROBLEM_JSON, Problem
+from handlers.routes.broadcast import PUBLISH_ROUTES
 from handlers.routes.health import Health, Readiness
+from handlers.routes.publishing import BodyType, body_type
 from kernel import Message, Receipt
 from kernel.messages import MAX_BATCH, MESSAGE_TYPES
 
@@ -56,33 +58,19 @@ Batch = Annotated[list[Message], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
 def complete(document: Json) -> Json:
-    """Fill Litestar's document in; operations are known by their ids, `broadcast_<wire type>` those with a message."""
+    """Complete Litestar's document, in place: bodies, answers, headers, components."""
     paths = document["paths"]
     for path in paths.values():
-        path.pop("head", None)  # answers like GET, only shorter: nothing to describe
-    operations = {operation["operationId"]: operation for path in paths.values() for operation in path.values()}
-
-    ids = {wire_type: f"broadcast_{wire_type.replace('.', '_')}" for wire_type in MESSAGE_TYPES}
-    for wire_type, message in MESSAGE_TYPES.items():
-        operation = operations[ids[wire_type]]
-        operation["summary"] = (message.__doc__ or wire_type).partition(";")[0].rstrip(".")
-        _describe_publish(operation, _message_body(wire_type), "Receipt", _RECEIPT)
-    batch = operations["broadcast_batch"]
-    batch["summary"] = f"Up to {MAX_BATCH:,} messages of any type: all or none, in order"
-    _describe_publish(batch, _batch_body(), "BatchReceipt", {"receipts": [_RECEIPT]})
-
-    for name in ("health_live", "health_ready", "health"):
-        schema = _ref("schemas", "Health" if name == "health" else "Readiness")
-        operations[name]["responses"] = {"200": _content("As it is at this moment", "application/json", schema)}
-    not_ready = _content("Not ready: `reason` says why", "application/json", _ref("schemas", "Readiness"))
-    operations["health_ready"]["responses"]["503"] = not_ready
-    for operation in operations.values():
-        if operation.get("tags") == ["operation"]:
-            operation["security"] = []
-
-    # Litestar keeps several paths of one handler in a set, that is, in another order every time.
-    order = {operation_id: place for place, operation_id in enumerate(ids.values())}
-    document["paths"] = dict(sorted(paths.items(), key=lambda item: _place(item[1], order)))
+        path.pop("head", None)  # the same answer as GET, without its body
+        for operation in path.values():
+            if operation.get("tags") == ["operation"]:
+                operation["security"] = []
+            for response in operation["responses"].values():
+                if not response.get("headers"):
+                    response.pop("headers", None)
+    for route in PUBLISH_ROUTES:
+        for path in route.paths:
+            _describe_publish(paths[path]["post"], body_type(route))
     document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items()]
     components = document.setdefault("components", {})
     components["schemas"] = components.get("schemas", {}) | _schemas()
@@ -176,10 +164,6 @@ def _ref(kind: str, name: str) -> Json:
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
-def _place(path: Json, order: dict[str, int]) -> int:
-    return min(order.get(operation["operationId"], len(order)) for operation in path.values())
-
-
 def _content(description: str, media_type: str, schema: Json, example: Json | None = None) -> Json:
     content = {"schema": schema} if example is None else {"schema": schema, "example": example}
     return {"description": description, "content": {media_type: content}}
@@ -205,19 +189,26 @@ def _problem_response(status: HTTPStatus, description: str, detail: str, headers
     return response
 
 
-def _describe_publish(operation: Json, body: Json, receipt: str, example: Json) -> None:
-    accepted = _content("Published", "application/json", _ref("schemas", receipt), example)
+def _describe_publish(operation: Json, body: BodyType) -> None:
+    if isinstance(body, type) and issubclass(body, msgspec.Struct):
+        operation["summary"] = (body.__doc__ or body.__name__).partition(";")[0].rstrip(".")
+        content = _message_body(body)
+        accepted = _content("Published", "application/json", _ref("schemas", "Receipt"), _RECEIPT)
+    else:
+        operation["summary"] = f"Up to {MAX_BATCH:,} messages of any type: all or none, in order"
+        content = _batch_body()
+        receipts = {"receipts": [_RECEIPT]}
+        accepted = _content("Published", "application/json", _ref("schemas", "BatchReceipt"), receipts)
     accepted["headers"] = {"Idempotent-Replayed": _ref("headers", "IdempotentReplayed")}
     problems = {str(status.value): _ref("responses", name) for name, (status, *_) in _PROBLEMS.items()}
     operation["parameters"] = [_ref("parameters", name) for name in _PARAMETERS]
-    operation["requestBody"] = {"required": True, "content": {"application/json": body}}
+    operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     operation["responses"] = {"202": accepted, **problems}
 
 
-def _message_body(wire_type: str) -> Json:
-    message = MESSAGE_TYPES[wire_type]
+def _message_body(message: type[Message]) -> Json:
     data: type[msgspec.Struct] = message.__annotations__["data"]
-    envelope = EXAMPLES[wire_type]
+    envelope = EXAMPLES[str(message.__struct_config__.tag)]
     bare_field = {"anyOf": [{"required": [name]} for name in data.__struct_fields__]}
     is_envelope = {"anyOf": [{"required": ["type"]}, {"required": ["data"], "not": bare_field}]}
     forms = [
