@@ -9,7 +9,7 @@ from litestar import Litestar
 from litestar.testing import AsyncTestClient
 
 from tests.fakes import FakeBroadcaster
-from tests.handlers.http_side import http_side
+from tests.handlers.http_app import http_app
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def broadcaster() -> FakeBroadcaster:
 @pytest.fixture
 def make_app(broadcaster: FakeBroadcaster) -> Callable[..., Litestar]:
     """Makes the HTTP side under the settings that it is given."""
-    return partial(http_side, broadcaster)
+    return partial(http_app, broadcaster)
 
 
 @pytest.fixture

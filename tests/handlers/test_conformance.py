@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, settings
 from schemathesis.checks import CHECKS
 
 from tests.fakes import FakeBroadcaster
-from tests.handlers.http_side import http_side
+from tests.handlers.http_app import http_app
 
-schema = schemathesis.openapi.from_asgi("/schema/openapi.json", http_side(FakeBroadcaster()))
+schema = schemathesis.openapi.from_asgi("/schema/openapi.json", http_app(FakeBroadcaster()))
 # To JSON Schema 34.0 is an integer; here types are strict, and it is not.
 TOO_STRICT = [CHECKS.get_one("positive_data_acceptance")]
 

@@ -10,7 +10,7 @@ import pytest
 
 from handlers.openapi.examples import EXAMPLES
 from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
-from tests.handlers.http_side import ROUTES
+from tests.handlers.http_app import ROUTES
 
 STATUSES = {"202", "400", "401", "404", "405", "413", "415", "503"}
 

@@ -8,7 +8,7 @@ import pytest
 
 from handlers.openapi.examples import EXAMPLES
 from kernel.messages import MAX_BATCH, MESSAGE_TYPES
-from tests.handlers.http_side import ROUTES
+from tests.handlers.http_app import ROUTES
 
 EVENT = EXAMPLES["event"]["data"]
 

@@ -33,7 +33,7 @@ ROUTES = {
 """The route of each message type."""
 
 
-def http_side(broadcaster: FakeBroadcaster, **settings: Any) -> Litestar:
+def http_app(broadcaster: FakeBroadcaster, **settings: Any) -> Litestar:
     """The HTTP side around a broadcaster, under the given settings."""
     chosen = Settings(**settings)
     state = State({"broadcaster": broadcaster})
