@@ -17,7 +17,7 @@ from handlers.problems import log_unexpected
 from handlers.routes.connection_timer import ConnectionTimer
 from handlers.routes.dependencies import Broadcaster
 from handlers.routes.query_options import query_options
-from handlers.server.sinks import EXTENSION, AsgiSink, ReadySink
+from handlers.server.sinks import EXTENSION, AsgiSink, FrameSink
 from handlers.settings import Settings
 from kernel import EventBroadcaster
 from kernel.clients import INTERNAL_ERROR, TRY_AGAIN_LATER, UNAUTHORIZED, Client, CloseReason
@@ -44,7 +44,7 @@ class _Encodings:
         }
         self._asgi = {zlib: AsgiEncoding(threshold if zlib else None, level=level) for zlib in (False, True)}
 
-    def of(self, sink: ReadySink | AsgiSink, *, zlib: bool) -> Encoding:
+    def of(self, sink: FrameSink | AsgiSink, *, zlib: bool) -> Encoding:
         return self._asgi[zlib] if isinstance(sink, AsgiSink) else self._wire[zlib, sink.deflates]
 
 
@@ -109,7 +109,7 @@ async def _converse(
     socket: WebSocket[Any, Any, Any],
     broadcaster: EventBroadcaster,
     client: Client,
-    sink: ReadySink | AsgiSink,
+    sink: FrameSink | AsgiSink,
     settings: Settings,
 ) -> int:
     """Hear the client out until either side ends it; returns the close code."""
@@ -166,8 +166,8 @@ def _code(message: Mapping[str, Any]) -> int:
     return code if isinstance(code, int) else _NO_STATUS
 
 
-def _sink(socket: WebSocket[Any, Any, Any], settings: Settings) -> ReadySink | AsgiSink:
-    wire: ReadySink | None = (socket.scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]
+def _sink(socket: WebSocket[Any, Any, Any], settings: Settings) -> FrameSink | AsgiSink:
+    wire: FrameSink | None = (socket.scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]
     if wire is not None:
         return wire
     return AsgiSink(

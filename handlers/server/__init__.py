@@ -1,1 +1,1 @@
-"""The server process: uvicorn on uvloop, its protocols, and the embedded Valkey."""
+"""The server process: uvicorn on uvloop, its HTTP and WebSocket protocols, and the embedded Valkey server."""

@@ -1,69 +1,69 @@
-"""A gate and an inbox that weigh next to nothing while nobody waits at them.
+"""An event and a queue that take little memory while idle.
 
-`asyncio.Event` and `asyncio.Queue` hold four deques of 760 bytes: 30 MB for ten thousand idle connections.
+`asyncio.Event` and `asyncio.Queue` together hold four deques of 760 bytes each: 30 MB for 10,000 idle connections.
 """
 
 import asyncio
 from typing import Any
 
-__all__ = ["Gate", "Inbox"]
+__all__ = ["SlimEvent", "SlimQueue"]
 
 
-class Gate:
-    """Open at first; who waits passes when it is open. As much of `asyncio.Event` as a connection needs."""
+class SlimEvent:
+    """The part of `asyncio.Event` that a connection needs. Starts set; `wait()` returns once set."""
 
-    __slots__ = ("_opening",)
+    __slots__ = ("_waiter",)
 
     def __init__(self) -> None:
-        self._opening: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def is_set(self) -> bool:
-        """Whether it is open."""
-        return self._opening is None
+        """Return True if set."""
+        return self._waiter is None
 
     def set(self) -> None:
-        """Open, and let everybody pass."""
-        if self._opening is not None:
-            self._opening.set_result(None)
-            self._opening = None
+        """Set it and wake every waiter."""
+        if self._waiter is not None:
+            self._waiter.set_result(None)
+            self._waiter = None
 
     def clear(self) -> None:
-        """Close."""
-        if self._opening is None:
-            self._opening = asyncio.get_running_loop().create_future()
+        """Clear it: waiters wait until it is set again."""
+        if self._waiter is None:
+            self._waiter = asyncio.get_running_loop().create_future()
 
     async def wait(self) -> None:
-        """Return when it is open."""
-        while self._opening is not None:
-            # whoever gives up must not take the others along
-            await asyncio.shield(self._opening)
+        """Return once set; if it was cleared again before the waiter ran, wait on."""
+        while self._waiter is not None:
+            # shield: a waiter that is cancelled must not cancel the others
+            await asyncio.shield(self._waiter)
 
 
-class Inbox:
-    """Items in their order, for one reader. As much of `asyncio.Queue` as a connection needs."""
+class SlimQueue:
+    """The part of `asyncio.Queue` that a connection needs: first in, first out, unbounded, for one reader."""
 
-    __slots__ = ("_coming", "_items")
+    __slots__ = ("_items", "_waiter")
 
     def __init__(self) -> None:
         self._items: list[Any] = []
-        self._coming: asyncio.Future[None] | None = None
+        self._waiter: asyncio.Future[None] | None = None
 
     def empty(self) -> bool:
-        """Whether there is nothing to get."""
+        """Return True if there is no item."""
         return not self._items
 
     def put_nowait(self, item: object) -> None:
-        """Put an item behind the others."""
+        """Append an item and wake the reader."""
         self._items.append(item)
-        if self._coming is not None and not self._coming.done():
-            self._coming.set_result(None)
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
-    async def get(self) -> Any:  # noqa: ANN401  whatever was put
-        """Take the first item, as soon as there is one."""
+    async def get(self) -> Any:  # noqa: ANN401  any item
+        """Remove and return the oldest item; wait while there is none."""
         while not self._items:
-            self._coming = asyncio.get_running_loop().create_future()
+            self._waiter = asyncio.get_running_loop().create_future()
             try:
-                await self._coming
+                await self._waiter
             finally:
-                self._coming = None
+                self._waiter = None
         return self._items.pop(0)

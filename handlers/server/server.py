@@ -1,4 +1,9 @@
-"""The server process: uvicorn on uvloop, with a drain before anything is closed."""
+"""The server process: start uvicorn on uvloop, handle signals, and drain the clients before anything is closed.
+
+On SIGTERM or SIGINT the listening socket stays open while the clients are sent away over `DRAIN_SECONDS`. Then the
+remaining sockets and the requests in flight get a few seconds each, and the application's lifespan ends. A second
+signal skips the rest of the drain.
+"""
 
 import asyncio
 import contextlib
@@ -15,7 +20,7 @@ import uvloop
 from handlers.app import create_app
 from handlers.server.embedded import EmbeddedValkey
 from handlers.server.http import HttpProtocol
-from handlers.server.websocket import WireProtocol
+from handlers.server.websocket import WebSocketProtocol
 from handlers.settings import Settings
 from kernel import EventBroadcaster
 from telemetry import configure_logging
@@ -24,9 +29,11 @@ __all__ = ["CLOSES_SECONDS", "REQUESTS_SECONDS", "run"]
 
 _logger = logging.getLogger(__name__)
 
-# How long requests in flight, and then sockets that are being closed, may take after the drain.
-REQUESTS_SECONDS = 10
 CLOSES_SECONDS = 6.0
+"""How long the closing handshakes of WebSockets may take after the drain."""
+
+REQUESTS_SECONDS = 10
+"""How long requests in flight may take after that."""
 
 
 def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) -> int:
@@ -34,24 +41,24 @@ def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) 
     configure_logging(settings.log_level, settings.log_format)
     _logger.info("settings: %s", settings.describe())
     if embedded is not None:
-        text = "REDIS_URL is not set: using an embedded Valkey, which lives and dies with this process (pid %s)"
+        text = "REDIS_URL is not set: using an embedded Valkey, whose events are lost when this process ends (pid %s)"
         _logger.info(text, embedded.pid)
     for name in settings.without_effect():
-        _logger.warning("%s is set, but has no effect in this version", name)
+        _logger.warning("%s is set but has no effect in this version", name)
     app = create_app(settings, redis_url)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         http=HttpProtocol,
-        ws=partial(  # type: ignore[arg-type]  # uvicorn calls it like a class
-            WireProtocol,
+        ws=partial(  # type: ignore[arg-type]  # uvicorn only calls it
+            WebSocketProtocol,
             high_water=settings.websocket_send_buffer_bytes,
             stall_seconds=settings.websocket_idle_timeout_seconds,
         ),
         ws_max_size=settings.websocket_max_message_size,
-        ws_per_message_deflate=False,  # WireProtocol offers its own
-        ws_ping_interval=None,  # heartbeats are the contract's own
+        ws_per_message_deflate=False,  # WebSocketProtocol negotiates its own
+        ws_ping_interval=None,  # the application sends heartbeats
         lifespan="on",
         access_log=False,
         log_config=None,
@@ -65,27 +72,27 @@ def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) 
 
 
 async def _serve(server: "_Server", embedded: EmbeddedValkey | None) -> int:
-    _tame_gc()
-    keeper = asyncio.create_task(embedded.supervise()) if embedded is not None else None
+    _tune_garbage_collector()
+    supervision = asyncio.create_task(embedded.supervise()) if embedded is not None else None
     try:
         await server.serve()
-    except SystemExit as ended:  # uvicorn's word for a port in use or a failed start; it has logged why
+    except SystemExit as ended:  # uvicorn raises it, after logging why, if the port is in use or the start failed
         return int(ended.code or 0)
     finally:
-        if keeper is not None:
-            keeper.cancel()
+        if supervision is not None:
+            supervision.cancel()
     return 0
 
 
-def _tame_gc() -> None:
-    """Collect cycles more rarely, and never look at what the imports left: that was a fifth of a publish's CPU."""
+def _tune_garbage_collector() -> None:
+    """Run the cyclic garbage collector less often and skip objects created at import (was 20 % of a publish's CPU)."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
 
 
 class _Server(uvicorn.Server):
-    """A server that lets its clients go in good order: uvicorn itself closes every WebSocket at once."""
+    """A uvicorn server that drains its clients first; uvicorn itself closes every WebSocket at once."""
 
     def __init__(self, config: uvicorn.Config, broadcaster: EventBroadcaster, drain_seconds: float) -> None:
         super().__init__(config)
@@ -93,13 +100,16 @@ class _Server(uvicorn.Server):
         self._drain_seconds = drain_seconds
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin the drain; a second signal ends it at once."""
+        """Start the drain; a second signal ends it at once."""
         self.force_exit = self.should_exit
         self.should_exit = True
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT without raising them again at the end: a drained server exits with status 0."""
+        """Handle SIGTERM and SIGINT while the server runs.
+
+        uvicorn raises the signal again at its end; this server does not, so that it exits with status 0.
+        """
         signals = (signal.SIGINT, signal.SIGTERM)
         before = {number: signal.signal(number, self.handle_exit) for number in signals}
         try:
@@ -109,22 +119,22 @@ class _Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: object = None) -> None:
-        """Drain while the listening socket is still open, then let uvicorn end."""
+        """Drain while the listening socket is still open, then let uvicorn shut down."""
         drain = asyncio.create_task(self._drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait([drain], timeout=0.1)
         drain.cancel()
         await super().shutdown()
         if self.force_exit:
-            # uvicorn leaves this out then, but connections to Redis are worth a clean end
+            # uvicorn skips the lifespan after a second signal; the connections to Redis should still be closed
             await self.lifespan.shutdown()
 
     async def _drain(self) -> None:
         _logger.info("draining %d connections over %g s", self._broadcaster.connections, self._drain_seconds)
         await self._broadcaster.drain(self._drain_seconds)
-        # what was closed answers with its own close frame; the wire aborts who does not
+        # Each client answers with its own close frame; the protocol aborts a client that does not.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(CLOSES_SECONDS):
-                # uvicorn's set of connections has no event to wait for
-                while any(isinstance(connection, WireProtocol) for connection in self.server_state.connections):
+                # uvicorn has no event for the end of a connection
+                while any(isinstance(connection, WebSocketProtocol) for connection in self.server_state.connections):
                     await asyncio.sleep(0.02)

@@ -1,7 +1,8 @@
-"""What a client's messages are written to: the server's own socket where it offers that, plain ASGI otherwise.
+"""Sinks: where the kernel writes a client's messages.
 
-A server that can write ready frames puts a `ReadySink` into `scope["extensions"]` under `EXTENSION`
-(`handlers.server.websocket` does). `AsgiSink` is the fallback on ASGI's `send`, with one task to empty it.
+A server that can write prebuilt WebSocket frames puts a `FrameSink` into `scope["extensions"]` under `EXTENSION`, as
+`handlers.server.websocket` does. `AsgiSink` is the fallback for other servers: a queue, and a task that empties it into
+ASGI's `send`.
 """
 
 import asyncio
@@ -12,26 +13,30 @@ from typing import Any, Protocol
 from kernel.clients import CloseReason, Sink
 from kernel.log import Joined
 
-__all__ = ["EXTENSION", "AsgiSink", "ReadySink"]
+__all__ = ["EXTENSION", "AsgiSink", "FrameSink"]
 
 EXTENSION = "event_broadcaster.wire"
 
 Send = Callable[[Any], Awaitable[None]]
 
 
-class ReadySink(Sink, Protocol):
-    """A socket that takes RFC 6455 frames; `on_blocked` is called when more is unsent than it wants to hold."""
+class FrameSink(Sink, Protocol):
+    """A sink that takes prebuilt WebSocket frames (RFC 6455); it calls `on_blocked` when it becomes blocked."""
 
     on_blocked: Callable[[], None] | None
 
     @property
     def deflates(self) -> bool:
-        """Whether permessage-deflate was agreed."""
+        """True if the client negotiated permessage-deflate."""
         ...
 
 
 class AsgiSink:
-    """Takes messages at once and sends them as fast as the server does; blocked from `high_water` bytes unsent."""
+    """A sink that takes messages without waiting and sends them by ASGI.
+
+    It is blocked while more than `high_water` characters or bytes are unsent, until a quarter of that is left. If one
+    `send` takes longer than `stall_seconds`, it gives up and drops everything that is unsent.
+    """
 
     def __init__(self, send: Send, *, high_water: int, stall_seconds: float) -> None:
         self.on_blocked: Callable[[], None] | None = None
@@ -43,15 +48,15 @@ class AsgiSink:
         self._filled = asyncio.Event()
         self._free = asyncio.Event()
         self._free.set()
-        self._task = asyncio.create_task(self._empty())
+        self._task = asyncio.create_task(self._send_all())
 
     @property
     def blocked(self) -> bool:
-        """Whether more is unsent than the mark allows."""
+        """True while too much is unsent."""
         return not self._free.is_set()
 
     def write(self, data: Joined) -> None:
-        """Take messages for sending, at once and in order."""
+        """Queue messages for sending, in order, without waiting."""
         if self._task.done():
             return
         for message in data:
@@ -65,19 +70,19 @@ class AsgiSink:
                 self.on_blocked()
 
     async def drained(self) -> None:
-        """Return when no longer blocked; at once if the socket is gone."""
+        """Return once no longer blocked, or once the connection is lost."""
         await self._free.wait()
 
     def close(self, reason: CloseReason) -> None:
-        """Close behind everything that was written."""
+        """Close after everything that was written."""
         self._waiting.append(reason)
         self._filled.set()
 
     def stop(self) -> None:
-        """End the task; the connection is over."""
+        """Cancel the sending task; the connection has ended."""
         self._task.cancel()
 
-    async def _empty(self) -> None:
+    async def _send_all(self) -> None:
         try:
             while True:
                 await self._filled.wait()
@@ -94,7 +99,7 @@ class AsgiSink:
                     if self._unsent <= self._high_water // 4:
                         self._free.set()
         except (OSError, TimeoutError, RuntimeError):
-            # the server's word that the peer is gone, or takes nothing; the route hears of it by its own receive
+            # The client is gone or accepts no data. The route learns of it by its own `receive`.
             pass
         finally:
             self._waiting.clear()

@@ -1,8 +1,15 @@
-"""The WebSocket protocol of uvicorn, taught to take ready frames: the socket end of one client.
+"""uvicorn's WebSocket protocol, extended to write prebuilt frames.
 
-A subclass of uvicorn's own protocol puts itself into `scope["extensions"]` under `EXTENSION`. The route finds it there
-and gives it to the kernel as the client's sink, so that what the fan-out writes goes straight to the transport, while
-handshake, reading and pings stay uvicorn's. Without it (another server) the route falls back on plain ASGI.
+Sending: the protocol puts itself into `scope["extensions"]` under `EXTENSION`. The route finds it there and passes it
+to the kernel as the client's sink, so that the fan-out writes frames directly to the transport. The handshake and the
+reading of messages remain uvicorn's.
+
+Back-pressure: the sink is blocked while more than `high_water` bytes are unsent, until a quarter of that is left. While
+it is blocked, nothing is read from the client either, because the replies could not be sent. A blocked client whose
+system acknowledges no data for `stall_seconds` is aborted.
+
+Closing: either side may start the closing handshake (`close`, `handle_close`), and a message that violates the protocol
+starts it too (`handle_parser_exception`). After 5 seconds the connection is aborted.
 """
 
 import asyncio
@@ -25,28 +32,28 @@ from websockets.frames import Frame
 from websockets.http11 import Request
 from websockets.typing import ExtensionParameter
 
-from handlers.server.primitives import Gate, Inbox
+from handlers.server.primitives import SlimEvent, SlimQueue
 from handlers.server.sinks import EXTENSION
 from kernel.clients import CloseReason
 from kernel.log import WINDOW_BITS, Joined
 
-__all__ = ["WireProtocol"]
+__all__ = ["WebSocketProtocol"]
 
 _CLOSE_SECONDS = 5.0
-# SO_LINGER on, for 0 seconds: closing resets the connection, and the system forgets what it still had to send
+# SO_LINGER with 0 seconds: closing resets the connection, and the operating system drops the unsent data
 _NO_LINGER = struct.pack("ii", 1, 0)
 _logger = logging.getLogger(__name__)
-# uvicorn logs each upgrade with its query string, and so the token in it; websockets would log what is sent
-_quiet = logging.getLogger("handlers.server.websocket.protocol")
-_quiet.setLevel(logging.WARNING)
-# what a client does wrong is answered to the client
-_quiet.addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
-# 100 patterns of 256 characters may come in the query, each character as %XX
+# uvicorn logs each upgrade with its query string, which may contain a token, and websockets logs the messages.
+_protocol_logger = logging.getLogger("handlers.server.websocket.protocol")
+_protocol_logger.setLevel(logging.WARNING)
+# The client is told of its own mistake by the close code.
+_protocol_logger.addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
+# The query may contain 100 patterns of 256 characters, each character as %XX.
 http11.MAX_LINE_LENGTH = 128 * 1024
 
 
 class _SharedDeflate(ServerPerMessageDeflateFactory):
-    """permessage-deflate (RFC 7692) without context takeover, so that one compressed frame serves every client."""
+    """permessage-deflate (RFC 7692) without context takeover, so that all clients can share one compressed frame."""
 
     def __init__(self) -> None:
         super().__init__(
@@ -58,23 +65,22 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
     ) -> tuple[list[ExtensionParameter], PerMessageDeflate]:
         response, extension = super().process_request_params(params, accepted_extensions)
         if extension.local_max_window_bits < WINDOW_BITS:
-            raise NegotiationError("the shared frames need a larger window")
+            raise NegotiationError("the shared compressed frames need a larger window")
         return response, extension
 
 
-class WireProtocol(WebSocketsSansIOProtocol):
-    """One WebSocket connection, and the sink of its client.
+class WebSocketProtocol(WebSocketsSansIOProtocol):
+    """One WebSocket connection, and the `FrameSink` of its client.
 
-    `high_water` is how many unsent bytes block the sink; it is free again when a quarter is left. A blocked socket that
-    takes nothing for `stall_seconds`, or its close frame not within 5 s, is aborted.
+    `high_water` is in bytes, `stall_seconds` in seconds; the module's docstring says what they do.
     """
 
     def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401
         super().__init__(*args, **kwargs)
-        self.queue = Inbox()  # type: ignore[assignment]
-        self.writable: Gate = Gate()  # type: ignore[assignment]
+        self.queue = SlimQueue()  # type: ignore[assignment]
+        self.writable: SlimEvent = SlimEvent()  # type: ignore[assignment]
         self.conn.available_extensions = [_SharedDeflate()]
-        self.logger = self.conn.logger = _quiet
+        self.logger = self.conn.logger = _protocol_logger
         self.conn.debug = False
         self.on_blocked: Callable[[], None] | None = None
         self._high_water = high_water
@@ -83,49 +89,49 @@ class WireProtocol(WebSocketsSansIOProtocol):
 
     @property
     def deflates(self) -> bool:
-        """Whether permessage-deflate was agreed."""
+        """True if the client negotiated permessage-deflate."""
         return bool(self.conn.extensions)
 
-    # -- the sink ---------------------------------------------------------------------------------------------
+    # The sink, for the kernel.
 
     @property
     def blocked(self) -> bool:
-        """Whether more is unsent than the mark allows."""
+        """True while too much is unsent."""
         return not self.writable.is_set()
 
     def write(self, data: Joined) -> None:
-        """Take ready frames for sending, at once and in order."""
+        """Write prebuilt frames, in order, without waiting; does nothing once the connection is closing."""
         if not self.close_sent and not self.transport.is_closing():
             self.transport.write(data)  # type: ignore[arg-type]
 
     async def drained(self) -> None:
-        """Return when no longer blocked; at once if the socket is gone."""
+        """Return once no longer blocked, or once the connection is lost."""
         await self.writable.wait()
 
     def close(self, reason: CloseReason) -> None:
-        """Begin the closing handshake; a peer that does not take part is aborted."""
+        """Start the closing handshake; a client that does not answer within 5 seconds is aborted."""
         if self.close_sent or self.transport.is_closing():
             return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": reason.code, "reason": reason.text})
         self.conn.send_close(reason.code, reason.text)
         self._finish()
 
-    # -- uvicorn's protocol -------------------------------------------------------------------------------------
+    # What uvicorn and asyncio call.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set the marks between which writing is blocked and free."""
+        """Set the amounts of unsent data at which the sink becomes blocked and unblocked."""
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=self._high_water, low=self._high_water // 4)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Free whoever waits for this socket; an end without a close frame is 1006 (RFC 6455, 7.1.5)."""
+        """Wake everything that waits for this socket; without a close frame the code is 1006 (RFC 6455, 7.1.5)."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
         self.on_blocked = None
         self._stop_stall_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Take what has come; an upgrade that is too long to be read is answered here, as uvicorn would never do."""
+        """Parse received data; refuse an upgrade that is too long to parse, which uvicorn would leave unanswered."""
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.close_sent:
             self.close_sent = True
@@ -133,31 +139,31 @@ class WireProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def handle_connect(self, event: Request) -> None:
-        """Offer this connection to the route."""
+        """Offer this connection to the route as a sink."""
         super().handle_connect(event)
         if not self.close_sent:
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
 
     def pause_writing(self) -> None:
-        """Be blocked: more is unsent than the mark allows."""
+        """Become blocked: too much is unsent."""
         super().pause_writing()
-        # what the peer sends is not read either: the answers would have nowhere to go
+        # The replies to what the client sends could not be sent either.
         if not self.transport.is_closing():
             self.transport.pause_reading()
         if self.on_blocked is not None:
             self.on_blocked()
-        self._watch(self._untaken())
+        self._watch(self._unacknowledged_bytes())
 
     def resume_writing(self) -> None:
-        """Be free again."""
+        """Become unblocked."""
         super().resume_writing()
         self._stop_stall_timer()
         if not self.read_paused and not self.transport.is_closing():
             self.transport.resume_reading()
 
     async def receive(self) -> Any:  # noqa: ANN401  an ASGI event
-        """Return the next message of the client, and read on unless blocked."""
+        """Return the client's next message, and resume reading unless blocked."""
         message = await self.queue.get()
         if self.read_paused and self.queue.empty():
             self.read_paused = False
@@ -166,9 +172,11 @@ class WireProtocol(WebSocketsSansIOProtocol):
         return message
 
     async def send(self, message: Any) -> None:  # noqa: ANN401  an ASGI event
-        """Send an ASGI event; a refusal by HTTP ends the handshake, which uvicorn forgets and logs as an error.
+        """Send an ASGI event.
 
-        Litestar closes what it has no route for, before it was accepted. uvicorn would make a 403 of that.
+        Two events need help. Before the upgrade is accepted, Litestar closes a socket for whose path it has no route;
+        uvicorn would answer 403 instead of 404. After an HTTP answer that refuses the upgrade, uvicorn does not mark
+        the handshake as complete, and would log an error.
         """
         if message["type"] == "websocket.close" and not self.handshake_complete:
             status = 500 if message.get("reason") == HTTPStatus.INTERNAL_SERVER_ERROR.phrase else 404
@@ -176,22 +184,22 @@ class WireProtocol(WebSocketsSansIOProtocol):
             message = {"type": "websocket.http.response.body", "body": b""}
         await super().send(message)
         if message["type"] == "websocket.accept":
-            # 2 KB that nobody needs behind the handshake
+            # 2 kB that are not needed after the handshake
             del self.request, self.response
         elif message["type"] == "websocket.http.response.body":
             self.handshake_complete = True
 
     def handle_close(self, event: Frame) -> None:
-        """Take the peer's close frame, as its word that it goes or as the answer to ours."""
+        """Process the client's close frame, whether it starts the closing handshake or answers ours."""
         super().handle_close(event)
-        # closing waits for what is unsent, and the peer may have stopped reading
-        self.loop.call_later(_CLOSE_SECONDS, self._cut_off)
+        # Closing waits for the unsent data, and the client may have stopped reading.
+        self.loop.call_later(_CLOSE_SECONDS, self._abort)
 
     def handle_parser_exception(self) -> None:
-        """End the connection for a message that breaks the protocol (1002, 1007) or is too big (1009).
+        """Close after a message that violates the protocol (1002, 1007) or is too large (1009).
 
-        The rest of that message is read and dropped: closing on unread input would reset the connection, and the peer
-        would not see the code.
+        The rest of the message is read and dropped: closing with unread input would reset the connection, and the
+        client would not see the close code.
         """
         if self.close_sent:
             return
@@ -202,46 +210,44 @@ class WireProtocol(WebSocketsSansIOProtocol):
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
-    # -- inside -------------------------------------------------------------------------------------------------
-
     def _finish(self) -> None:
-        """Send what the closing handshake wants sent, and leave the rest to the peer, but not for ever."""
+        """Send our part of the closing handshake, and abort if the client does not do its part within 5 seconds."""
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.stop_keepalive()
         self.read_paused = False
         self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self._cut_off)
+        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self._abort)
 
     def _watch(self, unsent: int) -> None:
         self._stop_stall_timer()
         self._stall_timer = self.loop.call_later(self._stall_seconds, self._stalled, unsent)
 
     def _stalled(self, unsent: int) -> None:
-        left = self._untaken()
+        left = self._unacknowledged_bytes()
         if left >= unsent:
-            _logger.info("a client took nothing for %g s and is cut off", self._stall_seconds)
-            self._cut_off()
+            _logger.info("aborting a client that accepted no data for %g s", self._stall_seconds)
+            self._abort()
         else:
             self._watch(left)
 
-    def _untaken(self) -> int:
-        """How many bytes the peer has not acknowledged.
+    def _unacknowledged_bytes(self) -> int:
+        """Return the number of bytes that the client's system has not acknowledged.
 
-        The transport's own count is not enough: the system holds megabytes more, and asks for new ones only when a
-        good part of them is gone, which takes a client of some kB a second many minutes.
+        The transport's own count is not enough: the operating system buffers megabytes more, and takes more data only
+        when a good part of them is acknowledged. That takes many minutes for a client that reads a few kB per second.
         """
         held = bytes(4)
-        with contextlib.suppress(OSError):  # a system that does not say
+        with contextlib.suppress(OSError):  # not supported by this operating system
             held = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
         unsent, *_ = struct.unpack("i", held)
         return self.transport.get_write_buffer_size() + int(unsent)
 
-    def _cut_off(self) -> None:
-        """End the connection; nothing is kept for a peer that takes nothing, not even by the system."""
+    def _abort(self) -> None:
+        """Abort the connection, and drop the data that the operating system still holds for it."""
         if self.disconnected:
             return
-        if self._untaken():
+        if self._unacknowledged_bytes():
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
         self.transport.abort()
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from handlers.server.primitives import Gate, Inbox
+from handlers.server.primitives import SlimEvent, SlimQueue
 
 
 async def _ticks(count: int = 3) -> None:
@@ -14,7 +14,7 @@ async def _ticks(count: int = 3) -> None:
 
 async def test_a_gate() -> None:
     """Section 9, slow clients: who waits for a socket passes when it is free, and at once while it is."""
-    gate = Gate()
+    gate = SlimEvent()
     assert gate.is_set()
     await gate.wait()
     gate.set()
@@ -33,7 +33,7 @@ async def test_a_gate() -> None:
 
 async def test_a_gate_that_closes_again() -> None:
     """Section 9, slow clients: a socket that is full again before anybody came through holds them all back."""
-    gate = Gate()
+    gate = SlimEvent()
     gate.clear()
     waiting = asyncio.create_task(gate.wait())
     await _ticks()
@@ -47,7 +47,7 @@ async def test_a_gate_that_closes_again() -> None:
 
 async def test_an_inbox() -> None:
     """Section 4: what a client sends is read in its order, whether or not the reader was there first."""
-    inbox = Inbox()
+    inbox = SlimQueue()
     assert inbox.empty()
     reading = asyncio.create_task(inbox.get())
     await _ticks()
@@ -61,7 +61,7 @@ async def test_an_inbox() -> None:
 
 async def test_a_reader_that_gives_up() -> None:
     """Section 4: a reader that was cancelled takes nothing along."""
-    inbox = Inbox()
+    inbox = SlimQueue()
     reading = asyncio.create_task(inbox.get())
     await _ticks()
     reading.cancel()
