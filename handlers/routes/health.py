@@ -1,7 +1,6 @@
-"""What an operator's machinery asks: does the loop turn, may clients come, how is the broadcaster.
+"""The liveness and readiness probes, and the health report.
 
-No key is asked for, and no answer may be kept by a cache.
-Not here: metrics (telemetry), what degraded and ready mean (kernel).
+None of them needs an API key or asks Redis, and none may be cached.
 """
 
 from datetime import UTC, datetime
@@ -17,18 +16,19 @@ from kernel import CircuitState, CircuitStatus, EventBroadcaster
 __all__ = ["CircuitReport", "Health", "Readiness", "health_routes"]
 
 _NO_STORE: Final = {"cache-control": "no-store"}
+_NOW: Final = "The state at this moment"
 _METHODS: Final = (HttpMethod.GET, HttpMethod.HEAD)
 
 
 class Readiness(msgspec.Struct, frozen=True, omit_defaults=True):
-    """The answer of the two probes; `reason` says why a replica is not ready."""
+    """The answer of the probes; `reason` says why a replica is not ready."""
 
     status: Literal["live", "ready", "not_ready"]
     reason: str = ""
 
 
 class CircuitReport(msgspec.Struct, frozen=True):
-    """The circuit breaker of the link to Redis; times are ISO 8601 in UTC, null before the first of their kind."""
+    """The circuit breaker of the link to Redis; times are ISO 8601 in UTC, or null if there was no such event yet."""
 
     state: CircuitState
     failure_count: int
@@ -41,7 +41,7 @@ class CircuitReport(msgspec.Struct, frozen=True):
 
 
 class Retries(msgspec.Struct, frozen=True):
-    """What became of the publishes; `retry_counts` maps a number of retries to the publishes that needed as many."""
+    """The outcomes of publishes; `retry_counts` maps a number of retries to how many publishes needed them."""
 
     total_attempts: int
     successful_broadcasts: int
@@ -52,10 +52,10 @@ class Retries(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """How this replica is.
+    """The health of this replica.
 
-    `epoch` and `sequence` are the position it has delivered; `redis` is "reachable", "unreachable" (the circuit is not
-    closed) or "unknown" (not tried yet).
+    `epoch` and `sequence` are the position up to which it has delivered; `redis` is "reachable", "unreachable" (the
+    circuit is not closed) or "unknown" (not tried yet).
     """
 
     status: Literal["healthy", "degraded", "draining"]
@@ -73,28 +73,28 @@ class Health(msgspec.Struct, frozen=True):
 @route(
     "/health/live",
     http_method=_METHODS,
-    summary="Does the event loop turn?",
-    response_description="As it is at this moment",
+    summary="Liveness probe",
+    response_description=_NOW,
     tags=["operation"],
     sync_to_thread=False,
 )
 def health_live() -> Response[Readiness]:
-    """200 whenever it can answer at all."""
+    """Answer 200 while the event loop runs."""
     return Response(Readiness("live"), headers=_NO_STORE)
 
 
 @route(
     "/health/ready",
     http_method=_METHODS,
-    summary="May clients be sent here?",
-    response_description="As it is at this moment",
-    responses={503: ResponseSpec(Readiness, description="Not ready: `reason` says why", generate_examples=False)},
-    description="200 also while degraded: clients may connect, and get what they missed when Redis is back.",
+    summary="Readiness probe",
+    response_description=_NOW,
+    responses={503: ResponseSpec(Readiness, description="Not ready; `reason` says why", generate_examples=False)},
+    description="A degraded replica is ready: clients may connect, and get missed events once Redis is back.",
     tags=["operation"],
     sync_to_thread=False,
 )
 def health_ready(broadcaster: Broadcaster) -> Response[Readiness]:
-    """503 until Redis was reached once, and while draining."""
+    """Answer 503 until Redis was reached once, and while draining."""
     if broadcaster.draining:
         return Response(Readiness("not_ready", "draining"), status_code=503, headers=_NO_STORE)
     if not broadcaster.ready:
@@ -105,14 +105,14 @@ def health_ready(broadcaster: Broadcaster) -> Response[Readiness]:
 @route(
     "/health",
     http_method=_METHODS,
-    summary="How is this replica?",
-    response_description="As it is at this moment",
-    description="Always 200: the status is in the body.",
+    summary="Health report",
+    response_description=_NOW,
+    description="Always 200; the status is in the body.",
     tags=["operation"],
     sync_to_thread=False,
 )
 def health(broadcaster: Broadcaster) -> Response[Health]:
-    """Everything that is known at this moment, without asking Redis."""
+    """Report what the replica knows, without asking Redis."""
     return Response(_report(broadcaster), headers=_NO_STORE)
 
 

@@ -1,4 +1,4 @@
-"""`GET /metrics`: the text that Prometheus scrapes. No key is asked for. What is measured is telemetry's."""
+"""`GET /metrics`: the metrics of this replica for Prometheus. No API key is needed."""
 
 from collections.abc import Callable
 from typing import Any, Final
@@ -12,20 +12,20 @@ _METHODS: Final = (HttpMethod.GET, HttpMethod.HEAD)
 
 
 def metrics_route(expose: Callable[[str], tuple[bytes, str]]) -> HTTPRouteHandler:
-    """The route; `expose` answers an `Accept` header with the text and its content type."""
+    """Return the route; `expose` takes an `Accept` header and returns the text and its content type."""
 
     @route(
         "/metrics",
         http_method=_METHODS,
-        summary="What has this replica done?",
-        description="Prometheus text, or OpenMetrics for those who accept it.",
+        summary="Metrics",
+        description="Prometheus text format, or OpenMetrics if the client accepts it.",
         tags=["operation"],
         sync_to_thread=False,
     )
     def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
-        """Every number, read now."""
+        """Return the present value of every metric."""
         text, content_type = expose(request.headers.get("accept", ""))
-        # as a header: to a text media type Litestar adds a charset, and this has one
+        # A header instead of `media_type`, to which Litestar would add a second charset.
         return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 
     return metrics

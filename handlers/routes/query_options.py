@@ -1,46 +1,62 @@
-"""The query of a WebSocket's URL, read into options."""
+"""The query options of `/ws/events`: which events a client wants, from which position, and in which format.
+
+A parameter that is invalid counts as absent and is listed in `problems`; the client is told, and stays connected.
+"""
 
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from kernel.clients import EVERYTHING, Patterns, Refused, Resume, patterns_from, sequence_from
 
-__all__ = ["QueryOptions", "query_options"]
+__all__ = ["QueryOptions"]
+
+_MAX_EPOCH = 256  # characters
+_MAX_DIGITS = 1000
 
 
 class QueryOptions(NamedTuple):
-    """What a query asks for, and what of it cannot be used."""
+    """The options in a query string, and what is wrong with the query."""
 
     patterns: Patterns
     resume: Resume | None
     zlib: bool
     problems: list[str]
 
+    @classmethod
+    def from_query(cls, query: Mapping[str, str]) -> "QueryOptions":
+        """Read the parameters `events`, `since`, `epoch` and `format`."""
+        problems: list[str] = []
+        patterns = _patterns(query, problems)
+        resume = _resume(query, problems)
+        if query.get("format", "json") not in ("json", "zlib"):
+            problems.append("format: must be json or zlib")
+        return cls(patterns, resume, query.get("format") == "zlib", problems)
 
-def query_options(query: Mapping[str, str]) -> QueryOptions:
-    """Read the query; a parameter that cannot be used counts as absent and is named among the problems."""
-    problems: list[str] = []
-    patterns = EVERYTHING
+
+def _patterns(query: Mapping[str, str], problems: list[str]) -> Patterns:
     globs = [glob.strip() for glob in query.get("events", "").split(",") if glob.strip()]
     if globs:
         try:
-            patterns = EVERYTHING.with_added(patterns_from(globs, EVERYTHING))
+            return EVERYTHING.with_added(patterns_from(globs, EVERYTHING))
         except Refused as refused:
             problems.append(f"events: {refused}")
+    return EVERYTHING
+
+
+def _resume(query: Mapping[str, str], problems: list[str]) -> Resume | None:
     since, epoch = query.get("since"), query.get("epoch")
-    resume = None
-    if since is not None:
-        try:
-            # int() also takes "+1", " 1", "1_000" and other scripts' digits
-            number = int(since) if since.isascii() and since.isdigit() and len(since) < 1000 else None
-            resume = Resume("events", sequence_from(number, "since", 0), epoch or None)
-        except Refused as refused:
-            problems.append(f"since: {refused}")
-    if epoch and since is None:
-        problems.append("epoch: says nothing without since")
-    elif epoch and len(epoch) > 256 and resume is not None:
-        problems.append("epoch: must be a string of at most 256 characters")
-        resume = resume._replace(epoch=None)
-    if query.get("format", "json") not in ("json", "zlib"):
-        problems.append("format: must be json or zlib")
-    return QueryOptions(patterns, resume, query.get("format") == "zlib", problems)
+    if since is None:
+        if epoch:
+            problems.append("epoch: has no effect without since")
+        return None
+    try:
+        # int() would also accept "+1", " 1", "1_000" and the digits of other scripts.
+        number = int(since) if since.isascii() and since.isdigit() and len(since) < _MAX_DIGITS else None
+        sequence = sequence_from(number, "since", 0)
+    except Refused as refused:
+        problems.append(f"since: {refused}")
+        return None
+    if epoch and len(epoch) > _MAX_EPOCH:
+        problems.append(f"epoch: must be a string of at most {_MAX_EPOCH} characters")
+        epoch = None
+    return Resume("events", sequence, epoch or None)

@@ -1,8 +1,7 @@
-"""What a publish request must be before anyone looks into its body: allowed, JSON, uncompressed, not too big.
+"""Read a publish request: check its headers, and return its body and its publish options.
 
-Checked in this order, and refused with the first that fails: 401 key, 415 media type and encoding, 413 size, 400
-idempotency key. Trace context is a courtesy: what is not usable is left out, as W3C Trace Context wants it.
-Not here: what makes a key a good one (auth.py), what the body means (kernel).
+The checks come in this order, and the first that fails is answered: API key (401), media type and encoding (415), size
+(413), idempotency key (400). An invalid trace context is ignored, as W3C Trace Context requires.
 """
 
 import re
@@ -20,36 +19,43 @@ from kernel import PublishOptions
 __all__ = ["API_KEYS", "MAX_BODY_BYTES", "read_publish"]
 
 API_KEYS: Final = "api_keys"
+"""Router option: the API keys that are accepted, as bytes; empty if none is needed."""
+
 MAX_BODY_BYTES: Final = "max_body_bytes"
+"""Router option: the size of the largest body, in bytes."""
 
 _MEDIA_TYPE: Final = re.compile(rb"application/(?:[!#$%&'*+.^_`|~0-9a-z-]+\+)?json[ \t]*(?:;(.*))?", re.DOTALL)
 _CHARSET: Final = re.compile(rb"""(?:^|;)[ \t]*charset=["']?([^\s;"']*)""")
 _IDEMPOTENCY_KEY: Final = re.compile(rb"[!-~]{1,128}")
-# Version 00 ends here; a later version may go on, and its first fields mean the same.
+# In version 00 nothing follows the flags. Later versions may append fields; the first ones keep their meaning.
 _TRACEPARENT: Final = re.compile(
     rb"(?!ff)([0-9a-f]{2})(-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2})(-.*)?"
 )
-_TRACESTATE_BYTES: Final = 512  # W3C Trace Context, 3.3.1.5: at least so much is to be passed on
-_BAGGAGE_BYTES: Final = 8192  # W3C Baggage, 3.3.2: likewise
+_TRACESTATE_BYTES: Final = 512  # W3C Trace Context, 3.3.1.5: the length that must at least be propagated
+_BAGGAGE_BYTES: Final = 8192  # W3C Baggage, 3.3.2: the same for baggage
 
-_SHOWN_BYTES: Final = 100  # of a content type that is told back
+_SHOWN_BYTES: Final = 100  # of a refused content type, in the error
 
 _NO_OPTIONS: Final = PublishOptions(validated=True)
 
 
 async def read_publish(request: Request[Any, Any, Any]) -> tuple[bytes, PublishOptions]:
-    """Read a publish request's body, and its headers as options; raises HTTPException with status 401 to 415."""
+    """Return the body of a publish request, and the options in its headers.
+
+    The options of the route's router must have `API_KEYS` and `MAX_BODY_BYTES`. Raises HTTPException with status 400,
+    401, 413 or 415.
+    """
     scope = request.scope
-    allowed = scope["route_handler"].opt
+    limits = scope["route_handler"].opt
     headers = _combined(scope["headers"])
-    require_api_key(headers.items(), allowed[API_KEYS])
+    require_api_key(headers.items(), limits[API_KEYS])
     _check_media_type(headers)
-    body = await _body(request.receive, headers, allowed[MAX_BODY_BYTES])
+    body = await _body(request.receive, headers, limits[MAX_BODY_BYTES])
     return body, _options(scope["path"], headers)
 
 
 def _combined(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
-    """Fold the headers into a dict, several of one name joined by commas (RFC 9110, 5.3)."""
+    """Return the headers as a dict; several of one name are joined by commas (RFC 9110, 5.3)."""
     pairs = list(raw)
     headers = dict(pairs)
     if len(headers) == len(pairs):
@@ -61,7 +67,7 @@ def _combined(raw: Iterable[tuple[bytes, bytes]]) -> dict[bytes, bytes]:
 
 
 def _check_media_type(headers: dict[bytes, bytes]) -> None:
-    # An absent type is refused too: a web page of another origin may send such a request without asking first.
+    # A missing type is refused too: a web page of another origin could send such a request without a CORS preflight.
     content_type = headers.get(b"content-type", b"")
     if content_type != b"application/json":
         parsed = _MEDIA_TYPE.fullmatch(content_type.strip().lower())
@@ -80,10 +86,10 @@ def _unsupported(detail: str) -> NoReturn:
 
 
 async def _body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
-    """Read the body, at most one chunk beyond the limit; what is announced as too big is not read at all.
+    """Read the body, at most one chunk beyond the limit; if Content-Length exceeds the limit, read nothing.
 
-    What is left is for the server to pass over: closing on it would reset the connection, and the answer with it.
-    Litestar's `request.body()` does the same, at half the cost of a whole empty route.
+    The server skips the rest of the body. Closing the connection instead would reset it, and the client would not see
+    the answer. Litestar's `request.body()` also has a limit, but costs half as much as a whole empty route.
     """
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced) > limit:
@@ -112,7 +118,7 @@ def _too_large(limit: int) -> NoReturn:
 def _options(path: str, headers: dict[bytes, bytes]) -> PublishOptions:
     key = headers.get(b"idempotency-key")
     if key is not None:
-        key = key.strip(b" \t")  # which is no part of a value (RFC 9110, 5.5); the server leaves it at the end
+        key = key.strip(b" \t")  # not part of the value (RFC 9110, 5.5), but the server keeps it at the end
     parent = headers.get(b"traceparent")
     if key is None and parent is None:
         return _NO_OPTIONS

@@ -1,11 +1,16 @@
-"""The WebSocket route: who may come in, what the query asks for, and one connection's life on the clock.
+"""The WebSocket route `/ws/events`: admit a client, connect it to the kernel, and pass its messages on.
 
-The conversation is the kernel's, the bytes are the wire's. Here is what is between: credentials, the first frame's
-wishes, heartbeats, the idle timeout, and the order in which a connection ends.
+Admission: while the replica drains, and from an origin that is not allowed, the upgrade is refused with an HTTP status.
+After the upgrade, wrong credentials (1008) and a full replica (1013) are refused with a close code, which browsers can
+read. An invalid query parameter is reported to the client and ignored.
+
+Afterwards the kernel writes to the client's sink on its own. This route reads, and ends the connection when the client
+leaves, the connection's timer closes it, or an unexpected error occurs (1011).
 """
 
 import asyncio
 import logging
+import random
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +21,7 @@ from handlers.auth import origin_allowed, websocket_credentials_ok
 from handlers.problems import log_unexpected
 from handlers.routes.connection_timer import ConnectionTimer
 from handlers.routes.dependencies import Broadcaster
-from handlers.routes.query_options import query_options
+from handlers.routes.query_options import QueryOptions
 from handlers.server.sinks import EXTENSION, AsgiSink, FrameSink
 from handlers.settings import Settings
 from kernel import EventBroadcaster
@@ -28,13 +33,13 @@ __all__ = ["websocket_route"]
 
 _logger = logging.getLogger(__name__)
 
-# A client that sends without end must not keep the loop for itself.
-_TURN_AFTER = 64
-_NO_STATUS = 1005  # RFC 6455 section 7.4.1
+# After this many messages of one client in a row, the other tasks of the event loop get a turn.
+_MESSAGES_PER_TURN = 64
+_NO_STATUS = 1005  # RFC 6455, 7.4.1
 
 
 class _Encodings:
-    """One encoding object for all who want the same: that is what makes them an audience."""
+    """The encoding objects: clients with the same format share one, which lets the kernel put them in one audience."""
 
     def __init__(self, threshold: int, level: int) -> None:
         self._wire = {
@@ -49,7 +54,7 @@ class _Encodings:
 
 
 def websocket_route(settings: Settings) -> WebsocketRouteHandler:
-    """The route `/ws/events` for these settings."""
+    """Return the route `/ws/events` for these settings."""
     encodings = _Encodings(settings.websocket_compression_threshold, settings.websocket_compression_level)
 
     @websocket("/ws/events")
@@ -69,7 +74,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
             subprotocols=socket.scope.get("subprotocols", []),
         )
         await socket.accept(subprotocols=verdict.subprotocol)
-        socket.scope["headers"] = []  # read for the last time, and 1 kB of each idle connection
+        socket.scope["headers"] = []  # no longer needed: 1 kB for each idle connection
         broadcaster.counters.accepts += 1
         sink = _sink(socket, settings)
         cap = settings.websocket_max_connections
@@ -84,17 +89,17 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
                 sink.close(refusal)
                 code = await _until_gone(socket)
             else:
-                options = query_options(query)
+                options = QueryOptions.from_query(query)
                 client = broadcaster.connect(
                     sink, encodings.of(sink, zlib=options.zlib), patterns=options.patterns, resume=options.resume
                 )
-                _logger.debug("%s joined", client.id)
+                _logger.debug("client %s connected", client.id)
                 for problem in options.problems:
                     client.tell(Error("validation_error", f"Invalid query parameter: {problem}", {"reason": problem}))
                 code = await _converse(socket, broadcaster, client, sink, settings)
-                _logger.debug("%s left with %d", client.id, code)
+                _logger.debug("client %s disconnected with code %d", client.id, code)
         except Exception as error:
-            # Litestar would close with a code of its own
+            # Litestar would close with another code.
             log_unexpected(error, f"on {socket.scope['path']}")
             sink.close(INTERNAL_ERROR)
         finally:
@@ -112,13 +117,15 @@ async def _converse(
     sink: FrameSink | AsgiSink,
     settings: Settings,
 ) -> int:
-    """Hear the client out until either side ends it; returns the close code."""
+    """Pass the client's messages to the kernel until either side closes the connection; return the close code."""
     hub = broadcaster.hub
-    timer = ConnectionTimer(broadcaster, client, settings)
+    # The ages are spread so that clients that connected together do not reconnect together.
+    max_age = settings.websocket_max_age_seconds * random.uniform(0.8, 1.2)  # noqa: S311
+    timer = ConnectionTimer(broadcaster, client, settings, max_age=max_age, loop=asyncio.get_running_loop())
     sink.on_blocked = lambda: hub.fall_behind(client)
     if sink.blocked:
         hub.fall_behind(client)
-    turn = 0
+    received = 0
     try:
         while True:
             message = await socket.receive()
@@ -126,11 +133,11 @@ async def _converse(
                 return _code(message)
             if sink.blocked:
                 await sink.drained()
-            timer.heard()
+            timer.message_received()
             text: str | None = message.get("text")  # type: ignore[assignment]
             hub.receive(client, b"" if text is None else text)
-            turn = (turn + 1) % _TURN_AFTER
-            if not turn:
+            received += 1
+            if received % _MESSAGES_PER_TURN == 0:
                 await asyncio.sleep(0)
     finally:
         timer.stop()
@@ -139,12 +146,12 @@ async def _converse(
 
 
 def _origin(socket: WebSocket[Any, Any, Any]) -> str | None:
-    # not `socket.headers`: what that makes would stay as long as the connection
+    # Not `socket.headers`: Litestar would keep the parsed headers for as long as the connection.
     return next((value.decode("latin-1") for name, value in socket.scope["headers"] if name == b"origin"), None)
 
 
 async def _refuse(socket: WebSocket[Any, Any, Any], status: int) -> None:
-    """Answer the upgrade with an HTTP status (ASGI's websocket.http.response extension where the server has it)."""
+    """Refuse the upgrade with an HTTP status, or by a close if the server lacks ASGI's websocket.http.response."""
     if "websocket.http.response" not in (socket.scope.get("extensions") or {}):
         await socket.send({"type": "websocket.close", "code": 1013, "reason": ""})
         return
