@@ -1,8 +1,8 @@
-"""What the OpenAPI document says beyond what Litestar can see: bodies, headers, answers, examples.
+"""The content of the OpenAPI document that Litestar cannot derive: bodies, headers and answers of the publish routes.
 
-Litestar knows paths, names and tags; the publish routes read their requests themselves, so their description is written
-here. Message schemas come from the structs that also do the checking. Pure: a document goes in, a fuller one comes out.
-Not here: serving it (schema.py), the content of the examples (examples.py).
+Litestar derives paths, names, tags, and the answers of the health routes. The publish routes read their requests
+themselves, so their bodies are derived here, from the message types in the signatures of their functions. The schemas
+of the messages come from the structs that also validate them.
 """
 
 from http import HTTPStatus
@@ -24,32 +24,34 @@ __all__ = ["INTRODUCTION", "complete"]
 Json = dict[str, Any]
 
 INTRODUCTION: Final = """\
-Publish over REST; receive over the WebSocket `/ws/events`: in order, under the same numbers on every replica.
+Publish events over REST, and receive them over the WebSocket `/ws/events`. Every replica delivers the same events, in
+the same order and under the same sequence numbers.
 
-**Publish.** A body is JSON: the bare data of its family, or the envelope `{"type": …, "data": {…}}`, where `type`
-may be left out. Success is a 202 with a receipt, every error an `application/problem+json`. Unknown fields are dropped;
-enums are read in any letter case, except the `event_type` of a camera's status.
+**Publish.** A body is JSON: either the data alone, or the envelope `{"type": …, "data": {…}}`, whose `type` may be left
+out. A successful publish is answered with 202 and a receipt, every error with an `application/problem+json` document.
+Unknown fields are dropped. Enum values are accepted in any letter case, except the `event_type` of a camera's status.
 
-**Receive.** Connect to `/ws/events`, optionally with `?events=alert.*,camera.offline` (patterns; all events without),
-`since` and `epoch` (resume), `format=zlib`, `token`, `api_key`. The first frame is
-`{"type":"connected", …, "epoch":"…","lastSeq":41}`, then each matching event comes as
-`{"type":"event","data":{…},"sequence":42,"requires_ack":false}`. Send `{"type":"subscribe","data":{"events":[…]}}`,
-`unsubscribe`, `resync`, `ack` or `ping`. After a lost connection connect again with `since` = the highest sequence or
-`lastSeq` seen, and `epoch`: nothing is missed."""
+**Receive.** Connect to `/ws/events`. Optional query parameters are `events` (patterns such as
+`?events=alert.*,camera.offline`; without it, all events), `since` and `epoch` (the position to resume from),
+`format=zlib`, `token` and `api_key`. The first frame is `{"type":"connected", …, "epoch":"…","lastSeq":41}`. Each
+matching event follows as `{"type":"event","data":{…},"sequence":42,"requires_ack":false}`. The client may send
+`{"type":"subscribe","data":{"events":[…]}}`, `unsubscribe`, `resync`, `ack` and `ping`. After a lost connection,
+connect again with `since` set to the highest `sequence` or `lastSeq` seen, and with its `epoch`: the missed events are
+replayed, and if some are no longer available, the client is told so."""
 
 _TAGS: Final = {
-    "events": "What the analysis made of it",
-    "alerts": "The steps in an alert's life",
+    "events": "Security events and summaries",
+    "alerts": "The steps in the life of an alert",
     "cameras": "Cameras and their views",
     "detections": "Single detections and closed batches",
     "status": "Services, workers, infrastructure",
-    "batch": "Several messages at once",
-    "operation": "Probes and health; no key is asked for",
+    "batch": "Several messages in one request",
+    "operation": "Probes, health and metrics; no API key is needed",
 }
 
 
 class BatchReceipt(msgspec.Struct):
-    """One receipt for each message of the batch, in its order."""
+    """One receipt for each message of the batch, in the order of the batch."""
 
     receipts: list[Receipt]
 
@@ -58,7 +60,7 @@ Batch = Annotated[list[Message], Meta(min_length=1, max_length=MAX_BATCH)]
 
 
 def complete(document: Json) -> Json:
-    """Complete Litestar's document, in place: bodies, answers, headers, components."""
+    """Add to Litestar's document what it lacks, in place, and return it."""
     paths = document["paths"]
     for path in paths.values():
         path.pop("head", None)  # the same answer as GET, without its body
@@ -87,27 +89,27 @@ _PARAMETERS: Final[Json] = {
     "IdempotencyKey": {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "1 to 128 visible ASCII characters. The same key on the same path within 300 s publishes "
-        "nothing again and returns the first receipt.",
+        "description": "1 to 128 visible ASCII characters. If the same key was used on the same path within 300 s, "
+        "nothing is published and the first receipt is returned.",
         "schema": {"type": "string", "pattern": "^[!-~]{1,128}$"},
     },
     "Traceparent": {
         "name": "traceparent",
         "in": "header",
-        "description": "W3C Trace Context: continues the producer's trace. Ignored if it is not valid.",
+        "description": "W3C Trace Context: continues the producer's trace. Ignored if invalid.",
         "schema": {"type": "string"},
     },
     "Tracestate": {
         "name": "tracestate",
         "in": "header",
-        "description": "Travels with `traceparent`.",
+        "description": "W3C Trace Context: passed on with `traceparent`.",
         "schema": {"type": "string"},
     },
 }
 
 _SECURITY_SCHEMES: Final[Json] = {
-    "bearer": {"type": "http", "scheme": "bearer", "description": "One of `API_KEYS`, if any are set"},
-    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same, in another header"},
+    "bearer": {"type": "http", "scheme": "bearer", "description": "One of `API_KEYS`, if the service has any"},
+    "apiKey": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key in another header"},
 }
 
 _HEADERS: Final[Json] = {
@@ -116,19 +118,19 @@ _HEADERS: Final[Json] = {
         "schema": {"type": "string", "enum": ["true"]},
     },
     "RetryAfter": {
-        "description": "Seconds after which it is worth another try",
+        "description": "Seconds to wait before the next attempt",
         "schema": {"type": "integer", "minimum": 1},
     },
-    "Allow": {"description": "The methods that the path takes", "schema": {"type": "string"}},
+    "Allow": {"description": "The methods that the path supports", "schema": {"type": "string"}},
     "WWWAuthenticate": {"description": "`Bearer`", "schema": {"type": "string"}},
 }
 
 # name -> status, when, example of `detail`, headers
 _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
-    "BadRequest": (HTTPStatus.BAD_REQUEST, "Not a valid message, or a bad header", "The body is not valid.", {}),
+    "BadRequest": (HTTPStatus.BAD_REQUEST, "Invalid message or header", "The body is not valid.", {}),
     "Unauthorized": (
         HTTPStatus.UNAUTHORIZED,
-        "API key missing or wrong",
+        "Missing or wrong API key",
         "A valid API key is needed: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
         {"WWW-Authenticate": "WWWAuthenticate"},
     ),
@@ -136,7 +138,7 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
     "MethodNotAllowed": (
         HTTPStatus.METHOD_NOT_ALLOWED,
         "Wrong method",
-        "This path does not take this method.",
+        "This path does not support this method.",
         {"Allow": "Allow"},
     ),
     "TooLarge": (
@@ -147,13 +149,13 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
     ),
     "UnsupportedMediaType": (
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-        "Not JSON by its Content-Type, not UTF-8, or compressed",
+        "The Content-Type is not JSON in UTF-8, or the body is compressed",
         "The body must be JSON, not 'text/plain': send the header 'Content-Type: application/json'.",
         {},
     ),
     "Unavailable": (
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Redis could not be reached within the retries, or the circuit is open",
+        "Redis was not reached within the retries, or the circuit is open",
         "The link to Redis is down; nothing was published.",
         {"Retry-After": "RetryAfter"},
     ),
@@ -173,8 +175,8 @@ def _schemas() -> Json:
     kinds = [*MESSAGE_TYPES.values(), Receipt, BatchReceipt, Problem, Health, Readiness]
     _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     for message in MESSAGE_TYPES.values():
-        schemas[message.__name__]["required"].remove("type")  # the route knows it
-    # The one rule that is code and not a type.
+        schemas[message.__name__]["required"].remove("type")  # optional, because the path implies it
+    # The only rule of validation that no type expresses.
     schemas["ServiceStatusData"]["anyOf"] = [{"required": ["service"]}, {"required": ["name"]}]
     return schemas
 
@@ -195,7 +197,7 @@ def _describe_publish(operation: Json, body: BodyType) -> None:
         content = _message_body(body)
         accepted = _content("Published", "application/json", _ref("schemas", "Receipt"), _RECEIPT)
     else:
-        operation["summary"] = f"Up to {MAX_BATCH:,} messages of any type: all or none, in order"
+        operation["summary"] = f"Publish 1 to {MAX_BATCH:,} messages of any type, in order, all or none"
         content = _batch_body()
         receipts = {"receipts": [_RECEIPT]}
         accepted = _content("Published", "application/json", _ref("schemas", "BatchReceipt"), receipts)
@@ -218,8 +220,8 @@ def _message_body(message: type[Message]) -> Json:
     return {
         "schema": {"oneOf": forms},
         "examples": {
-            "bare": {"summary": "The data alone", "value": envelope["data"]},
-            "envelope": {"summary": "In its envelope", "value": envelope},
+            "bare": {"summary": "Data alone", "value": envelope["data"]},
+            "envelope": {"summary": "Data in an envelope", "value": envelope},
         },
     }
 
@@ -227,4 +229,7 @@ def _message_body(message: type[Message]) -> Json:
 def _batch_body() -> Json:
     (schema,), _ = msgspec.json.schema_components([Batch], ref_template="#/components/schemas/{name}")
     schema["items"]["required"] = ["type"]
-    return {"schema": schema, "examples": {"mixed": {"summary": "One of each", "value": list(EXAMPLES.values())}}}
+    return {
+        "schema": schema,
+        "examples": {"mixed": {"summary": "One message of each type", "value": list(EXAMPLES.values())}},
+    }

@@ -1,4 +1,4 @@
-"""One believable body, as an envelope, for each wire type: what OpenAPI, the demo and the tests show."""
+"""Example messages: a realistic envelope for each wire type, shown by OpenAPI and used by the tests."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -121,4 +121,4 @@ EXAMPLES: Final[Mapping[str, dict[str, Any]]] = {
     | ({"timestamp": _TIMESTAMPS[wire_type]} if wire_type in _TIMESTAMPS else {})
     for wire_type, data in _DATA.items()
 }
-"""The envelope of each wire type, in the order of the routes."""
+"""The example envelope of each wire type, in the order of the routes."""

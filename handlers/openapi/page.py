@@ -1,7 +1,6 @@
-"""Serves the OpenAPI document at /schema: as an interactive page that works without internet, as JSON and as YAML.
+"""The routes below `/schema`: the OpenAPI document as an interactive page, as JSON and as YAML.
 
-The page is Swagger UI, its files come from the package offapi on this machine.
-Not here: what the document says (description.py).
+The page is Swagger UI. Its files come from the installed package offapi, so it works without internet access.
 """
 
 import html
@@ -33,7 +32,7 @@ _FILES: Final = {
 }
 
 _HEADERS: Final = {
-    # The browser itself is told to talk to nobody else.
+    # The browser loads nothing from other origins.
     "content-security-policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
     "style-src 'self' 'unsafe-inline'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -62,7 +61,7 @@ SwaggerUIBundle({{url: element.dataset.url, domNode: element, deepLinking: true,
 
 
 def openapi_config(settings: Settings, *, version: str) -> OpenAPIConfig:
-    """Describe the service of that version; a key is described as optional if the settings have none."""
+    """Return Litestar's OpenAPI configuration; if the settings have no API keys, the document calls keys optional."""
     optional: list[dict[str, list[str]]] = [] if settings.api_keys else [{}]
     return _Config(
         title="Event Broadcaster",
@@ -82,13 +81,13 @@ def openapi_config(settings: Settings, *, version: str) -> OpenAPIConfig:
 
 
 def _operation_id(_: HTTPRouteHandler, method: Method, path: Sequence[Any]) -> str:
-    """Name an operation after its path: `broadcast_detection_new`, `health_live`."""
+    """Return the operation id for a path, for example `broadcast_detection_new` or `health_live`."""
     name = "_".join(str(part) for part in path).replace("-", "_")
     return f"{name}_head" if method == "HEAD" else name
 
 
 class _Document(OpenAPI):
-    """Litestar's document of the routes, completed."""
+    """Litestar's document, completed by `complete`."""
 
     def to_schema(self) -> dict[str, Any]:
         return complete(super().to_schema())
@@ -113,8 +112,8 @@ class _Page(OpenAPIRenderPlugin):
 
 
 def _negotiate(request: Request[Any, Any, Any]) -> Response[dict[str, Any]] | None:
-    """Answer `GET /schema` with the document itself to a client that asks for JSON and not for a page."""
-    if "path" in request.path_params:  # Litestar would answer an unknown path under /schema with a page of its own
+    """Answer `GET /schema` with the document instead of the page if the client prefers JSON."""
+    if "path" in request.path_params:  # Litestar would answer an unknown path below /schema with its own page
         raise NotFoundException
     if request.method == "GET" and request.scope["path_template"] == "/schema":
         wanted = request.accept.best_match(["text/html", "application/json", "application/vnd.oai.openapi+json"])
@@ -125,7 +124,7 @@ def _negotiate(request: Request[Any, Any, Any]) -> Response[dict[str, Any]] | No
 
 @get("/assets/{name:str}", sync_to_thread=False)
 def schema_asset(name: FromPath[str]) -> File:
-    """Serve one of the files that the page is made of."""
+    """Return one of the files of the page."""
     if name not in _FILES:
         raise NotFoundException
     file, media_type = _FILES[name]
@@ -138,7 +137,7 @@ def schema_asset(name: FromPath[str]) -> File:
 
 
 def _asset_directory() -> Path:
-    # Found, not imported: the package reads all its pages, some 9 MB, into memory when it is imported.
+    # Not imported, because offapi reads 9 MB of files into memory when it is imported.
     package = find_spec("offapi")
     if package is None or not package.submodule_search_locations:
         raise ModuleNotFoundError("the package offapi is not installed")
