@@ -1,1 +1,1 @@
-"""The commands beside `serve`: tail and demo."""
+"""The commands `tail` and `demo`: clients of the service that use only its public protocol."""

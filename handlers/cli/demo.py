@@ -1,7 +1,7 @@
-"""`event-broadcaster demo`: posts a believable stream of all message families, the same for the same seed.
+"""`event-broadcaster demo`: publishes a realistic stream of messages of every type, repeatable by its seed.
 
-It posts as any producer should: over one connection that is kept alive, with an `Idempotency-Key` so that a repetition
-does no harm, and heeding `Retry-After`. What is posted is told in story.py.
+It publishes as any producer should: over one kept-alive connection, with an `Idempotency-Key` so that it can safely
+repeat a request, and waiting as long as `Retry-After` says.
 """
 
 import json
@@ -21,7 +21,7 @@ from handlers.cli.demo_story import Post, stream
 __all__ = ["route_of", "run"]
 
 _ATTEMPTS: Final = 5
-_TIMEOUT: Final = 60.0  # seconds; the service may spend some ten of them on its own retries
+_TIMEOUT: Final = 60.0  # seconds; the service may need about ten of them for its own retries
 _LONGEST_WAIT: Final = 60.0
 
 
@@ -32,7 +32,7 @@ class _Answer(NamedTuple):
 
 
 def route_of(kind: str) -> str:
-    """Give the path on which messages of a wire type are posted."""
+    """Return the path for messages of a wire type."""
     if kind.startswith("alert_"):
         return f"/broadcast/alert/{kind.removeprefix('alert_')}"
     return "/broadcast/" + kind.replace(".", "/").replace("_", "-")
@@ -48,10 +48,10 @@ def run(
     emit: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Post `count` messages (None: until interrupted), `rate` a second (0: as fast as possible).
+    """Publish `count` messages (None: until interrupted), `rate` per second (0: as fast as possible).
 
-    Prints sequence and type of each; refusals and a summary go to stderr. Returns the exit status: 1 if a message was
-    refused or the service is not there, otherwise 0.
+    `emit` gets a line with the sequence number and the type of each message; refusals and a summary go to stderr.
+    Returns the exit status: 1 if a message was refused or the service did not answer, otherwise 0.
     """
     sent = refused = 0
     lost = False
@@ -60,9 +60,9 @@ def run(
         with closing(_Service(url, api_key)) as service:
             for post in islice(_now_stream(seed), count):
                 sleep(max(0.0, due - time.monotonic()))
-                # A service that is slow for a while is not flooded afterwards.
+                # After a slow period of the service, do not catch up by more than one second of messages.
                 due = max(due, time.monotonic() - 1) + (1 / rate if rate else 0)
-                answer = _post_patiently(service, post, sleep)
+                answer = _post_with_retries(service, post, sleep)
                 if answer.status == 202:
                     sent += 1
                     emit(f"{answer.body.get('sequence', '-'):>8} {post.kind}")
@@ -70,7 +70,7 @@ def run(
                     refused += 1
                     sys.stderr.write(f"{post.kind} refused: {_reason(answer)}\n")
                     if answer.status == 401:
-                        sys.stderr.write("give a key with --api-key or EVENT_BROADCASTER_API_KEY\n")
+                        sys.stderr.write("set EVENT_BROADCASTER_API_KEY or use --api-key\n")
                         break
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
@@ -87,7 +87,7 @@ def _now_stream(seed: int) -> Iterator[Post]:
 
 
 class _Service:
-    """The service as a producer sees it: one connection, opened again when it was lost."""
+    """One HTTP connection to the service, reopened if it is lost."""
 
     def __init__(self, url: str, api_key: str) -> None:
         parts = urlsplit(url)
@@ -97,13 +97,13 @@ class _Service:
         self._headers = {"Content-Type": "application/json"} | ({"X-API-Key": api_key} if api_key else {})
 
     def post(self, post: Post, key: str) -> _Answer:
-        """Post one message; a connection that the server closed in the meantime is made once more."""
+        """Post one message; if the server has closed the connection in the meantime, reconnect once."""
         request = "POST", self._prefix + route_of(post.kind), json.dumps(post.data)
         headers = self._headers | {"Idempotency-Key": key}
         try:
             self._connection.request(*request, headers)
             response = self._connection.getresponse()
-        except (ConnectionResetError, BrokenPipeError):  # http.client's RemoteDisconnected is one of them
+        except (ConnectionResetError, BrokenPipeError):  # includes http.client's RemoteDisconnected
             self._connection.close()
             self._connection.request(*request, headers)
             response = self._connection.getresponse()
@@ -119,8 +119,8 @@ class _Service:
         self._connection.close()
 
 
-def _post_patiently(service: _Service, post: Post, sleep: Callable[[float], None]) -> _Answer:
-    """Post a message, and while the service is unavailable wait as long as it says, a few times."""
+def _post_with_retries(service: _Service, post: Post, sleep: Callable[[float], None]) -> _Answer:
+    """Post a message; while the service answers 503, wait as long as it asks and repeat, up to five attempts."""
     key = f"demo-{uuid.uuid4()}"
     for _ in range(_ATTEMPTS - 1):
         answer = service.post(post, key)
@@ -128,13 +128,13 @@ def _post_patiently(service: _Service, post: Post, sleep: Callable[[float], None
             return answer
         asked = answer.headers.get("Retry-After", "")
         wait = min(float(asked), _LONGEST_WAIT) if asked.isdecimal() else 1.0
-        sys.stderr.write(f"{post.kind} not taken: {_reason(answer)}; trying again in {wait:.0f} s\n")
+        sys.stderr.write(f"{post.kind} not accepted: {_reason(answer)}; trying again in {wait:.0f} s\n")
         sleep(wait)
     return service.post(post, key)
 
 
 def _reason(answer: _Answer) -> str:
-    """Say in one line what a problem document says."""
+    """Return the content of a problem document as one line."""
     errors = [
         f"{error.get('field')}: {error.get('message')}"
         for error in answer.body.get("errors", [])

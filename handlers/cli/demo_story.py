@@ -1,6 +1,6 @@
-"""The story that the demo tells: what cameras, alerts, workers and services around a house report, round after round.
+"""The messages of the demo: what the cameras, alerts, workers and services of a home security system report.
 
-Pure: the seed decides everything but the times. How the messages reach the service is demo.py's business.
+The seed determines everything but the times.
 """
 
 import uuid
@@ -28,24 +28,24 @@ _ALERT_STATUS: Final = {"created": "pending", "updated": "delivered", "dismissed
 
 
 class Post(NamedTuple):
-    """One message to be posted: its wire type and the bare data."""
+    """A message to publish: its wire type and its data."""
 
     kind: str
     data: dict[str, Any]
 
 
 def stream(seed: int, now: Callable[[], datetime]) -> Iterator[Post]:
-    """Tell the story without end: same seed, same messages, but for the times, which come from `now`.
+    """Yield messages without end; the same seed yields the same messages, with times from `now`.
 
-    It goes in rounds of less than 100 messages; each round has every wire type.
+    Messages come in rounds of fewer than 100; each round contains every wire type.
     """
-    story = _Story(Random(seed), now)  # noqa: S311  # repeatable is what it has to be
+    story = _Story(Random(seed), now)  # noqa: S311  # must be repeatable, not unpredictable
     while True:
         yield from story.round()
 
 
 class _Story:
-    """What happens around a house; every act is a generator, so that its times are those of the posting."""
+    """Scenarios as generators: each yields its next message when it is due, so that times are those of publishing."""
 
     def __init__(self, random: Random, now: Callable[[], datetime]) -> None:
         self._random = random
@@ -55,18 +55,18 @@ class _Story:
     def round(self) -> Iterator[Post]:
         door, *others = _CAMERAS
         broken, *watching = self._random.sample(others, len(others))
-        acts: list[Iterator[Post]] = [self._visit(door, *visit) for visit in _VISITS]
+        scenarios: list[Iterator[Post]] = [self._visit(door, *visit) for visit in _VISITS]
         for label, summary in self._random.sample(_QUIET, 2):
-            acts.append(self._seen(self._random.choice(watching), label, 1, "low", summary))
-        acts += [self._outage(broken), self._tampering(self._random.choice(watching))]
-        acts += [self._worker(), self._service(), self._summary()]
-        self._random.shuffle(acts)
-        # Up to three things happen at the same time.
-        while acts:
-            act = acts[self._random.randrange(min(3, len(acts)))]
-            post = next(act, None)
+            scenarios.append(self._seen(self._random.choice(watching), label, 1, "low", summary))
+        scenarios += [self._outage(broken), self._tampering(self._random.choice(watching))]
+        scenarios += [self._worker(), self._service(), self._summary()]
+        self._random.shuffle(scenarios)
+        # Up to three scenarios run at the same time.
+        while scenarios:
+            scenario = scenarios[self._random.randrange(min(3, len(scenarios)))]
+            post = next(scenario, None)
             if post is None:
-                acts.remove(act)
+                scenarios.remove(scenario)
             else:
                 yield post
 
@@ -78,7 +78,7 @@ class _Story:
         return (self._now() - timedelta(seconds=seconds_ago)).isoformat(timespec="milliseconds")
 
     def _seen(self, camera: str, label: str, times: int, risk: str, summary: str) -> Generator[Post, None, int]:
-        """Something moves: detections, the batch that closes over them, and the event made of it; returns its id."""
+        """Yield detections, their batch and the event about them; return the id of the event."""
         started, batch = self._time(), f"batch-{self._number('batch'):04d}"
         detections = []
         left = self._random.uniform(0.05, 0.4)
@@ -99,7 +99,7 @@ class _Story:
         return number
 
     def _visit(self, camera: str, risk: str, summary: str, ending: tuple[str, ...]) -> Iterator[Post]:
-        """A person is seen, and an alert goes through its life."""
+        """Yield a sighting of a person and the whole life of its alert."""
         event = yield from self._seen(camera, "person", self._random.randint(2, 4), risk, summary)
         alert, created = str(uuid.UUID(int=self._random.getrandbits(128))), self._time()
         for kind in ("created", "updated", *ending):
@@ -111,7 +111,7 @@ class _Story:
             yield Post(f"alert_{kind}", data | {"created_at": created, "updated_at": self._time()})
 
     def _outage(self, camera: str) -> Iterator[Post]:
-        """A camera goes away and comes back; monitoring notices it too."""
+        """Yield a camera's outage and return, and the alerts of the infrastructure monitoring about them."""
         firing = {"alertname": "CameraDown", "severity": "warning", "component": camera, "started_at": self._time()}
         firing |= {"fingerprint": f"{self._random.getrandbits(64):016x}", "receiver": "demo"}
         for status, before, alarm in (("offline", "online", "firing"), ("online", "offline", "resolved")):
@@ -127,7 +127,7 @@ class _Story:
         yield Post("scene_change", data | {"similarity_score": round(self._random.uniform(0.1, 0.6), 2)})
 
     def _worker(self) -> Iterator[Post]:
-        """A worker fails and recovers."""
+        """Yield a worker's failure, restart and recovery."""
         kind = self._random.choice(("detection", "analysis", "timeout", "metrics"))
         for step, more in (
             ("error", {"error": "model did not answer in 5 s", "error_type": "TimeoutError", "failure_count": 1}),

@@ -1,7 +1,7 @@
-"""`event-broadcaster tail`: a client that prints a line a frame, and resumes by itself where it was cut off.
+"""`event-broadcaster tail`: a client that prints a line for each frame, and resumes after a lost connection.
 
-`Place` and `line_of` are pure, `follow` is the loop around them. Nothing here knows the server from inside: it speaks
-the documented WebSocket messages, and is an example of how to resume.
+`Position` keeps track of where to resume, `line_of` formats a frame, and `follow` is the loop that connects and reads.
+The module uses only the documented WebSocket messages, so it is also an example of a client that resumes.
 """
 
 import asyncio
@@ -18,18 +18,22 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
-__all__ = ["Place", "follow", "line_of"]
+__all__ = ["Position", "follow", "line_of"]
 
 _LONGEST_DELAY: Final = 30.0
-_STEADY: Final = 10.0  # seconds after which a connection counts as good, and the next delay is short again
+_STABLE: Final = 10.0  # seconds after which a connection counts as stable, and the delay is reset
 _LARGEST_FRAME: Final = 64 * 1024 * 1024
 _LONGEST_TEXT: Final = 160
 _UNAUTHORIZED: Final = 1008
 _CREDENTIALS: Final = "see --api-key and --token, or EVENT_BROADCASTER_API_KEY and EVENT_BROADCASTER_TOKEN"
 
-_HINTS: Final = {401: _CREDENTIALS, 403: _CREDENTIALS, 404: "no WebSocket at this path; see --url, mostly /ws/events"}
+_HINTS: Final = {
+    401: _CREDENTIALS,
+    403: _CREDENTIALS,
+    404: "no WebSocket at this path; see --url, the path is usually /ws/events",
+}
 
-# The short text of a frame by its type, from the fields of the frame and of its data; a None is shown as nothing.
+# The text for each type of frame; the fields are those of the frame and its data, and None is shown as nothing.
 _ALERT: Final = "{severity} alert {id} for event {event_id}, {status}"
 _TEXTS: Final = {
     "event": "{camera_id}: {summary} (risk {risk_score}, {risk_level})",
@@ -50,16 +54,16 @@ _TEXTS: Final = {
     "connected": "epoch {epoch}, at {lastSeq}",
     "resync_ack": "{replayed_count} replayed after {last_sequence}: {verdict}",
     "gap": "{from} to {to} are lost",
-    "epoch_changed": "the numbering begins anew, epoch {epoch}",
+    "epoch_changed": "the numbering has restarted, epoch {epoch}",
     "system.shutdown": "{reason}: reconnecting in {delay_ms} ms",
     "error": "{error}: {message}",
 }
 
 
-class Place:
-    """Where a client has got to, as (`epoch`, `sequence`), and so from where it resumes.
+class Position:
+    """The position (`epoch`, `sequence`) up to which a client has seen everything, and from which it resumes.
 
-    `sequence` None means that nothing is to be resumed: the client starts with what comes next.
+    If `sequence` is None, the client does not resume: it starts with the next event.
     """
 
     def __init__(self, since: int | None = None) -> None:
@@ -68,13 +72,13 @@ class Place:
         self._replica = 0
 
     def query(self) -> dict[str, str]:
-        """Give the query parameters of the next connection."""
+        """Return the query parameters for the next connection."""
         if self.sequence is None:
             return {}
         return {"since": str(self.sequence)} | ({"epoch": self.epoch} if self.epoch else {})
 
-    def take(self, frame: Mapping[str, Any]) -> None:
-        """Move on by one frame of the server."""
+    def advance(self, frame: Mapping[str, Any]) -> None:
+        """Advance by one frame of the server."""
         match frame:
             case {"type": "connected", "epoch": str(epoch), "lastSeq": int(replica)} if epoch:
                 self._replica = replica
@@ -90,13 +94,13 @@ class Place:
             case {"type": "resync_ack", "epoch_changed": True, "epoch": str(epoch)}:
                 self._enter(epoch)
             case {"type": "resync_ack", "recovered": False} if not frame.get("gap_too_old"):
-                # Beyond the newest: our number means nothing here. The replica's own is the best known.
+                # The requested number is higher than the newest, so it is invalid: continue from the replica's own.
                 self.sequence = self._replica
             case {"type": "gap", "to": int(sequence)} | {"sequence": int(sequence)}:
                 self._pass(sequence)
 
     def _enter(self, epoch: str) -> None:
-        # Before the first epoch there was no numbering: a number that the user gave still stands.
+        # The first epoch that is seen does not invalidate the number that the user gave.
         if self.epoch and self.epoch != epoch:
             self.sequence = 0
         self.epoch = epoch
@@ -111,19 +115,19 @@ class _Fields(dict[str, Any]):
 
 
 def line_of(frame: Mapping[str, Any], clock: str) -> str:
-    """Give the line for one frame: `clock` (the time of its arrival), sequence, type, a short text."""
+    """Return the line for one frame: `clock` (the time of arrival), sequence number, type and a short text."""
     kind = str(frame.get("type") or frame.get("action"))
     data = frame.get("data")
     fields = {**frame, **data} if isinstance(data, dict) else dict(frame)
     if kind == "resync_ack":
         fields["verdict"] = _verdict(frame)
-    # A summary is shown by its content.
+    # Of a summary, only the content is shown.
     shown = {name: value.get("content") if isinstance(value, dict) else value for name, value in fields.items()}
     if kind in _TEXTS:
         text = _TEXTS[kind].format_map(_Fields((name, value) for name, value in shown.items() if value is not None))
     else:
         text = json.dumps(data, ensure_ascii=False)
-    # What others wrote goes to a terminal: no control characters, no second line.
+    # The text comes from others and goes to a terminal: no control characters, and only one line.
     text = "".join(letter if letter.isprintable() else " " for letter in text).strip(" :/")
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"
@@ -135,14 +139,14 @@ def _verdict(frame: Mapping[str, Any]) -> str:
     if frame.get("recovered"):
         return "complete"
     if frame.get("gap_too_old"):
-        return f"older ones are gone, the oldest kept is {frame.get('oldest_available')}"
-    return "the numbering had begun anew" if frame.get("epoch_changed") else "that number is beyond the newest"
+        return f"older events are no longer stored, the oldest is {frame.get('oldest_available')}"
+    return "the numbering had restarted" if frame.get("epoch_changed") else "that number is higher than the newest"
 
 
-def address(url: str, patterns: Sequence[str], place: Place) -> str:
-    """Give the URL of the next connection."""
+def address(url: str, patterns: Sequence[str], position: Position) -> str:
+    """Return the URL for the next connection."""
     parts = urlsplit(url)
-    query = dict(parse_qsl(parts.query)) | ({"events": ",".join(patterns)} if patterns else {}) | place.query()
+    query = dict(parse_qsl(parts.query)) | ({"events": ",".join(patterns)} if patterns else {}) | position.query()
     path = parts.path if parts.path not in ("", "/") else "/ws/events"
     return parts._replace(path=path, query=urlencode(query)).geturl()
 
@@ -157,27 +161,27 @@ async def follow(
     first_delay: float = 0.5,
     emit: Callable[[str], None],
 ) -> int:
-    """Print frames, one line each, until the server refuses us for good; returns the exit status.
+    """Print a line for each frame until the server refuses the client; return the exit status.
 
-    With `raw` each is printed as it came; without, heartbeats are answered only. Lost connections are told on stderr
-    and made again, `first_delay` to 30 s later.
+    With `raw`, every frame is printed unchanged; otherwise heartbeats are answered but not printed. A lost connection
+    is reported on stderr and reopened after `first_delay` to 30 seconds.
     """
-    place, headers, delay = Place(since), list(headers), first_delay
+    position, headers, delay = Position(since), list(headers), first_delay
     while True:
         started = time.monotonic()
         try:
             async with connect(
-                address(url, patterns, place), additional_headers=headers, max_size=_LARGEST_FRAME, close_timeout=1
+                address(url, patterns, position), additional_headers=headers, max_size=_LARGEST_FRAME, close_timeout=1
             ) as socket:
                 while True:
                     text = await socket.recv()
                     frame = _read(text)
-                    place.take(frame)
+                    position.advance(frame)
                     heartbeat = frame.get("type") == "ping"
                     if raw or not heartbeat:
                         emit(str(text) if raw else line_of(frame, datetime.now().strftime("%H:%M:%S.%f")[:-3]))
                     if heartbeat:
-                        # If the server has closed meanwhile, what it sent before is still to be read.
+                        # If the server has closed the connection, what it sent before can still be read.
                         with suppress(ConnectionClosed):
                             await socket.send('{"type":"pong"}')
         except ConnectionClosed as closed:
@@ -186,22 +190,22 @@ async def follow(
                 return _give_up(f"{text or 'credentials refused'} ({_CREDENTIALS})")
             reason = f"closed: {code} {text}".rstrip()
         except InvalidStatus as refused:
-            # 503 is a drain or a server that starts; what a 4xx says does not change by asking again.
+            # 503 means a server that drains or starts; repeating a request does not change a 4xx.
             reason, status = str(refused), refused.response.status_code
             if 400 <= status < 500:
                 return _give_up(f"{reason} ({_HINTS[status]})" if status in _HINTS else reason)
         except (OSError, TimeoutError, InvalidHandshake) as error:
             reason = f"no connection to {url.partition('?')[0]}: {error or 'no answer'}"
-        if time.monotonic() - started > _STEADY:
+        if time.monotonic() - started > _STABLE:
             delay = first_delay
-        wait = delay * random.uniform(0.5, 1)  # noqa: S311  # spreads clients, guards nothing
+        wait = delay * random.uniform(0.5, 1)  # noqa: S311  # spreads reconnects; not a secret
         delay = min(2 * delay, _LONGEST_DELAY)
         sys.stderr.write(f"{reason}; trying again in {wait:.1f} s\n")
         await asyncio.sleep(wait)
 
 
 def _read(text: str | bytes) -> dict[str, Any]:
-    """Decode a frame; what is no JSON object (another kind of server) becomes a frame that says so."""
+    """Decode a frame; return a frame of type "unreadable" if it is not a JSON object."""
     try:
         frame = json.loads(text)
     except ValueError:

@@ -13,7 +13,7 @@ from websockets.datastructures import Headers
 from websockets.http11 import Request, Response
 
 from handlers.cli import tail
-from handlers.cli.tail import Place, line_of
+from handlers.cli.tail import Position, line_of
 from kernel.messages import MESSAGE_TYPES
 
 CLOCK = "12:00:00.000"
@@ -24,10 +24,10 @@ follow = partial(tail.follow, first_delay=0.01)
 
 def after(*frames: dict[str, Any], since: int | None = None) -> dict[str, str]:
     """Give the query with which a client resumes after these frames."""
-    place = Place(since)
+    position = Position(since)
     for frame in frames:
-        place.take(frame)
-    return place.query()
+        position.advance(frame)
+    return position.query()
 
 
 def connected(epoch: str, last: int) -> dict[str, Any]:
@@ -160,7 +160,7 @@ def test_every_type_has_its_text() -> None:
     [
         (connected("a", 41), "epoch a, at 41"),
         ({"type": "gap", "from": 3, "to": 9}, "3 to 9 are lost"),
-        ({"type": "epoch_changed", "epoch": "b"}, "the numbering begins anew, epoch b"),
+        ({"type": "epoch_changed", "epoch": "b"}, "the numbering has restarted, epoch b"),
         (
             {
                 "type": "service_status",
@@ -176,10 +176,10 @@ def test_every_type_has_its_text() -> None:
         (ack(recovered=True), "2 replayed after 5: complete"),
         (
             ack(recovered=False, gap_too_old=True, oldest_available=30),
-            "2 replayed after 5: older ones are gone, the oldest kept is 30",
+            "2 replayed after 5: older events are no longer stored, the oldest is 30",
         ),
-        (ack(recovered=False, epoch_changed=True), "2 replayed after 5: the numbering had begun anew"),
-        (ack(recovered=False), "2 replayed after 5: that number is beyond the newest"),
+        (ack(recovered=False, epoch_changed=True), "2 replayed after 5: the numbering had restarted"),
+        (ack(recovered=False), "2 replayed after 5: that number is higher than the newest"),
     ],
 )
 def test_notice_line(frame: dict[str, Any], text: str) -> None:
@@ -199,13 +199,13 @@ def test_line_is_one_harmless_line() -> None:
 
 def test_address() -> None:
     """Section 4, query parameters: patterns and position are added to the URL, which may have a query of its own."""
-    place = Place(5)
-    assert tail.address("ws://h:1", [], Place()) == "ws://h:1/ws/events"
+    position = Position(5)
+    assert tail.address("ws://h:1", [], Position()) == "ws://h:1/ws/events"
     assert (
-        tail.address("ws://h/ws/events", ["alert.*", "a,b"], place)
+        tail.address("ws://h/ws/events", ["alert.*", "a,b"], position)
         == "ws://h/ws/events?events=alert.%2A%2Ca%2Cb&since=5"
     )
-    assert tail.address("wss://h/x/?a=1", [], place) == "wss://h/x/?a=1&since=5"
+    assert tail.address("wss://h/x/?a=1", [], position) == "wss://h/x/?a=1&since=5"
 
 
 Answer = Callable[[ServerConnection], Awaitable[None]]
