@@ -1,1 +1,1 @@
-"""The web side: the HTTP and WebSocket service around the kernel, its settings and its command line."""
+"""The HTTP and WebSocket service around the kernel, its settings and its command line."""

@@ -1,4 +1,4 @@
-"""The composition root: settings in, a Litestar application out, everything wired and nothing decided."""
+"""The composition root: builds the Litestar application from the settings."""
 
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -23,7 +23,10 @@ __all__ = ["create_app"]
 
 
 def create_app(settings: Settings, redis_url: str) -> Litestar:
-    """The service for these settings on that Redis; it starts and stops with the application's lifespan."""
+    """Return the application for these settings and that Redis.
+
+    The broadcaster and the telemetry start and stop with the application's lifespan.
+    """
     release = version("event-broadcaster")
     telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, version=release)
     broadcaster = _broadcaster(settings, redis_url, telemetry.observers)
@@ -31,7 +34,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
 
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        # not ready, but alive: a Redis that comes later is found
+        # If Redis cannot be reached, the service starts degraded, and recovers once Redis is back.
         await broadcaster.start(without_redis=True)
         telemetry.start(broadcaster)
         try:

@@ -1,8 +1,7 @@
-"""Who may come in: API keys for REST, keys and the token for the WebSocket, and which origins may upgrade.
+"""Authentication: API keys for REST, API keys and the token for the WebSocket, and the allowed origins of upgrades.
 
-Pure questions about what a request carries, answered without I/O. A secret is compared in constant time with every
-secret that is in force, so that the time an answer takes tells nothing.
-Not here: how a WebSocket is refused (websocket.py), the shape of a 401 (problems.py).
+These are pure functions of what a request carries. A secret is compared in constant time with every configured secret,
+so that the response time reveals nothing about it.
 """
 
 import hmac
@@ -21,10 +20,10 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 class Verdict(NamedTuple):
-    """Whether a WebSocket client may come in, and the subprotocol to answer with.
+    """The result of checking a WebSocket client's credentials.
 
-    `subprotocol` is echoed to refused clients too: without the echo a browser drops the connection before it can read
-    the close code.
+    `allowed` is True if they are valid. `subprotocol` is the one to accept, for refused clients too: without it a
+    browser drops the connection before it can read the close code.
     """
 
     allowed: bool
@@ -32,9 +31,9 @@ class Verdict(NamedTuple):
 
 
 def require_api_key(headers: RawHeaders, keys: Sequence[bytes]) -> None:
-    """Ask for one of `keys`, as `Authorization: Bearer` or `X-API-Key`; no keys, no question.
+    """Require one of `keys`, as `Authorization: Bearer` or `X-API-Key`; do nothing if there are no keys.
 
-    Raises NotAuthorizedException. A function to call and no Litestar guard: those cost half an empty route.
+    Raises NotAuthorizedException. This is not a Litestar guard because guards cost half as much as an empty route.
     """
     if keys:
         bearer, api_key = _presented(headers)
@@ -47,11 +46,11 @@ def require_api_key(headers: RawHeaders, keys: Sequence[bytes]) -> None:
 def websocket_credentials_ok(
     settings: Settings, *, query: Mapping[str, str], headers: RawHeaders, subprotocols: Iterable[str]
 ) -> Verdict:
-    """Judge the credentials of an upgrade; `headers` are the raw ones of the ASGI scope, names in lower case.
+    """Check the credentials of an upgrade; `headers` are those of the ASGI scope, with names in lower case.
 
-    An API key may come as the query parameter `api_key`, as `Authorization: Bearer`, `X-API-Key` or the subprotocol
-    `api-key.KEY`; the token as the query parameter `token` or as `Authorization: Bearer`. With both set a client needs
-    both, and the bearer may be either.
+    A client may send an API key as the query parameter `api_key`, as `Authorization: Bearer`, as `X-API-Key` or as the
+    subprotocol `api-key.KEY`, and the token as the query parameter `token` or as `Authorization: Bearer`. If the
+    settings have both, it needs both.
     """
     bearer, keys = _presented(headers)
     offered = [name for name in subprotocols if name.startswith(_SUBPROTOCOL)]
@@ -66,19 +65,19 @@ def websocket_credentials_ok(
 
 
 def encoded(secrets: Iterable[str]) -> tuple[bytes, ...]:
-    """Give secrets as the bytes that arrive; text of any script can be compared that way."""
+    """Return secrets as UTF-8, the form in which they arrive; `hmac.compare_digest` takes only ASCII as text."""
     return tuple(secret.encode() for secret in secrets)
 
 
 def origin_allowed(settings: Settings, origin: str | None) -> bool:
-    """Tell whether an upgrade from `origin` is welcome: any if none are configured, and any client that sends none."""
+    """Return True if `origin` may upgrade: always if no origins are configured or the client sends none."""
     if not settings.allowed_origins or origin is None:
         return True
     return origin.lower() in (allowed.lower().rstrip("/") for allowed in settings.allowed_origins)
 
 
 def _presented(headers: RawHeaders) -> tuple[list[bytes], list[bytes]]:
-    """Collect what the headers carry: bearer values, X-API-Key values."""
+    """Return the values of `Authorization: Bearer` headers, and those of `X-API-Key` headers."""
     bearer, api_key = [], []
     for name, value in headers:
         if name == b"x-api-key":
@@ -91,7 +90,7 @@ def _presented(headers: RawHeaders) -> tuple[list[bytes], list[bytes]]:
 
 
 def _any_known(candidates: Iterable[bytes], known: Sequence[bytes]) -> bool:
-    """Compare every candidate with every known secret, whatever was found before."""
+    """Compare every candidate with every known secret, even after a match."""
     found = False
     for candidate in candidates:
         for secret in known:

@@ -1,8 +1,6 @@
-"""Every error answer of the HTTP side, as `application/problem+json` (RFC 9457).
+"""Error answers: turns exceptions of Litestar and the kernel into `application/problem+json` (RFC 9457).
 
-The one place that turns exceptions, Litestar's and the kernel's, into answers. `type` is always "about:blank": the
-status says which kind of problem it is, `detail` and `errors` say the rest.
-Not here: deciding that something is wrong (the routes, auth.py, the kernel).
+`type` is always "about:blank": the status says what kind of problem it is, `detail` and `errors` say the rest.
 """
 
 import logging
@@ -25,17 +23,17 @@ PROBLEM_JSON: Final = "application/problem+json"
 
 _logger = logging.getLogger(__name__)
 
-# What is said where Litestar's own text would only repeat the title.
+# Details for statuses for which Litestar's own text only repeats the title.
 _DETAILS: Final = {
-    HTTPStatus.NOT_FOUND: "There is nothing at this path; GET /schema lists what there is.",
-    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not take this method; the Allow header names those it takes.",
-    HTTPStatus.UPGRADE_REQUIRED: "This path is a WebSocket: it takes an upgrade, and no plain request.",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "Something went wrong in this service; its log says where.",
+    HTTPStatus.NOT_FOUND: "There is nothing at this path; GET /schema lists the paths.",
+    HTTPStatus.METHOD_NOT_ALLOWED: "This path does not support this method; the Allow header lists those it supports.",
+    HTTPStatus.UPGRADE_REQUIRED: "This path is a WebSocket: send an upgrade request.",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "An unexpected error occurred in this service; see its log.",
 }
 
 
 class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """The body of an error answer; `errors` is there when fields are at fault."""
+    """The body of an error answer; `errors` lists the invalid fields, if any."""
 
     type: str
     title: str
@@ -47,7 +45,7 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
 def _as_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     answer = _answer_to(request, error)
     if "expect" in request.headers:
-        # the body may never come, and then what comes next would be taken for it
+        # The client may omit the body after this answer; its next request would then be taken for the body.
         answer.headers["connection"] = "close"
     return answer
 
@@ -60,7 +58,7 @@ def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
             return _unavailable("The link to Redis is down; nothing was published.", seconds)
         case BroadcastFailed(retry_after=seconds):
             return _unavailable(
-                "Redis confirmed nothing within the retries: send it again, with its Idempotency-Key if it has one.",
+                "Redis did not confirm the publish within the retries: repeat it, with its Idempotency-Key if any.",
                 seconds,
             )
         case NotStarted():
@@ -97,10 +95,10 @@ def _answer(
 
 
 def log_unexpected(error: Exception, where: str) -> None:
-    """Log class and place of an unexpected error; never its text, which may quote what somebody sent."""
+    """Log the class and the place of an unexpected error, but not its text, which may quote a client's input."""
     place = traceback.extract_tb(error.__traceback__)[-1]
     _logger.error("%s at %s:%s %s", type(error).__name__, place.filename, place.lineno, where)
 
 
-# Litestar logs nothing of its own when it is given no logging_config; Exception catches its HTTPExceptions as well.
+# Litestar itself logs no exceptions, because the application has no logging_config.
 exception_handlers: Final[ExceptionHandlersMap] = {HTTPException: _as_problem, Exception: _as_problem}
