@@ -1,4 +1,4 @@
-"""The HTTP side around a fake broadcaster, and two ways to talk to it."""
+"""The HTTP application with a fake broadcaster, and two clients of it."""
 
 from collections.abc import AsyncIterator, Callable
 from functools import partial
@@ -14,25 +14,25 @@ from tests.handlers.http_app import http_app
 
 @pytest.fixture
 def broadcaster() -> FakeBroadcaster:
-    """The broadcaster behind `make_app` and `client`."""
+    """The broadcaster of `make_app` and `client`."""
     return FakeBroadcaster()
 
 
 @pytest.fixture
 def make_app(broadcaster: FakeBroadcaster) -> Callable[..., Litestar]:
-    """Makes the HTTP side under the settings that it is given."""
+    """A function that makes the HTTP application with the given settings."""
     return partial(http_app, broadcaster)
 
 
 @pytest.fixture
 async def client(make_app: Callable[..., Litestar]) -> AsyncIterator[AsyncTestClient[Litestar]]:
-    """A client of the HTTP side under the default settings: no keys."""
+    """A client of the HTTP application with the default settings: no API keys."""
     async with AsyncTestClient(make_app()) as client:
         yield client
 
 
 class Answer(NamedTuple):
-    """What came back, and how many pieces of the body were taken for it."""
+    """An answer, and how many pieces of the request's body were read for it."""
 
     status: int
     headers: dict[str, str]
@@ -42,9 +42,11 @@ class Answer(NamedTuple):
 
 @pytest.fixture
 def exchange() -> Callable[..., Any]:
-    """Speaks ASGI to an application, byte by byte; a piece of the body that is None is a client that leaves."""
+    """A function that sends a request by ASGI, its body in pieces; None in place of a piece is a disconnect."""
 
-    async def talk(app: Litestar, path: str, pieces: list[bytes | None], headers: Any, method: str = "POST") -> Answer:
+    async def send_request(
+        app: Litestar, path: str, pieces: list[bytes | None], headers: Any, method: str = "POST"
+    ) -> Answer:
         pairs = headers.items() if isinstance(headers, dict) else headers
         raw = [(name.lower().encode(), value if isinstance(value, bytes) else value.encode()) for name, value in pairs]
         sent: list[Any] = []
@@ -80,4 +82,4 @@ def exchange() -> Callable[..., Any]:
         received = {name.decode().lower(): value.decode() for name, value in start["headers"]}
         return Answer(start["status"], received, b"".join(message.get("body", b"") for message in sent[1:]), read)
 
-    return talk
+    return send_request

@@ -1,4 +1,4 @@
-"""The HTTP side as the tests put it together, and its publish routes."""
+"""The HTTP application under test: the publish, health and schema routes with a fake broadcaster."""
 
 from typing import Any
 
@@ -30,11 +30,11 @@ ROUTES = {
     "infrastructure_alert": "/broadcast/infrastructure-alert",
     "summary_update": "/broadcast/summary-update",
 }
-"""The route of each message type."""
+"""The path of each message type."""
 
 
 def http_app(broadcaster: FakeBroadcaster, **settings: Any) -> Litestar:
-    """The HTTP side around a broadcaster, under the given settings."""
+    """Return the application for a broadcaster, with the given settings."""
     chosen = Settings(**settings)
     state = State({"broadcaster": broadcaster})
     return Litestar(

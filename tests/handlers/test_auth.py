@@ -1,4 +1,4 @@
-"""Who may come in, over REST and over the WebSocket."""
+"""Authentication over REST and over the WebSocket, and the allowed origins."""
 
 import json
 from typing import Any
@@ -26,14 +26,14 @@ KEYS = ("first-key", "second-key", "schlüssel")
     ],
 )
 async def test_a_good_key_publishes(make_app: Any, exchange: Any, name: str, value: str) -> None:
-    """Section 2, Publish over REST: any of API_KEYS is accepted as a bearer (any letter case) or as X-API-Key."""
+    """Any of API_KEYS is accepted as a bearer, in any letter case of the scheme, or as X-API-Key."""
     answer = await exchange(make_app(api_keys=KEYS), PATH, [BODY], JSON_TYPE | {name: value})
 
     assert answer.status == 202
 
 
 async def test_one_good_key_is_enough(make_app: Any, exchange: Any) -> None:
-    """Section 2, Publish over REST: a wrong key in one header does not spoil the good one in the other."""
+    """A wrong key in one header does not invalidate the right key in another."""
     headers = JSON_TYPE | {"authorization": "Bearer wrong", "x-api-key": "first-key"}
 
     answer = await exchange(make_app(api_keys=KEYS), PATH, [BODY], headers)
@@ -60,7 +60,7 @@ async def test_one_good_key_is_enough(make_app: Any, exchange: Any) -> None:
 async def test_a_missing_or_wrong_key_is_refused(
     make_app: Any, exchange: Any, broadcaster: Any, headers: dict[str, str | bytes]
 ) -> None:
-    """Section 2, errors: a key missing or wrong is a 401 with WWW-Authenticate, and nothing is published or read."""
+    """A missing or wrong key is answered 401 with WWW-Authenticate; no body is read and nothing is published."""
     answer = await exchange(make_app(api_keys=KEYS), PATH, [BODY], JSON_TYPE | headers)
 
     assert (answer.status, answer.pieces_read) == (401, 0)
@@ -71,7 +71,7 @@ async def test_a_missing_or_wrong_key_is_refused(
 
 
 async def test_every_publish_route_asks_for_the_key(make_app: Any, exchange: Any) -> None:
-    """Section 2, Publish over REST: with API_KEYS set no publish route is open."""
+    """If API_KEYS is set, every publish route requires a key."""
     app = make_app(api_keys=KEYS)
     paths = [route.path for route in app.routes if route.path.startswith("/broadcast")]
 
@@ -83,7 +83,7 @@ async def test_every_publish_route_asks_for_the_key(make_app: Any, exchange: Any
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready", "/schema", "/schema/openapi.json"])
 async def test_health_and_schema_ask_for_no_key(make_app: Any, exchange: Any, path: str) -> None:
-    """Section 10, health: no key is asked for there, nor at /schema."""
+    """The health routes and /schema need no key."""
     answer = await exchange(make_app(api_keys=KEYS), path, [b""], {}, method="GET")
 
     assert answer.status == 200
@@ -119,13 +119,13 @@ def verdict(settings: Settings, query: str = "", bearer: str = "", key: str = ""
     ],
 )
 def test_a_websocket_key_may_come_in_four_ways(credentials: dict[str, str]) -> None:
-    """Section 4, WebSocket: an API key comes as query parameter, bearer, X-API-Key or subprotocol."""
+    """A WebSocket client may send its API key as query parameter, bearer, X-API-Key or subprotocol."""
     assert verdict(ONLY_KEYS, **credentials)
 
 
 @pytest.mark.parametrize("credentials", [{"query": "token=token"}, {"bearer": "token"}])
 def test_a_websocket_token_may_come_in_two_ways(credentials: dict[str, str]) -> None:
-    """Section 4, WebSocket: the token comes as query parameter or bearer."""
+    """A WebSocket client may send the token as query parameter or bearer."""
     assert verdict(ONLY_TOKEN, **credentials)
 
 
@@ -145,7 +145,7 @@ def test_a_websocket_token_may_come_in_two_ways(credentials: dict[str, str]) -> 
     ],
 )
 def test_wrong_websocket_credentials(settings: Settings, credentials: dict[str, str]) -> None:
-    """Section 4, WebSocket: what is missing, wrong, or in the wrong place does not let a client in."""
+    """Missing or wrong WebSocket credentials, and right ones in the wrong place, are refused."""
     assert not verdict(settings, **credentials)
 
 
@@ -162,12 +162,12 @@ def test_wrong_websocket_credentials(settings: Settings, credentials: dict[str, 
     ],
 )
 def test_with_both_set_a_client_needs_both(credentials: dict[str, str], allowed: bool) -> None:
-    """Section 11, settings: with API_KEYS and WEBSOCKET_TOKEN set a client needs both, the bearer being either."""
+    """If API_KEYS and WEBSOCKET_TOKEN are set, a client needs both; the bearer may be either."""
     assert verdict(BOTH, **credentials) is allowed
 
 
 def test_nothing_set_lets_everyone_in() -> None:
-    """Section 11, settings: empty API_KEYS and WEBSOCKET_TOKEN ask for nothing."""
+    """If neither API_KEYS nor WEBSOCKET_TOKEN is set, no credentials are needed."""
     assert verdict(Settings())
 
 
@@ -182,7 +182,7 @@ def test_nothing_set_lets_everyone_in() -> None:
     ],
 )
 def test_the_subprotocol_is_echoed(settings: Settings, offered: list[str], echo: str | None) -> None:
-    """Section 4, WebSocket: `api-key.KEY` is echoed, a wrong key too: else a browser cannot read the close code."""
+    """The subprotocol `api-key.KEY` is echoed even for a wrong key, so that a browser can read the close code."""
     assert websocket_credentials_ok(settings, query={}, headers=[], subprotocols=offered).subprotocol == echo
 
 
@@ -201,5 +201,5 @@ def test_the_subprotocol_is_echoed(settings: Settings, offered: list[str], echo:
     ],
 )
 def test_origins(allowed: tuple[str, ...], origin: str | None, welcome: bool) -> None:
-    """Section 11, settings: ALLOWED_ORIGINS is checked when an Origin is sent; empty allows any."""
+    """ALLOWED_ORIGINS is checked if the client sends an Origin; if it is empty, any origin is allowed."""
     assert origin_allowed(Settings(allowed_origins=allowed), origin) is welcome

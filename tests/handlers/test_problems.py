@@ -1,4 +1,4 @@
-"""Every error answer: its status, its headers and its problem document."""
+"""Error answers: their status, their headers and their problem document."""
 
 import logging
 from typing import Any
@@ -33,7 +33,7 @@ SECRET = "what the neighbours do at night"
 async def test_an_error_is_a_problem_document(
     client: Any, method: str, path: str, content: bytes, title: str, status: int
 ) -> None:
-    """Section 2, errors: every error is application/problem+json with type, title, status and detail."""
+    """Every error is application/problem+json with type, title, status and detail."""
     answer = await client.request(method, path, content=content, headers={"content-type": "application/json"})
 
     assert answer.status_code == status
@@ -47,7 +47,7 @@ async def test_an_error_is_a_problem_document(
 
 
 async def test_wrong_method_names_the_right_ones(client: Any) -> None:
-    """Section 2, errors: a 405 has Allow."""
+    """A 405 lists the supported methods in Allow."""
     answer = await client.get(PATH)
 
     assert {method.strip() for method in answer.headers["allow"].split(",")} == {"POST", "OPTIONS"}
@@ -55,7 +55,7 @@ async def test_wrong_method_names_the_right_ones(client: Any) -> None:
 
 @pytest.mark.parametrize(("path", "methods"), [(PATH, "OPTIONS, POST"), ("/schema", "GET, OPTIONS")])
 async def test_options_names_the_methods(make_app: Any, path: str, methods: str) -> None:
-    """Section 2, Publish over REST: OPTIONS tells the methods of a path, without a key."""
+    """OPTIONS lists the methods of a path, without a key."""
     async with AsyncTestClient(make_app(api_keys=("key",))) as client:
         answer = await client.options(path, headers={"accept": "application/json"})
 
@@ -74,7 +74,7 @@ async def test_options_names_the_methods(make_app: Any, path: str, methods: str)
     ],
 )
 async def test_redis_away_says_when_to_come_back(client: Any, broadcaster: Any, error: Exception, seconds: str) -> None:
-    """Section 2, errors: a 503 has Retry-After in whole seconds, at least 1."""
+    """A 503 has Retry-After in whole seconds, at least 1."""
     broadcaster.error = error
 
     for path, body in ((PATH, EVENT), ("/broadcast/batch", [EVENT])):
@@ -89,7 +89,7 @@ async def test_redis_away_says_when_to_come_back(client: Any, broadcaster: Any, 
 async def test_an_unexpected_error_gives_nothing_away(
     client: Any, broadcaster: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Section 2, errors: a 500 shows no trace, and the log has the error's class and place, nothing that was sent."""
+    """A 500 reveals nothing; the log has the class and the place of the error, but nothing that the client sent."""
     broadcaster.error = RuntimeError(SECRET)
 
     answer = await client.post(PATH, json=EVENT)
@@ -106,7 +106,7 @@ async def test_an_unexpected_error_gives_nothing_away(
 
 
 async def test_an_error_of_litestar_is_answered_alike(caplog: pytest.LogCaptureFixture) -> None:
-    """Section 2, errors: Litestar's own 500 is a problem document like any other."""
+    """Litestar's own 500 is a problem document too."""
 
     @get("/unserializable", sync_to_thread=False)
     def unserializable() -> object:

@@ -1,4 +1,4 @@
-"""The settings: section 11 of the contract, row by row."""
+"""The settings, each with its default and its range."""
 
 import re
 
@@ -62,37 +62,37 @@ SECRETS = ["API_KEYS", "WEBSOCKET_TOKEN", "JWT_SECRET", "INTERNAL_TOKEN"]
 
 
 def read(**environ: str) -> Settings:
-    """Read settings from these variables alone."""
+    """Return the settings that these variables alone give."""
     return Settings.from_environment(environ)
 
 
 def value(name: str, text: str) -> object:
-    """Read one setting."""
+    """Return the value of one setting."""
     return getattr(read(**{name: text}), name.lower())
 
 
 def refusal(name: str, text: str) -> str:
-    """Give the error text of a setting that must be refused."""
+    """Return the error text of a setting that must be refused."""
     with pytest.raises(SettingsError) as caught:
         read(**{name: text})
     return str(caught.value)
 
 
 def test_defaults() -> None:
-    """Section 11, settings: an empty environment gives the documented defaults, and there is no further setting."""
+    """An empty environment gives the documented defaults, and there are no other settings."""
     assert Settings.__struct_fields__ == tuple(name.lower() for name in DEFAULTS)
     settings = read()
     assert {name: getattr(settings, name.lower()) for name in DEFAULTS} == DEFAULTS
 
 
 def test_empty_is_unset() -> None:
-    """Section 11, settings: an empty or blank variable counts as unset, and strange variables are none of ours."""
+    """An empty or blank variable counts as unset, and unknown variables are ignored."""
     assert read(**dict.fromkeys(DEFAULTS, "")) == read(**dict.fromkeys(DEFAULTS, " \n"), PATH="/bin") == read()
 
 
 @pytest.mark.parametrize("name", INTEGERS)
 def test_integer_range(name: str) -> None:
-    """Section 11, settings: sizes, counts, port and level take exactly the integers of their range."""
+    """Sizes, counts, the port and the compression level accept exactly the integers of their range."""
     low = LOWEST.get(name, 0)
     assert value(name, str(low)) == low
     assert value(name, f" {low + 1} ") == low + 1
@@ -105,7 +105,7 @@ def test_integer_range(name: str) -> None:
 
 @pytest.mark.parametrize("name", SECONDS)
 def test_seconds_range(name: str) -> None:
-    """Section 11, settings: seconds are decimals above 0, some also 0 itself; NaN and infinity are no numbers."""
+    """Seconds are decimal numbers above 0, some of them also 0; NaN and infinity are refused."""
     assert value(name, "0.25") == 0.25
     assert value(name, "7") == 7.0
     assert value(name, ".5") == 0.5
@@ -119,20 +119,20 @@ def test_seconds_range(name: str) -> None:
 
 
 def test_port_text() -> None:
-    """Section 11, settings: the refusal is one line that names variable, value and range."""
+    """The error is one line with the variable, the value and the range."""
     assert refusal("PORT", "70000") == "PORT=70000: must be an integer from 0 to 65535"
     assert refusal("PORT", "80\n81") == r"PORT='80\n81': must be an integer from 0 to 65535"
 
 
 @pytest.mark.parametrize("name", ["API_KEYS", "ALLOWED_ORIGINS", "TRUSTED_PROXIES"])
 def test_lists(name: str) -> None:
-    """Section 11, settings: comma-separated lists are stripped, and empty items dropped."""
+    """Comma-separated lists are stripped, and empty items are dropped."""
     assert value(name, " one, two ,,three,") == ("one", "two", "three")
     assert value(name, ",") == ()
 
 
 def test_choices() -> None:
-    """Section 11, settings: log level and format are taken in any letter case, and nothing else is."""
+    """The log level and format are accepted in any letter case; other values are refused."""
     assert value("LOG_LEVEL", "debug") == "DEBUG"
     assert value("LOG_FORMAT", "JSON") == "json"
     assert refusal("LOG_FORMAT", "xml") == "LOG_FORMAT=xml: must be one of json, text"
@@ -144,7 +144,7 @@ def test_choices() -> None:
     ["redis://h", "redis://u:p@h:1/0", "rediss://:p@h:6379", "redis://[::1]:6379/1", "unix:///a/b", "unix://u@/a?db=1"],
 )
 def test_redis_url(url: str) -> None:
-    """Section 1, run it: REDIS_URL takes redis://, rediss:// and unix:// and is passed on as it stands."""
+    """REDIS_URL accepts redis://, rediss:// and unix://, and is passed on unchanged."""
     assert value("REDIS_URL", url) == url
 
 
@@ -168,12 +168,12 @@ def test_redis_url(url: str) -> None:
     ],
 )
 def test_redis_url_refused(url: str, shown: str) -> None:
-    """Section 11, settings: an unusable REDIS_URL is refused, and its credentials are in no error text."""
+    """An invalid REDIS_URL is refused, and its credentials are in no error text."""
     assert refusal("REDIS_URL", url).startswith(f"REDIS_URL={shown}: must be a URL like redis://")
 
 
 def test_describe_masks() -> None:
-    """Section 10, logs: the settings as logged at the start are one line without credentials."""
+    """The settings that are logged at the start are one line without credentials."""
     environ = dict.fromkeys(SECRETS, "hunter2,x")
     settings = read(**environ, REDIS_URL="rediss://u:hunt@er2@h:6379/0?password=hunter2", HOST="a\nb")
     text = settings.describe()
@@ -185,12 +185,12 @@ def test_describe_masks() -> None:
 
 
 def test_describe_embedded() -> None:
-    """Section 1, run it: without REDIS_URL the line at the start says that the embedded server is used."""
+    """Without REDIS_URL the logged settings say that the embedded server is used."""
     assert {"REDIS_URL=embedded", "API_KEYS="} <= set(read().describe().split(" "))
 
 
 def test_help_is_complete() -> None:
-    """Section 11, settings: the help lists every setting that is not reserved, with its default."""
+    """The help lists every setting that has an effect, with its default."""
     rows = {name: default for name, default, _ in settings_help()}
     reserved = {"API_KEYS_FILE", "JWT_SECRET", "JWT_JWKS_FILE", "TRUSTED_PROXIES", "INTERNAL_TOKEN"}
     assert set(rows) == set(DEFAULTS) - reserved
@@ -199,7 +199,7 @@ def test_help_is_complete() -> None:
 
 
 def test_settings_without_effect() -> None:
-    """Section 11, reserved settings: those that are set are named, so that nobody relies on them."""
+    """Settings that have no effect yet are listed if they are set."""
     set_ = {"JWT_SECRET": "hidden", "TRUSTED_PROXIES": "10.0.0.1", "API_KEYS": "used"}
     assert Settings.from_environment(set_).without_effect() == ["JWT_SECRET", "TRUSTED_PROXIES"]
     assert Settings().without_effect() == []

@@ -1,4 +1,4 @@
-"""The demo as a producer (section 1, try), against a small HTTP server that answers what the test says."""
+"""The demo as a producer, against a small HTTP server with scripted answers."""
 
 import json
 import threading
@@ -9,26 +9,11 @@ import pytest
 
 from handlers.cli.demo import route_of, run
 from kernel.messages import MESSAGE_TYPES, decode_message
-
-ROUTES = {
-    "event": "/broadcast/event",
-    "service_status": "/broadcast/service-status",
-    "scene_change": "/broadcast/scene-change",
-    "camera_status": "/broadcast/camera-status",
-    **{
-        f"alert_{kind}": f"/broadcast/alert/{kind}"
-        for kind in ("created", "updated", "acknowledged", "resolved", "dismissed", "deleted")
-    },
-    "worker_status": "/broadcast/worker-status",
-    "detection.new": "/broadcast/detection/new",
-    "detection.batch": "/broadcast/detection/batch",
-    "infrastructure_alert": "/broadcast/infrastructure-alert",
-    "summary_update": "/broadcast/summary-update",
-}
+from tests.handlers.http_app import ROUTES
 
 
 class Service(ThreadingHTTPServer):
-    """Answers requests from a list of (status, headers, body), then with receipts; None hangs up without an answer."""
+    """An HTTP server with scripted answers (status, headers, body), then receipts; None closes without an answer."""
 
     daemon_threads = True
 
@@ -53,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
         self.server.connections += 1
 
     def do_POST(self) -> None:
-        """Note the request, and give the next answer."""
+        """Record the request, and send the next answer."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
         self.server.got.append((self.path, dict(self.headers), body))
         receipt = {"sequence": len(self.server.got), "epoch": "e", "subscribers": 1}
@@ -75,7 +60,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def service() -> Iterator[Service]:
-    """Give a server."""
+    """A running server."""
     with Service() as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
@@ -84,34 +69,34 @@ def service() -> Iterator[Service]:
         thread.join()
 
 
-class Clock:
-    """Stands for time.sleep: notes what was asked."""
+class FakeSleep:
+    """A replacement for time.sleep that records the pauses."""
 
     def __init__(self) -> None:
         self.slept: list[float] = []
 
-    def sleep(self, seconds: float) -> None:
-        """Note a sleep."""
+    def __call__(self, seconds: float) -> None:
+        """Record a pause."""
         if seconds:
             self.slept.append(seconds)
 
 
 def demo(service: Service, count: int = 20, rate: float = 0, api_key: str = "") -> tuple[int, list[str], list[float]]:
-    """Run the demo; gives its exit status, lines and pauses."""
+    """Run the demo; return its exit status, lines and pauses."""
     lines: list[str] = []
-    clock = Clock()
-    status = run(service.url, rate=rate, count=count, seed=1, api_key=api_key, emit=lines.append, sleep=clock.sleep)
-    return status, lines, clock.slept
+    sleep = FakeSleep()
+    status = run(service.url, rate=rate, count=count, seed=1, api_key=api_key, emit=lines.append, sleep=sleep)
+    return status, lines, sleep.slept
 
 
 def test_routes() -> None:
-    """Section 2, publish over REST: each wire type has its route."""
+    """Every message type has a route."""
     assert set(ROUTES) == set(MESSAGE_TYPES)
     assert {kind: route_of(kind) for kind in ROUTES} == ROUTES
 
 
 def test_posts(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, try: messages go to their routes over one connection, each with a key of its own and a line."""
+    """Messages are posted to their routes over one connection, each with its own key, and each is printed."""
     status, lines, slept = demo(service, 200)
     assert (status, len(lines), len(service.got), service.connections, slept) == (0, 200, 200, 1, [])
     kinds = {path: kind for kind, path in ROUTES.items()}
@@ -126,19 +111,19 @@ def test_posts(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_rate(service: Service) -> None:
-    """Section 1, try: the rate is messages a second."""
+    """The rate is messages per second."""
     _, _, slept = demo(service, 5, rate=0.5)
-    assert [round(seconds) for seconds in slept] == [2, 4, 6, 8]  # nobody really slept
+    assert [round(seconds) for seconds in slept] == [2, 4, 6, 8]  # no time has passed in between
 
 
 def test_api_key(service: Service) -> None:
-    """Section 2, publish over REST: the API key is sent with each message."""
+    """The API key is sent with each message."""
     demo(service, 2, api_key="secret")
     assert [headers["X-API-Key"] for _, headers, _ in service.got] == ["secret", "secret"]
 
 
 def test_unavailable(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 2, errors: at a 503 the same message is sent again, under the same key, when Retry-After is over."""
+    """After a 503 the same message is sent again with the same key, once Retry-After has passed."""
     problem = {"title": "Service Unavailable", "detail": "the circuit is open"}
     service.answers = [(503, {"Retry-After": "7"}, problem), (503, {}, {})]
     status, lines, slept = demo(service, 2)
@@ -149,14 +134,14 @@ def test_unavailable(service: Service, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_unavailable_for_long(service: Service) -> None:
-    """Section 1, try: a message that is not taken after five tries counts as refused, and the demo goes on."""
+    """A message that is not accepted in five attempts counts as refused, and the demo continues."""
     service.answers = [(503, {"Retry-After": "900"}, {})] * 5
     status, lines, slept = demo(service, 2)
     assert (status, len(lines), slept) == (1, 1, [60.0] * 4)
 
 
 def test_refused(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, try: a refused message is told with its reason, the demo goes on, and ends with status 1."""
+    """A refused message is reported with the reason, the demo continues, and ends with status 1."""
     errors = [{"field": "data.id", "message": "must be\nan int"}, "x"]
     service.answers = [(400, {}, {"detail": "not valid", "errors": errors}), (500, {}, ["no problem document"])]
     status, lines, _ = demo(service, 3)
@@ -168,7 +153,7 @@ def test_refused(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_wrong_key(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 2, errors: a wrong key would be wrong for all messages, so the demo ends and says where keys go."""
+    """A wrong key ends the demo, because every message would be refused, and the error says where to set the key."""
     service.answers = [(401, {}, {"title": "Unauthorized"})]
     assert demo(service, 3)[0] == 1
     assert len(service.got) == 1
@@ -176,7 +161,7 @@ def test_wrong_key(service: Service, capsys: pytest.CaptureFixture[str]) -> None
 
 
 def test_connection_closed_between(service: Service) -> None:
-    """Section 9, drain: a connection that the server closed is made again, and the message sent under the same key."""
+    """If the server has closed the connection, the demo reconnects and sends the message with the same key."""
     service.answers = [(202, {}, {"sequence": 1}), None]
     status, lines, _ = demo(service, 2)
     assert (status, len(lines), service.connections) == (0, 2, 2)
@@ -184,7 +169,7 @@ def test_connection_closed_between(service: Service) -> None:
 
 
 def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, try: where nothing listens, one line says what to do, and the status is 1."""
+    """If nothing listens at the URL, one line says what to do, and the status is 1."""
     with Service() as service:
         pass
     assert demo(service)[0] == 1
@@ -194,7 +179,7 @@ def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_interrupt(service: Service, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, try: Ctrl-C ends the demo with its summary and status 0."""
+    """Ctrl-C ends the demo with its summary and status 0."""
 
     def interrupt(_: str) -> None:
         raise KeyboardInterrupt

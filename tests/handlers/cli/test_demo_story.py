@@ -1,4 +1,4 @@
-"""The demo's story (section 1, try): believable for the service, complete, repeatable."""
+"""The messages of the demo: valid, complete and repeatable."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -10,38 +10,38 @@ from handlers.cli.demo_story import Post, stream
 from kernel.messages import MESSAGE_TYPES, decode_message
 
 
-def told(seed: int, messages: int, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[Post]:
-    """Give the first messages of a story; each look at the clock is a second later."""
+def first_messages(seed: int, messages: int, start: datetime = datetime(2026, 1, 1, tzinfo=UTC)) -> list[Post]:
+    """Return the first messages of a stream; each call of the clock is a second later."""
     seconds = count()
     return list(islice(stream(seed, lambda: start + timedelta(seconds=next(seconds))), messages))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_covers_all_families(seed: int) -> None:
-    """Section 1, try: any 200 messages in a row cover all wire types."""
-    kinds = [post.kind for post in told(seed, 600)]
+    """Any 200 messages in a row contain every type."""
+    kinds = [post.kind for post in first_messages(seed, 600)]
     for start in range(400):
         assert set(kinds[start : start + 200]) == set(MESSAGE_TYPES)
 
 
 def test_repeatable() -> None:
-    """Section 1, try: the same seed gives the same messages, times aside; another seed others."""
-    assert told(3, 500) == told(3, 500)
-    later = told(3, 500, datetime(2027, 5, 5, tzinfo=UTC))
-    assert [post.kind for post in later] == [post.kind for post in told(3, 500)]
-    assert [post.kind for post in told(4, 500)] != [post.kind for post in told(3, 500)]
+    """The same seed gives the same messages apart from the times; another seed gives others."""
+    assert first_messages(3, 500) == first_messages(3, 500)
+    later = first_messages(3, 500, datetime(2027, 5, 5, tzinfo=UTC))
+    assert [post.kind for post in later] == [post.kind for post in first_messages(3, 500)]
+    assert [post.kind for post in first_messages(4, 500)] != [post.kind for post in first_messages(3, 500)]
 
 
 def test_valid() -> None:
-    """Section 3, messages: every message of the story is one that the service accepts as it stands."""
-    for post in told(1, 1000):
+    """The service accepts every message unchanged."""
+    for post in first_messages(1, 1000):
         decode_message(post.kind, json.dumps(post.data).encode())
 
 
 def test_alerts_live() -> None:
-    """Section 1, try: an alert is created, updated, acknowledged or dismissed, and ends once."""
+    """Each alert is created, updated, acknowledged or dismissed, and ends once."""
     lives: dict[str, list[str]] = {}
-    for post in told(1, 1000):
+    for post in first_messages(1, 1000):
         if post.kind.startswith("alert_"):
             lives.setdefault(post.data["id"], []).append(post.kind.removeprefix("alert_"))
     whole = {("acknowledged", "resolved"), ("acknowledged", "dismissed"), ("dismissed", "deleted")}
@@ -53,9 +53,9 @@ def test_alerts_live() -> None:
 
 
 def test_alert_belongs_to_its_event() -> None:
-    """Section 1, try: an alert names the event it was raised for, also while other things happen at the same time."""
+    """An alert names the event that caused it, even if other scenarios run at the same time."""
     ratings = {}
-    for post in told(2, 1000):
+    for post in first_messages(2, 1000):
         if post.kind == "event":
             ratings[post.data["id"]] = post.data["risk_level"]
         if post.kind == "alert_created":

@@ -1,4 +1,4 @@
-"""The tail: where it resumes (section 6), what it prints (section 1), and how it keeps at it."""
+"""The tail: from where it resumes, what it prints, and how it reconnects."""
 
 import asyncio
 import json
@@ -14,16 +14,14 @@ from websockets.http11 import Request, Response
 
 from handlers.cli import tail
 from handlers.cli.tail import Position, line_of
+from handlers.openapi.examples import EXAMPLES
 from kernel.messages import MESSAGE_TYPES
 
 CLOCK = "12:00:00.000"
 
-# reconnects at once
-follow = partial(tail.follow, first_delay=0.01)
-
 
 def after(*frames: dict[str, Any], since: int | None = None) -> dict[str, str]:
-    """Give the query with which a client resumes after these frames."""
+    """Return the query with which a client resumes after these frames."""
     position = Position(since)
     for frame in frames:
         position.advance(frame)
@@ -31,27 +29,27 @@ def after(*frames: dict[str, Any], since: int | None = None) -> dict[str, str]:
 
 
 def connected(epoch: str, last: int) -> dict[str, Any]:
-    """Give a first frame."""
+    """Return the first frame of a connection."""
     return {"type": "connected", "message": "hello", "connection_id": "ws-events-1", "epoch": epoch, "lastSeq": last}
 
 
 def ping(epoch: str, last: int) -> dict[str, Any]:
-    """Give a heartbeat."""
+    """Return a heartbeat."""
     return {"type": "ping", "lastSeq": last, "epoch": epoch}
 
 
 def event(sequence: int) -> dict[str, Any]:
-    """Give a live frame."""
+    """Return the frame of a live event."""
     return {"type": "scene_change", "data": {"camera_id": "door"}, "sequence": sequence, "requires_ack": False}
 
 
 def ack(**fields: Any) -> dict[str, Any]:
-    """Give the end of a replay."""
+    """Return the frame that ends a replay."""
     return {"type": "resync_ack", "channel": "events", "last_sequence": 5, "replayed_count": 2, **fields}
 
 
 def at(sequence: int, epoch: str) -> dict[str, str]:
-    """Give the query for a position."""
+    """Return the query for a position."""
     return {"since": str(sequence), "epoch": epoch}
 
 
@@ -69,19 +67,19 @@ def at(sequence: int, epoch: str) -> dict[str, str]:
     ],
 )
 def test_resumes_from_the_highest_seen(frames: list[dict[str, Any]], query: dict[str, str]) -> None:
-    """Section 6, position: a client resumes from the highest number it has seen, heartbeats included."""
+    """A client resumes from the highest number it has seen, in heartbeats too."""
     assert after(*frames) == query
 
 
 def test_resumes_after_reconnect() -> None:
-    """Section 6, resume: the first frame of a resumed connection says where the replica is, not where the client is."""
+    """The first frame of a resumed connection gives the replica's position, not the client's."""
     first = [connected("a", 41), event(42)]
     assert after(*first, connected("a", 99)) == at(42, "a")
     assert after(*first, connected("a", 99), {**event(43), "replay": True}) == at(43, "a")
 
 
 def test_resumes_into_a_new_epoch() -> None:
-    """Section 6, resume: numbers of another epoch mean nothing, so all of the new epoch is asked for."""
+    """After a change of epoch the client asks for the whole new epoch."""
     first = [connected("a", 41), event(42)]
     assert after(*first, connected("b", 7)) == at(0, "b")
     assert after(*first, connected("b", 7), event(1)) == at(1, "b")
@@ -89,7 +87,7 @@ def test_resumes_into_a_new_epoch() -> None:
 
 
 def test_since() -> None:
-    """Section 1, watch: --since N resumes from N until there is something newer, without a word on the epoch."""
+    """`--since N` resumes from N, without an epoch, until a frame has a newer number."""
     assert after(since=5) == {"since": "5"}
     assert after(connected("a", 41), since=5) == at(5, "a")
     assert after(connected("a", 41), ping("a", 5), event(6), since=5) == at(6, "a")
@@ -97,14 +95,14 @@ def test_since() -> None:
 
 
 def test_since_beyond_the_newest() -> None:
-    """Section 6, resume: after a number beyond the newest, live frames go on from the newest, and so does the place."""
+    """After a number that is higher than the newest, the client continues from the newest."""
     start = [connected("a", 41), ack(recovered=False, epoch="a")]
     assert after(*start, since=900) == at(41, "a")
     assert after(*start, event(42), since=900) == at(42, "a")
 
 
 def test_redis_never_reached() -> None:
-    """Section 4, first frame: while there is no epoch there is no place, but a number that was asked for stands."""
+    """While there is no epoch there is no position, but the number that the user gave is kept."""
     start = [connected("", 0)]
     assert after(*start, ping("", 0)) == {}
     assert after(*start, {"type": "epoch_changed", "epoch": "a"}, event(42)) == at(42, "a")
@@ -141,16 +139,16 @@ SHORT = {
 
 @pytest.mark.parametrize("kind", DATA)
 def test_event_line(kind: str) -> None:
-    """Section 1, watch: an event's line has time, sequence, type and a short text of the data."""
+    """The line of an event has the time, the sequence number, the type and a short text of the data."""
     frame = {"type": kind, "data": DATA[kind], "sequence": 42, "requires_ack": False}
     assert line_of(frame, CLOCK) == f"{CLOCK}       42 {kind:<20} {SHORT[kind]}"
     assert line_of({**frame, "replay": True}, CLOCK).endswith(f"{SHORT[kind]} (replay)")
 
 
 def test_every_type_has_its_text() -> None:
-    """Section 3, messages: there is a short text for each wire type; an unknown one shows its data."""
-    for kind in MESSAGE_TYPES:
-        assert '{"a": 1}' not in line_of({"type": kind, "data": {"a": 1}, "sequence": 1}, CLOCK)
+    """Every message type has a short text; for an unknown type the data is shown."""
+    for wire_type in MESSAGE_TYPES:
+        assert "{" not in line_of({**EXAMPLES[wire_type], "sequence": 1}, CLOCK)
     assert line_of({"type": "new", "data": {"a": 1}, "sequence": 1}, CLOCK).endswith(' new                  {"a": 1}')
     assert line_of({"type": "new", "data": [1]}, CLOCK).endswith("        - new                  [1]")
 
@@ -183,12 +181,12 @@ def test_every_type_has_its_text() -> None:
     ],
 )
 def test_notice_line(frame: dict[str, Any], text: str) -> None:
-    """Section 1, watch: notices have a line of their own, with no sequence."""
+    """A notice has a line of its own, without a sequence number."""
     assert line_of(frame, CLOCK) == f"{CLOCK}        - {frame['type']:<20} {text}"
 
 
 def test_line_is_one_harmless_line() -> None:
-    """Section 1, watch: whatever an event says, it is one line of bounded length without control characters."""
+    """Whatever an event contains, its line is one line of limited length without control characters."""
     nasty = {"camera_id": "a\nb\x1b[31m{id}\u202e", "change_type": "x" * 500, "similarity_score": None}
     line = line_of({"type": "scene_change", "data": nasty, "sequence": 1}, CLOCK)
     assert "a b [31m{id} : xxx" in line
@@ -198,7 +196,7 @@ def test_line_is_one_harmless_line() -> None:
 
 
 def test_address() -> None:
-    """Section 4, query parameters: patterns and position are added to the URL, which may have a query of its own."""
+    """Patterns and position are added to the URL, which may have query parameters of its own."""
     position = Position(5)
     assert tail.address("ws://h:1", [], Position()) == "ws://h:1/ws/events"
     assert (
@@ -213,7 +211,7 @@ Answer = Callable[[ServerConnection], Awaitable[None]]
 
 @asynccontextmanager
 async def service(*connections: Answer, refuse: int = 0) -> AsyncIterator[tuple[str, list[Request]]]:
-    """Serve one function per connection, after refusing the first with a status; gives the URL and the requests."""
+    """A server that runs one function per connection, after refusing the first; yields its URL and the requests."""
     requests: list[Request] = []
     waiting = list(connections)
 
@@ -237,12 +235,15 @@ async def send(connection: ServerConnection, *frames: dict[str, Any]) -> None:
 
 
 async def refused(connection: ServerConnection) -> None:
-    """Refuse the credentials, which ends the tail."""
+    """Refuse the credentials, so that the tail ends."""
     await connection.close(1008, "Credentials missing or wrong")
 
 
+follow = partial(tail.follow, first_delay=0.01)
+
+
 async def test_follow(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 6, resume: after a lost connection the tail comes back with its position and its patterns."""
+    """After a lost connection the tail resumes with its position and its patterns."""
     pongs: list[str | bytes] = []
 
     async def first(connection: ServerConnection) -> None:
@@ -275,7 +276,7 @@ async def test_follow(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 async def test_follow_raw() -> None:
-    """Section 1, watch: with --json all frames come out as they came in, heartbeats too, which are answered."""
+    """With --json every frame is printed unchanged, heartbeats too, and heartbeats are answered."""
     pongs: list[str | bytes] = []
 
     async def first(connection: ServerConnection) -> None:
@@ -294,11 +295,11 @@ async def test_follow_raw() -> None:
 
 
 async def test_follow_unreadable() -> None:
-    """Section 1, watch: a frame that is not a JSON object is shown as such, and does not end the tail."""
+    """A frame that is not a JSON object has a line that says so."""
 
     async def first(connection: ServerConnection) -> None:
-        for frame in ("nonsense", "[1]"):
-            await connection.send(frame)
+        await connection.send("nonsense")
+        await connection.send("[1]")
         await refused(connection)
 
     lines: list[str] = []
@@ -308,7 +309,7 @@ async def test_follow_unreadable() -> None:
 
 
 async def test_draining_server(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 9, drain: an upgrade that is refused with 503 is tried again."""
+    """An upgrade that is refused with 503 is tried again."""
     async with service(refused, refuse=503) as (url, requests), asyncio.timeout(10):
         assert await follow(url, emit=print) == 1
     assert len(requests) == 2
@@ -319,7 +320,7 @@ async def test_draining_server(capsys: pytest.CaptureFixture[str]) -> None:
     ("status", "hint"), [(401, "--api-key"), (403, "--api-key"), (404, "no WebSocket at this path"), (418, "")]
 )
 async def test_wrong_address(status: int, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, watch: an upgrade that is refused for good ends the tail with status 1."""
+    """An upgrade that is refused with a 4xx ends the tail with status 1."""
     async with service(refuse=status) as (url, requests), asyncio.timeout(10):
         assert await follow(url, emit=print) == 1
     assert len(requests) == 1
@@ -330,7 +331,7 @@ async def test_wrong_address(status: int, hint: str, capsys: pytest.CaptureFixtu
 
 
 async def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
-    """Section 1, watch: where nothing listens the tail says so and keeps trying, longer each time."""
+    """If nothing listens at the URL, the tail says so and keeps trying, after growing delays."""
     async with service() as (url, _):
         pass
     task = asyncio.create_task(follow(url + "?token=secret", emit=print))

@@ -1,4 +1,4 @@
-"""The examples that OpenAPI and the demo show."""
+"""The examples of messages."""
 
 import json
 
@@ -10,13 +10,13 @@ from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
 
 
 def test_one_each() -> None:
-    """Section 2, /schema: there is an example of every message type."""
+    """Every message type has an example."""
     assert list(EXAMPLES) == list(MESSAGE_TYPES)
 
 
 @pytest.mark.parametrize("wire_type", EXAMPLES)
 def test_decodes(wire_type: str) -> None:
-    """Section 2, /schema: each example is a good body, as an envelope and bare, and shows every field as emitted."""
+    """Each example is valid, as an envelope and as bare data, and shows every field that the service emits."""
     envelope = EXAMPLES[wire_type]
     message = decode_message(wire_type, json.dumps(envelope).encode())
     assert decode_message(wire_type, json.dumps(envelope["data"]).encode()).data == message.data
@@ -26,5 +26,5 @@ def test_decodes(wire_type: str) -> None:
 
 
 def test_batch() -> None:
-    """Section 2, /broadcast/batch: the examples together are a good batch."""
+    """All examples together are a valid batch."""
     assert len(decode_batch(json.dumps(list(EXAMPLES.values())).encode())) == len(EXAMPLES)

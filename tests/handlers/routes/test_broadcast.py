@@ -1,4 +1,4 @@
-"""The publish routes: what is published by which body, and how it is answered."""
+"""The publish routes: which body publishes which message, and the answer."""
 
 import json
 from typing import Any
@@ -14,13 +14,13 @@ EVENT = EXAMPLES["event"]["data"]
 
 
 def test_every_family_has_its_route() -> None:
-    """Section 2, Publish over REST: each message type has one route."""
+    """Every message type has a route."""
     assert set(ROUTES) == set(MESSAGE_TYPES)
 
 
 @pytest.mark.parametrize("wire_type", ROUTES)
 async def test_an_envelope_is_published(client: Any, broadcaster: Any, wire_type: str) -> None:
-    """Section 2, Publish over REST: an envelope of the route's own type is published, its timestamp with it."""
+    """An envelope of the route's type is published with its timestamp."""
     envelope = EXAMPLES[wire_type]
 
     answer = await client.post(ROUTES[wire_type], json=envelope)
@@ -31,7 +31,7 @@ async def test_an_envelope_is_published(client: Any, broadcaster: Any, wire_type
 
 @pytest.mark.parametrize("wire_type", ROUTES)
 async def test_bare_data_is_published(client: Any, broadcaster: Any, wire_type: str) -> None:
-    """Section 2, Publish over REST: bare data is published like its envelope."""
+    """Bare data is published like its envelope."""
     answer = await client.post(ROUTES[wire_type], json=EXAMPLES[wire_type]["data"])
 
     assert answer.status_code == 202
@@ -41,7 +41,7 @@ async def test_bare_data_is_published(client: Any, broadcaster: Any, wire_type: 
 
 
 async def test_a_publish_is_answered_with_its_receipt(client: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: success is 202 with sequence, epoch and subscribers, and nothing else."""
+    """A publish is answered 202 with sequence, epoch and subscribers, and nothing else."""
     broadcaster.sequence = 41
 
     answer = await client.post(ROUTES["event"], json=EVENT)
@@ -54,7 +54,7 @@ async def test_a_publish_is_answered_with_its_receipt(client: Any, broadcaster: 
 
 
 async def test_no_subscribers_is_a_success(client: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: 0 subscribers is a success."""
+    """A publish without subscribers is a success."""
     broadcaster.subscribers = 0
 
     answer = await client.post(ROUTES["event"], json=EVENT)
@@ -63,7 +63,7 @@ async def test_no_subscribers_is_a_success(client: Any, broadcaster: Any) -> Non
 
 
 async def test_a_batch_is_published_in_one_call(client: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: a batch of any mix goes to the kernel at once, and each item gets a receipt."""
+    """A batch of any mix of types is one call of the kernel, and each item gets a receipt."""
     answer = await client.post("/broadcast/batch", json=list(EXAMPLES.values()))
 
     assert answer.status_code == 202
@@ -74,7 +74,7 @@ async def test_a_batch_is_published_in_one_call(client: Any, broadcaster: Any) -
 
 
 async def test_one_bad_item_refuses_the_batch(client: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: one bad item refuses the batch; the field's path starts with the item."""
+    """One invalid item refuses the batch; the path of the field starts with the item."""
     bad = {"type": "event", "data": EVENT | {"risk_score": 101}}
 
     answer = await client.post("/broadcast/batch", json=[*[EXAMPLES["event"]] * 3, bad])
@@ -86,7 +86,7 @@ async def test_one_bad_item_refuses_the_batch(client: Any, broadcaster: Any) -> 
 
 @pytest.mark.parametrize("size", [0, MAX_BATCH + 1])
 async def test_a_batch_has_1_to_1000_items(client: Any, broadcaster: Any, size: int) -> None:
-    """Section 2, Publish over REST: a batch has 1 to 1,000 envelopes."""
+    """A batch of no or more than 1,000 envelopes is refused."""
     answer = await client.post("/broadcast/batch", json=[EXAMPLES["alert_deleted"]] * size)
 
     assert answer.status_code == 400
@@ -94,14 +94,14 @@ async def test_a_batch_has_1_to_1000_items(client: Any, broadcaster: Any, size: 
 
 
 async def test_the_largest_batch_is_accepted(client: Any) -> None:
-    """Section 2, Publish over REST: 1,000 envelopes are a batch."""
+    """A batch of 1,000 envelopes is accepted."""
     answer = await client.post("/broadcast/batch", json=[EXAMPLES["alert_deleted"]] * MAX_BATCH)
 
     assert len(answer.json()["receipts"]) == MAX_BATCH
 
 
 async def test_an_envelope_of_another_type_is_refused(client: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: an envelope whose type is not the route's own is a 400."""
+    """An envelope of another type than the route's is answered 400."""
     answer = await client.post(ROUTES["alert_created"], json=EXAMPLES["alert_updated"])
 
     assert answer.status_code == 400
@@ -110,7 +110,7 @@ async def test_an_envelope_of_another_type_is_refused(client: Any, broadcaster: 
 
 
 async def test_a_refused_body_names_the_field(client: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: a 400 names the fields, and an enum error lists the allowed values."""
+    """A 400 names the invalid fields, and lists the allowed values of an enum."""
     data = EVENT | {"risk_score": "75", "risk_level": "extreme"}
 
     answer = await client.post(ROUTES["event"], json={"type": "event", "data": data})
@@ -124,7 +124,7 @@ async def test_a_refused_body_names_the_field(client: Any, broadcaster: Any) -> 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"\xff", b"[1]", b"null", b'"event"'])
 async def test_what_is_no_json_object_is_refused(client: Any, broadcaster: Any, body: bytes) -> None:
-    """Section 2, Publish over REST: a body that is not JSON, or no object, is a 400."""
+    """A body that is not a JSON object is answered 400."""
     answer = await client.post(ROUTES["event"], content=body, headers={"content-type": "application/json"})
 
     assert answer.status_code == 400
@@ -136,7 +136,7 @@ class TestIdempotency:
     """`Idempotency-Key`."""
 
     async def test_the_first_receipt_is_returned_again(self, client: Any) -> None:
-        """Section 2, Publish over REST: a known key gets the first receipt and says so in a header."""
+        """A key that was used before returns the first receipt, and a header says so."""
         headers = {"Idempotency-Key": "order-66"}
 
         first = await client.post(ROUTES["event"], json=EVENT, headers=headers)
@@ -148,7 +148,7 @@ class TestIdempotency:
         assert again.json() == first.json()
 
     async def test_a_batch_is_returned_again(self, client: Any) -> None:
-        """Section 2, Publish over REST: a batch replays all its receipts."""
+        """A batch with a key that was used before returns all its first receipts."""
         sent = {"json": [EXAMPLES["event"]] * 2, "headers": {"Idempotency-Key": "order-66"}}
 
         first = await client.post("/broadcast/batch", **sent)
@@ -158,7 +158,7 @@ class TestIdempotency:
         assert again.json() == first.json()
 
     async def test_a_key_belongs_to_its_path(self, client: Any, broadcaster: Any) -> None:
-        """Section 2, Publish over REST: the same key on another path is another key."""
+        """The same key on another path is another key."""
         headers = {"Idempotency-Key": "order-66"}
 
         await client.post(ROUTES["alert_created"], json=EXAMPLES["alert_created"], headers=headers)
@@ -169,7 +169,7 @@ class TestIdempotency:
         assert keys == ["/broadcast/alert/created order-66", "/broadcast/alert/updated order-66"]
 
     async def test_a_trailing_slash_is_the_same_path(self, client: Any) -> None:
-        """Section 2, Publish over REST: a path is the same path with a slash at its end."""
+        """A path with a trailing slash is the same path."""
         headers = {"Idempotency-Key": "order-66"}
 
         await client.post(ROUTES["event"], json=EVENT, headers=headers)
@@ -178,7 +178,7 @@ class TestIdempotency:
         assert again.headers["idempotent-replayed"] == "true"
 
     async def test_the_body_must_be_valid_all_the_same(self, client: Any) -> None:
-        """Section 2, Publish over REST: a known key does not make an invalid body good."""
+        """An invalid body is refused even with a key that was used before."""
         headers = {"Idempotency-Key": "order-66"}
 
         await client.post(ROUTES["event"], json=EVENT, headers=headers)
@@ -188,13 +188,13 @@ class TestIdempotency:
 
     @pytest.mark.parametrize("key", ["k", "!~" * 64, '"quoted"'])
     async def test_a_usable_key(self, client: Any, key: str) -> None:
-        """Section 2, Publish over REST: a key has 1 to 128 visible ASCII characters."""
+        """A key has 1 to 128 visible ASCII characters."""
         answer = await client.post(ROUTES["event"], json=EVENT, headers={"Idempotency-Key": key})
 
         assert answer.status_code == 202
 
     async def test_blanks_around_a_key(self, make_app: Any, exchange: Any, broadcaster: Any) -> None:
-        """RFC 9110, 5.5: blanks and tabs around a header's value are no part of it."""
+        """Spaces and tabs around a key are not part of it (RFC 9110, 5.5)."""
         for key in (b"k", b"k \t", b" \tk"):
             headers = {"content-type": "application/json", "idempotency-key": key}
             answer = await exchange(make_app(), ROUTES["event"], [json.dumps(EVENT).encode()], headers)
@@ -205,7 +205,7 @@ class TestIdempotency:
         "key", [b"", b" \t", b"k" * 129, b"two words", b"tab\there", "schlüssel".encode(), b"\x7f"]
     )
     async def test_an_unusable_key(self, make_app: Any, exchange: Any, broadcaster: Any, key: bytes) -> None:
-        """Section 2, Publish over REST: a bad idempotency key is a 400."""
+        """An invalid key is answered 400."""
         headers = {"content-type": "application/json", "idempotency-key": key}
 
         answer = await exchange(make_app(), ROUTES["event"], [json.dumps(EVENT).encode()], headers)
@@ -221,7 +221,7 @@ class TestTraceContext:
     PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
     async def test_it_reaches_the_kernel(self, client: Any, broadcaster: Any) -> None:
-        """Section 2, Publish over REST: the producer's trace is continued."""
+        """The trace context of the producer is passed to the kernel."""
         headers = {"traceparent": self.PARENT, "tracestate": "vendor=1", "baggage": "site=north"}
 
         await client.post(ROUTES["event"], json=EVENT, headers=headers)
@@ -244,7 +244,7 @@ class TestTraceContext:
         ],
     )
     async def test_an_invalid_parent_is_ignored(self, client: Any, broadcaster: Any, parent: str) -> None:
-        """Section 2, Publish over REST: an invalid traceparent is ignored, and its tracestate with it."""
+        """An invalid traceparent is ignored together with its tracestate."""
         headers = {"traceparent": parent, "tracestate": "vendor=1"}
 
         answer = await client.post(ROUTES["event"], json=EVENT, headers=headers)
@@ -254,13 +254,13 @@ class TestTraceContext:
         assert (options.traceparent, options.tracestate) == (None, None)
 
     async def test_a_later_version_is_understood(self, client: Any, broadcaster: Any) -> None:
-        """Section 2, Publish over REST: a traceparent of a later version is read like version 00."""
+        """A traceparent of a later version is read like version 00."""
         await client.post(ROUTES["event"], json=EVENT, headers={"traceparent": f"01{self.PARENT[2:]}-more"})
 
         assert broadcaster.options[0].traceparent == self.PARENT
 
     async def test_two_parents_are_none(self, make_app: Any, exchange: Any, broadcaster: Any) -> None:
-        """Section 2, Publish over REST: several traceparent headers are an invalid one."""
+        """Several traceparent headers count as an invalid one."""
         headers = [("content-type", "application/json"), *[("traceparent", self.PARENT)] * 2]
 
         await exchange(make_app(), ROUTES["event"], [json.dumps(EVENT).encode()], headers)
@@ -268,7 +268,7 @@ class TestTraceContext:
         assert broadcaster.options[0].traceparent is None
 
     async def test_several_tracestates_are_one(self, make_app: Any, exchange: Any, broadcaster: Any) -> None:
-        """Section 2, Publish over REST: several tracestate headers are joined, as HTTP says of lists."""
+        """Several tracestate headers are joined as a list."""
         headers = [("content-type", "application/json"), ("traceparent", self.PARENT)]
         headers += [("tracestate", "a=1"), ("tracestate", "b=2")]
 
@@ -277,7 +277,7 @@ class TestTraceContext:
         assert broadcaster.options[0].tracestate == "a=1, b=2"
 
     async def test_it_is_bounded(self, client: Any, broadcaster: Any) -> None:
-        """Section 2, Publish over REST: trace context longer than its specification asks for is left out."""
+        """Trace context that is longer than its specification requires is ignored."""
         headers = {"traceparent": self.PARENT, "tracestate": "a" * 513, "baggage": "b" * 8193}
 
         await client.post(ROUTES["event"], json=EVENT, headers=headers)
@@ -287,7 +287,7 @@ class TestTraceContext:
 
 
 async def test_a_publish_during_the_drain_ends_its_connection(client: Any, broadcaster: Any) -> None:
-    """Section 9, drain: publishes are still accepted, with `Connection: close`."""
+    """While draining, publishes are accepted with `Connection: close`."""
     broadcaster.draining = True
 
     single = await client.post(ROUTES["event"], json=EVENT)

@@ -1,4 +1,4 @@
-"""The probes and /health."""
+"""The probes and the health report."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ OPEN = CircuitStatus(
 
 
 async def test_live_answers_always(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: /health/live is 200 while the event loop turns, whatever else is wrong."""
+    """/health/live answers 200 whatever else is wrong."""
     broadcaster.ready, broadcaster.draining, broadcaster.circuit = False, True, OPEN
 
     answer = await client.get("/health/live")
@@ -27,21 +27,21 @@ async def test_live_answers_always(client: Any, broadcaster: Any) -> None:
 
 
 async def test_ready_when_serving(client: Any) -> None:
-    """Section 10, health: /health/ready is 200 when serving."""
+    """/health/ready answers 200 while the replica serves."""
     answer = await client.get("/health/ready")
 
     assert (answer.status_code, answer.json()) == (200, {"status": "ready"})
 
 
 async def test_ready_while_degraded(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: a degraded replica is ready, for clients may connect."""
+    """A degraded replica is ready, because clients may connect."""
     broadcaster.circuit = OPEN
 
     assert (await client.get("/health/ready")).status_code == 200
 
 
 async def test_not_ready_before_redis(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: /health/ready is 503 until Redis was reached once, and says so."""
+    """/health/ready answers 503 until Redis was reached once, and gives the reason."""
     broadcaster.ready = False
 
     answer = await client.get("/health/ready")
@@ -51,7 +51,7 @@ async def test_not_ready_before_redis(client: Any, broadcaster: Any) -> None:
 
 
 async def test_not_ready_while_draining(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: /health/ready is 503 while draining, and says so."""
+    """/health/ready answers 503 while draining, and gives the reason."""
     broadcaster.draining = True
 
     answer = await client.get("/health/ready")
@@ -60,7 +60,7 @@ async def test_not_ready_while_draining(client: Any, broadcaster: Any) -> None:
 
 
 async def test_health_of_a_healthy_replica(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: /health has exactly these fields."""
+    """/health has exactly these fields."""
     broadcaster.connections, broadcaster.sequence = 3, 42
     broadcaster.metrics.record_success(retries=2)
 
@@ -98,7 +98,7 @@ async def test_health_of_a_healthy_replica(client: Any, broadcaster: Any) -> Non
 
 
 async def test_health_of_a_degraded_replica(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: /health is 200 while degraded; times are ISO 8601 in UTC."""
+    """/health answers 200 while degraded; times are ISO 8601 in UTC."""
     broadcaster.circuit, broadcaster.listener_healthy = OPEN, False
 
     answer = await client.get("/health")
@@ -113,7 +113,7 @@ async def test_health_of_a_degraded_replica(client: Any, broadcaster: Any) -> No
 
 @pytest.mark.parametrize("circuit", [CircuitStatus(), OPEN])
 async def test_draining_comes_first(client: Any, broadcaster: Any, circuit: CircuitStatus) -> None:
-    """Section 10, health: a replica that drains says draining, degraded or not."""
+    """A replica that drains reports draining, even if it is degraded."""
     broadcaster.draining, broadcaster.circuit = True, circuit
 
     answer = await client.get("/health")
@@ -122,7 +122,7 @@ async def test_draining_comes_first(client: Any, broadcaster: Any, circuit: Circ
 
 
 async def test_redis_is_unknown_at_first(client: Any, broadcaster: Any) -> None:
-    """Section 10, health: before the first attempt nothing is known of Redis."""
+    """Before the first attempt to reach Redis its state is unknown."""
     broadcaster.ready = False
 
     assert (await client.get("/health")).json()["redis"] == "unknown"
@@ -130,6 +130,6 @@ async def test_redis_is_unknown_at_first(client: Any, broadcaster: Any) -> None:
 
 @pytest.mark.parametrize("path", ["/health", "/health/live", "/health/ready"])
 async def test_health_is_never_kept(client: Any, path: str) -> None:
-    """Section 10, health: no cache keeps an answer, and HEAD is answered like GET."""
+    """Health answers are not cached, and HEAD is answered like GET."""
     for answer in (await client.get(path), await client.head(path)):
         assert (answer.status_code, answer.headers["cache-control"]) == (200, "no-store")

@@ -1,4 +1,4 @@
-"""What a publish request must be before its body is looked into, and in which order that is checked."""
+"""The headers and the body of a publish request, and the order in which they are checked."""
 
 import json
 from typing import Any
@@ -24,7 +24,7 @@ JSON_TYPE = {"content-type": "application/json"}
     ],
 )
 async def test_a_json_type_is_accepted(client: Any, content_type: str) -> None:
-    """Section 2, Publish over REST: application/json and its kin are JSON, in any letter case and with parameters."""
+    """application/json and application/*+json are accepted, in any letter case and with parameters."""
     answer = await client.post(PATH, content=BODY, headers={"content-type": content_type})
 
     assert answer.status_code == 202
@@ -46,7 +46,7 @@ async def test_a_json_type_is_accepted(client: Any, content_type: str) -> None:
     ],
 )
 async def test_another_type_is_refused(client: Any, broadcaster: Any, content_type: str) -> None:
-    """Section 2, Publish over REST: a content type other than JSON in UTF-8 is a 415 that says what to send."""
+    """A content type other than JSON in UTF-8 is answered 415; the answer says what to send."""
     answer = await client.post(PATH, content=BODY, headers={"content-type": content_type})
 
     assert answer.status_code == 415
@@ -55,7 +55,7 @@ async def test_another_type_is_refused(client: Any, broadcaster: Any, content_ty
 
 
 async def test_no_type_is_refused(make_app: Any, exchange: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: an absent content type is a 415 too: any web page could send such a request."""
+    """A missing content type is answered 415, because any web page could send such a request."""
     answer = await exchange(make_app(), PATH, [BODY], {})
 
     assert answer.status == 415
@@ -64,14 +64,14 @@ async def test_no_type_is_refused(make_app: Any, exchange: Any, broadcaster: Any
 
 @pytest.mark.parametrize(("encoding", "status"), [("gzip", 415), ("identity", 202), ("Identity", 202)])
 async def test_a_compressed_body_is_refused(client: Any, encoding: str, status: int) -> None:
-    """Section 2, Publish over REST: a body under a content encoding is a 415."""
+    """A compressed body is answered 415."""
     answer = await client.post(PATH, content=BODY, headers=JSON_TYPE | {"content-encoding": encoding})
 
     assert answer.status_code == status
 
 
 async def test_a_body_of_the_largest_size_is_accepted(make_app: Any, exchange: Any) -> None:
-    """Section 2, Publish over REST: a body of exactly HTTP_MAX_BODY_BYTES is not over it."""
+    """A body of exactly HTTP_MAX_BODY_BYTES is accepted."""
     app = make_app(http_max_body_bytes=len(BODY))
 
     answer = await exchange(app, PATH, [BODY], JSON_TYPE | {"content-length": str(len(BODY))})
@@ -80,7 +80,7 @@ async def test_a_body_of_the_largest_size_is_accepted(make_app: Any, exchange: A
 
 
 async def test_a_body_announced_as_too_big_is_not_read(make_app: Any, exchange: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: a Content-Length over HTTP_MAX_BODY_BYTES is a 413, and nothing is read."""
+    """If Content-Length exceeds HTTP_MAX_BODY_BYTES, the answer is 413 and nothing is read."""
     app = make_app(http_max_body_bytes=len(BODY) - 1)
 
     answer = await exchange(app, PATH, [BODY], JSON_TYPE | {"content-length": str(len(BODY))})
@@ -93,7 +93,7 @@ async def test_a_body_announced_as_too_big_is_not_read(make_app: Any, exchange: 
 
 
 async def test_a_chunked_body_that_grows_too_big_is_left(make_app: Any, exchange: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: a body without a length is a 413 as soon as it is over HTTP_MAX_BODY_BYTES."""
+    """A body without a length is answered 413 as soon as it exceeds HTTP_MAX_BODY_BYTES."""
     app = make_app(http_max_body_bytes=250)
 
     answer = await exchange(app, PATH, [b" " * 100] * 1000, JSON_TYPE)
@@ -103,7 +103,7 @@ async def test_a_chunked_body_that_grows_too_big_is_left(make_app: Any, exchange
 
 
 async def test_a_chunked_body_is_put_together(make_app: Any, exchange: Any, broadcaster: Any) -> None:
-    """Section 2, Publish over REST: a body that comes in pieces is one body."""
+    """A body that arrives in pieces is put together."""
     pieces = [BODY[start : start + 50] for start in range(0, len(BODY), 50)]
 
     answer = await exchange(make_app(), PATH, [*pieces, b""], JSON_TYPE)
@@ -115,7 +115,7 @@ async def test_a_chunked_body_is_put_together(make_app: Any, exchange: Any, broa
 async def test_a_client_that_leaves_publishes_nothing(
     make_app: Any, exchange: Any, broadcaster: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Section 2, Publish over REST: half a body is not published, and a lost client is no error of the service."""
+    """An incomplete body is not published, and a lost client is not logged as an error."""
     answer = await exchange(make_app(), PATH, [BODY[:50], None], JSON_TYPE)
 
     assert answer.status == 400
@@ -137,7 +137,7 @@ async def test_a_client_that_leaves_publishes_nothing(
 async def test_the_order_of_the_checks(
     make_app: Any, exchange: Any, method: str, path: str, headers: dict[str, str], status: int
 ) -> None:
-    """Section 2, Publish over REST: of several faults the first of 404, 405, 401, 415, 413, 400 is answered."""
+    """If several checks fail, the first of 404, 405, 401, 415, 413 and 400 is answered."""
     app = make_app(api_keys=("key",), http_max_body_bytes=1000)
 
     answer = await exchange(app, path, [b"not JSON"], headers, method=method)

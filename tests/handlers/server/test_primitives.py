@@ -1,4 +1,4 @@
-"""The gate and the inbox of a connection: nobody is forgotten, nothing is lost."""
+"""The event and the queue of a connection."""
 
 import asyncio
 
@@ -12,60 +12,60 @@ async def _ticks(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
-async def test_a_gate() -> None:
-    """Section 9, slow clients: who waits for a socket passes when it is free, and at once while it is."""
-    gate = SlimEvent()
-    assert gate.is_set()
-    await gate.wait()
-    gate.set()
-    gate.clear()
-    gate.clear()
-    assert not gate.is_set()
-    waiting = [asyncio.create_task(gate.wait()) for _ in range(3)]
+async def test_event() -> None:
+    """Waiters pass while the event is set; a waiter that is cancelled does not affect the others."""
+    event = SlimEvent()
+    assert event.is_set()
+    await event.wait()
+    event.set()
+    event.clear()
+    event.clear()
+    assert not event.is_set()
+    waiting = [asyncio.create_task(event.wait()) for _ in range(3)]
     await _ticks()
     assert not any(task.done() for task in waiting)
     waiting[0].cancel()
     await _ticks()
     assert waiting[0].cancelled()
-    gate.set()
+    event.set()
     await asyncio.wait_for(asyncio.gather(*waiting[1:]), 5)
 
 
-async def test_a_gate_that_closes_again() -> None:
-    """Section 9, slow clients: a socket that is full again before anybody came through holds them all back."""
-    gate = SlimEvent()
-    gate.clear()
-    waiting = asyncio.create_task(gate.wait())
+async def test_event_cleared_again() -> None:
+    """An event that is cleared again before its waiters run holds them back."""
+    event = SlimEvent()
+    event.clear()
+    waiting = asyncio.create_task(event.wait())
     await _ticks()
-    gate.set()
-    gate.clear()
+    event.set()
+    event.clear()
     await _ticks()
     assert not waiting.done()
-    gate.set()
+    event.set()
     await asyncio.wait_for(waiting, 5)
 
 
-async def test_an_inbox() -> None:
-    """Section 4: what a client sends is read in its order, whether or not the reader was there first."""
-    inbox = SlimQueue()
-    assert inbox.empty()
-    reading = asyncio.create_task(inbox.get())
+async def test_queue() -> None:
+    """Items come out in order, whether the reader or the items were first."""
+    queue = SlimQueue()
+    assert queue.empty()
+    reading = asyncio.create_task(queue.get())
     await _ticks()
     for number in range(3):
-        inbox.put_nowait(number)
-    assert not inbox.empty()
+        queue.put_nowait(number)
+    assert not queue.empty()
     assert await reading == 0
-    assert [await inbox.get(), await inbox.get()] == [1, 2]
-    assert inbox.empty()
+    assert [await queue.get(), await queue.get()] == [1, 2]
+    assert queue.empty()
 
 
-async def test_a_reader_that_gives_up() -> None:
-    """Section 4: a reader that was cancelled takes nothing along."""
-    inbox = SlimQueue()
-    reading = asyncio.create_task(inbox.get())
+async def test_cancelled_reader() -> None:
+    """A reader that is cancelled loses no item."""
+    queue = SlimQueue()
+    reading = asyncio.create_task(queue.get())
     await _ticks()
     reading.cancel()
-    inbox.put_nowait("a")
+    queue.put_nowait("a")
     with pytest.raises(asyncio.CancelledError):
         await reading
-    assert await inbox.get() == "a"
+    assert await queue.get() == "a"
