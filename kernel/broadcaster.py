@@ -21,7 +21,7 @@ from kernel.listening.position_check import PositionCheck
 from kernel.listening.subscription import Subscription
 from kernel.listening.supervisor import Supervisor
 from kernel.log.check_requests import CheckRequests
-from kernel.log.frames import Encoding
+from kernel.log.encodings import Encoding
 from kernel.log.log import Log
 from kernel.log.transport import Transport
 from kernel.messages.decoding import MAX_BATCH

@@ -5,7 +5,8 @@ from typing import NamedTuple, Protocol
 
 from kernel.clients.close_reasons import CloseReason
 from kernel.clients.patterns import EVERYTHING, Audience, Patterns
-from kernel.log.frames import Encoding, Frame, Joined, ready_control, saved_bytes
+from kernel.log.encodings import Encoding, Joined
+from kernel.log.frames import Frame, ready_control, saved_bytes
 from kernel.messages.control import Control
 from kernel.observer import Written
 from kernel.position import Position

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from kernel.clients.client import Client
 from kernel.clients.patterns import Audiences, Patterns
-from kernel.log.frames import Encoding, Frame, saved_bytes
+from kernel.log.encodings import Encoding
+from kernel.log.frames import Frame, saved_bytes
 from kernel.observer import Written
 from kernel.position import Position
 

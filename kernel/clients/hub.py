@@ -14,7 +14,8 @@ from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.log.check_requests import CheckRequests
-from kernel.log.frames import Encoding, Frame
+from kernel.log.encodings import Encoding
+from kernel.log.frames import Frame
 from kernel.log.log import Log
 from kernel.messages.control import Connected, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now

@@ -2,7 +2,8 @@
 
 from kernel.clients.client import Client, Delivery
 from kernel.clients.patterns import EVERYTHING, Patterns
-from kernel.log.frames import AsgiEncoding, Frame, WireEncoding
+from kernel.log.encodings import AsgiEncoding, WireEncoding
+from kernel.log.frames import Frame
 from kernel.messages.control import Pong
 from kernel.position import NOWHERE, Position
 from tests.fakes import FakeSink, entry

@@ -6,7 +6,8 @@ from kernel.clients import fanout
 from kernel.clients.client import Client, Delivery
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
-from kernel.log.frames import AsgiEncoding, Encoding, Frame, WireEncoding
+from kernel.log.encodings import AsgiEncoding, Encoding, WireEncoding
+from kernel.log.frames import Frame
 from kernel.position import Position
 from tests.fakes import FakeSink, entry
 

@@ -6,7 +6,8 @@ from kernel.clients.client import Client
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
 from kernel.listening.batch_report import BatchReport
-from kernel.log.frames import Encoding, Frame
+from kernel.log.encodings import Encoding
+from kernel.log.frames import Frame
 from kernel.observer import Observer, TraceContext, Written
 from kernel.position import Position
 from tests.fakes import FakeSink, entry
