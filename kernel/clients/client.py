@@ -3,8 +3,9 @@
 from enum import Enum
 from typing import NamedTuple, Protocol
 
+from kernel.clients.audiences import Audience
 from kernel.clients.close_reasons import CloseReason
-from kernel.clients.patterns import EVERYTHING, Audience, Patterns
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import Encoding, Joined
 from kernel.log.frames import Frame, ready_control, saved_bytes
 from kernel.messages.control import Control

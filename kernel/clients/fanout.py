@@ -8,8 +8,9 @@ by its place alone: a live client that the walk has not reached holds the very o
 
 from collections.abc import Iterator
 
+from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
-from kernel.clients.patterns import Audiences, Patterns
+from kernel.clients.patterns import Patterns
 from kernel.log.encodings import Encoding
 from kernel.log.frames import Frame, saved_bytes
 from kernel.observer import Written

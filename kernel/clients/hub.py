@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 
 from kernel.clients.acks import Ledger, asks
+from kernel.clients.audiences import Audiences
 from kernel.clients.catchup import CatchUp
 from kernel.clients.client import Client, Delivery, Resume, Sink
 from kernel.clients.close_reasons import INTERNAL_ERROR
 from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
-from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.check_requests import CheckRequests
 from kernel.log.encodings import Encoding
 from kernel.log.frames import Frame

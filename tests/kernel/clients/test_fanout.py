@@ -3,9 +3,10 @@
 import pytest
 
 from kernel.clients import fanout
+from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client, Delivery
 from kernel.clients.fanout import Walk
-from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import AsgiEncoding, Encoding, WireEncoding
 from kernel.log.frames import Frame
 from kernel.position import Position

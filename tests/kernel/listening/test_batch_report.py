@@ -2,9 +2,10 @@
 
 from collections.abc import Iterable
 
+from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.fanout import Walk
-from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.listening.batch_report import BatchReport
 from kernel.log.encodings import Encoding
 from kernel.log.frames import Frame
