@@ -9,10 +9,11 @@ from typing import Any, Self
 
 import msgspec
 
-from kernel.clients.client import Client, Resume, Sink
+from kernel.clients.client import Client, Sink
 from kernel.clients.drain import drain
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.counters import Counters
 from kernel.errors import FieldError, MessageInvalid, TransportError
 from kernel.listening.deafness import DeafnessDetector

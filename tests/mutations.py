@@ -86,10 +86,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a replay skips a gap without announcing it",
-        "kernel/clients/catchup.py",
-        "                oldest = gone.oldest\n",
+        "kernel/clients/replay.py",
+        "        self._lose(oldest)\n",
         "",
-        (MODEL, "tests/kernel/clients/test_catchup.py"),
+        (MODEL, "tests/kernel/clients/test_replay.py", "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
         "a retry is published under a new id",

@@ -1,18 +1,19 @@
 """One client's delivery state: where it stands in the log, what it wants, what it has acknowledged."""
 
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from kernel.clients.audiences import Audience
 from kernel.clients.close_reasons import CloseReason
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.log.encodings import Encoding, Joined
 from kernel.log.frames import Frame, ready_control, saved_bytes
 from kernel.messages.control import Control
 from kernel.observer import Written
 from kernel.position import Position
 
-__all__ = ["Client", "Delivery", "Resume", "Sink"]
+__all__ = ["Client", "Delivery", "Sink"]
 
 
 class Delivery(Enum):
@@ -21,14 +22,6 @@ class Delivery(Enum):
     LIVE = "live"  # the fan-out writes to it
     BEHIND = "behind"  # a task of its own reads the log for it
     GONE = "gone"
-
-
-class Resume(NamedTuple):
-    """A request for what was missed after `last_sequence`; `epoch` None if the client did not name one."""
-
-    channel: str
-    last_sequence: int
-    epoch: str | None
 
 
 class Sink(Protocol):
@@ -66,7 +59,7 @@ class Client:
         "delivery",
         "encoding",
         "id",
-        "owed",
+        "notices",
         "patterns",
         "place",
         "resumes",
@@ -84,7 +77,7 @@ class Client:
         self.delivery = Delivery.BEHIND
         self.audience: Audience[Client, Encoding] | None = None
         self.resumes: list[Resume] = []  # an empty deque weighs ten times as much
-        self.owed: dict[type[Control], Control] = {}  # notices that came while the socket was full
+        self.notices: dict[type[Control], Control] = {}  # those that came while the socket was full
         self.acks = 0
         self._acked = 0
         self._acked_epoch = place.epoch
@@ -107,8 +100,8 @@ class Client:
 
     def notify(self, notice: Control) -> None:
         """Send a notice now, or when the socket has drained if it is full; of each kind the newest counts."""
-        if self.sink.blocked or self.owed:
-            self.owed[type(notice)] = notice
+        if self.sink.blocked or self.notices:
+            self.notices[type(notice)] = notice
         else:
             self.tell(notice)
 

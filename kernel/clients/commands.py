@@ -10,8 +10,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from kernel.clients.client import Resume
 from kernel.clients.patterns import Patterns
+from kernel.clients.replay import Resume
 from kernel.messages.control import Control, Error, Pong, Subscribed, Unsubscribed
 
 __all__ = ["Decision", "Refused", "interpret", "patterns_from", "sequence_from"]

@@ -27,6 +27,6 @@ async def drain(clients: list[Client], seconds: float) -> None:
         pause = begin + number * step - loop.time()
         if pause > 0 or number % _AT_ONCE == 0:
             await asyncio.sleep(max(0.0, pause))
-        if client.owed.pop(Shutdown, None) is not None:
+        if client.notices.pop(Shutdown, None) is not None:
             client.tell(Shutdown.within(0))  # its socket is full to the end, but every client is told
         client.sink.close(GOING_AWAY)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Iterator
 
 from kernel.clients.acks import Ledger, asks
 from kernel.clients.audiences import Audiences
-from kernel.clients.catchup import CatchUp
-from kernel.clients.client import Client, Delivery, Resume, Sink
-from kernel.clients.close_reasons import INTERNAL_ERROR
+from kernel.clients.catchup import CatchUp, Step
+from kernel.clients.client import Client, Delivery, Sink
+from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.log.check_requests import CheckRequests
 from kernel.log.encodings import Encoding
 from kernel.log.frames import Frame
@@ -52,7 +53,8 @@ class Hub:
         self._clock = clock
         self._degraded = False
         self._observer = observer
-        self._catch_up = CatchUp(log, checks=checks, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock)
+        self._chunk = chunk
+        self._checks = checks
         self._ledger = Ledger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
         self._clients: dict[Client, asyncio.Task[None] | None] = {}
@@ -78,11 +80,8 @@ class Hub:
             self._go_live(client)
             return client
         client.resumes.append(resume)
-        if here.epoch:
-            # its own place until the replay begins: what it says it has, as far as that can be true
-            known = resume.epoch in (None, here.epoch)
-            client.place = Position(here.epoch, min(resume.last_sequence, here.sequence) if known else 0)
-        self._serve(client)
+        client.place = resume.provisional_place(here)
+        self._catch_up(client)
         return client
 
     def disconnect(self, client: Client) -> None:
@@ -130,7 +129,7 @@ class Hub:
 
     def _step_aside(self, client: Client) -> None:
         self._leave_live(client, Delivery.BEHIND)
-        self._serve(client)
+        self._catch_up(client)
 
     async def deliver(self, frames: list[Frame], after: Position, begin: float) -> Walk:
         """Write frames that follow `after` to each live client that is at that very position.
@@ -187,16 +186,26 @@ class Hub:
             self._audiences.leave(client, client.audience)
             client.audience = None
 
-    def _serve(self, client: Client) -> None:
-        task = self._clients[client] = asyncio.create_task(self._catch_up.serve(client))
-        task.add_done_callback(lambda done: self._served(client, done))
+    def _catch_up(self, client: Client) -> None:
+        self._clients[client] = asyncio.create_task(self._bring_back(client))
 
-    def _served(self, client: Client, task: "asyncio.Task[None]") -> None:
-        if self._clients.get(client) is task:
-            self._clients[client] = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("catch-up of %s failed", client.id, exc_info=error)
+    async def _bring_back(self, client: Client) -> None:
+        """Let a client catch up until it is live, or close it; the task of a client that is behind."""
+        catch_up = CatchUp(client, self._log, observer=self._observer, chunk=self._chunk, clock=self._clock)
+        try:
+            while (step := await catch_up.proceed()) is Step.CHECK_POSITION:
+                await self._checks.completed()
+            # no await between the last read of the log and this: an event that arrived meanwhile would be missed
+            if step is Step.GO_LIVE:
+                self._go_live(client)
+            else:
+                client.sink.close(SLOW_CLIENT)
+        except Exception:
+            _logger.exception("closing client %s: its catch-up failed", client.id)
             client.sink.close(INTERNAL_ERROR)
+        finally:
+            if self._clients.get(client) is asyncio.current_task():
+                self._clients[client] = None
 
     def circuit_changed(self, state: CircuitState) -> None:
         """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel.clients.client import Resume
 from kernel.clients.commands import Decision, Refused, interpret, patterns_from, sequence_from
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.messages.control import Error, Pong, Subscribed, Unsubscribed
 
 KINDS = ["ping", "pong", "subscribe", "unsubscribe", "resync", "ack"]
