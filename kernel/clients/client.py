@@ -45,8 +45,7 @@ class Sink(Protocol):
 class Client:
     """A cursor into the log, with the patterns and the encoding of one connection.
 
-    `place` is the client's own place: every matching event up to it was handed to its socket. While it is live this is
-    the ring's own object, by which the fan-out knows whom it has reached; see `kernel.clients.fanout`.
+    `place` is the client's own place: every matching event up to it was handed to its socket.
     """
 
     __slots__ = (

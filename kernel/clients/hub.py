@@ -22,7 +22,6 @@ from kernel.log.log import Log
 from kernel.messages.control import Connected, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
 from kernel.observer import Acknowledged, Observer
-from kernel.position import Position
 from kernel.resilience.circuit import CircuitState
 
 __all__ = ["Hub"]
@@ -131,13 +130,13 @@ class Hub:
         self._leave_live(client, Delivery.BEHIND)
         self._catch_up(client)
 
-    async def deliver(self, frames: list[Frame], after: Position, begin: float) -> Walk:
-        """Write frames that follow `after` to each live client that is at that very position.
+    async def deliver(self, frames: list[Frame], begin: float) -> Walk:
+        """Write frames with which the log ends to each live client.
 
         `begin` is when the delivery of the whole batch started, in seconds since the epoch; acks are timed from it.
         """
         self._ledger.enter(frames, begin)
-        walk = self._walk = Walk(frames, after, self._audiences)
+        walk = self._walk = Walk(frames, self._audiences)
         steps = iter(walk)
         try:
             for _ in steps:
@@ -160,7 +159,7 @@ class Hub:
         client.patterns = patterns
         # reaching it may have filled its socket, and then it is no longer live
         if client.delivery is Delivery.LIVE:
-            client.audience = self._audiences.join(client, patterns, client.encoding)
+            self._join_audience(client)
 
     def _resume(self, client: Client, resume: Resume) -> None:
         if len(client.resumes) >= _MOST_RESUMES:
@@ -174,17 +173,23 @@ class Hub:
     def _go_live(self, client: Client) -> None:
         client.delivery = Delivery.LIVE
         client.place = self._log.place
-        client.audience = self._audiences.join(client, client.patterns, client.encoding)
+        self._join_audience(client)
 
     def _leave_live(self, client: Client, delivery: Delivery) -> None:
         self._leave_audience(client)
         client.delivery = delivery
-        client.place = Position(*client.place)  # a copy: the fan-out knows live clients by the object itself
+
+    def _join_audience(self, client: Client) -> None:
+        client.audience = self._audiences.join(client, client.patterns, client.encoding)
+        if self._walk is not None:
+            self._walk.pass_over(client)
 
     def _leave_audience(self, client: Client) -> None:
         if client.audience is not None:
             self._audiences.leave(client, client.audience)
             client.audience = None
+            if self._walk is not None:
+                self._walk.pass_over(client)
 
     def _catch_up(self, client: Client) -> None:
         self._clients[client] = asyncio.create_task(self._bring_back(client))

@@ -19,6 +19,18 @@ def test_audience_order_and_snapshot() -> None:
     assert (before, audience.snapshot(), len(audience)) == (("b", "a"), ("a",), 1)
 
 
+def test_iterating_while_clients_come_and_go() -> None:
+    """An iteration is over the audiences that existed when it started, except those that have become empty."""
+    audiences: Audiences[str, str] = Audiences()
+    first, second, third = (audiences.join(encoding, EVERYTHING, encoding) for encoding in ("one", "two", "three"))
+    iteration = iter(audiences)
+    audiences.join("four", EVERYTHING, "four")
+    assert next(iteration) is first
+    audiences.leave("two", second)
+    audiences.leave("one", first)
+    assert list(iteration) == [third]
+
+
 class AudiencesModel(RuleBasedStateMachine):
     """Audiences against a plain dict client -> (patterns, encoding)."""
 

@@ -256,13 +256,13 @@ async def walking(redis: FakeRedis, broadcaster: Any, client: Client) -> None:
     before = client.place
     fill(redis, 1)
     await turns_until(lambda: broadcaster.sequence == redis.place.sequence)
-    assert client.place is before
+    assert client.place == before
 
 
 @pytest.fixture
 def slow_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop turn after each write."""
-    monkeypatch.setattr(fanout, "_WRITES", 1)
+    monkeypatch.setattr(fanout, "WRITES", 1)
 
 
 @pytest.mark.usefixtures("slow_walk")
@@ -347,9 +347,9 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
     sinks = [FakeSink() for _ in range(5)]
     for sink in sinks:
         hub.connect(sink, WIRE)
-    before, frames = log.place, await log.stored(Position(E1, 240), 244)
+    frames = await log.stored(Position(E1, 240), 244)
     log.append(frames)
-    delivery = asyncio.create_task(hub.deliver(frames, before, 0.0))
+    delivery = asyncio.create_task(hub.deliver(frames, 0.0))
     await turns_until(lambda: sinks[1].numbers)
     assert not sinks[-1].numbers
     delivery.cancel()
@@ -573,7 +573,7 @@ async def test_whatever_happens(actions: list[tuple[tuple[Any, ...], int]]) -> N
     redis, types, peers = FakeRedis(), ["event"] * 30, list[Peer]()
     fill(redis, 30)
     async with AsyncExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(fanout, "_WRITES", 1)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(fanout, "WRITES", 1)
         config = replace(FAST, message_buffer_size=7, chunk_bytes=200, position_check_seconds=0.01)
         broadcaster = await stack.enter_async_context(replica(redis, config))
         for globs in (None, ["event"], None, ["*"], ["event"], ["alert.*"], ["ev*"], []):

@@ -38,7 +38,7 @@ def walked(frames: list[Frame], clients: Iterable[Patterns]) -> Walk:
     for number, patterns in enumerate(clients):
         client = Client(str(number), FakeSink(), WIRE, start, patterns)
         client.audience = audiences.join(client, patterns, WIRE)
-    walk = Walk(frames, start, audiences)
+    walk = Walk(frames, audiences)
     for _ in walk:
         pass
     return walk
