@@ -86,8 +86,8 @@ class CatchUp:
         if replay.state is ReplayState.REQUESTED:
             marker = replay.start(client.place.epoch, self._log.place)
             if marker is not None:
-                client.take([marker])
-            client.step_back(replay.place)
+                client.write([marker])
+            client.move_to(replay.place)
         while replay.state is ReplayState.READING:
             await client.sink.drained()
             if not self._log.holds(replay.place):
@@ -112,7 +112,7 @@ class CatchUp:
         events = 0
         for run in chunks(frames, self._chunk):
             await self._client.sink.drained()
-            written = self._client.take(run, replay=replay)
+            written = self._client.write(run, replay=replay)
             self._observer.caught_up(written)
             events += written.messages - sum(frame.entry is None for frame in run)
             await asyncio.sleep(0)

@@ -102,7 +102,7 @@ class Walk:
         """Give a live client its frames now, unless it has them, because something else is about to be sent to it."""
         self.pass_over(client)
         if client.place != self.end:
-            written = client.take(self.frames)
+            written = client.write(self.frames)
             if written.messages:
                 self._note(client.patterns, 1, *written)
 

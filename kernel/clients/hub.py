@@ -1,4 +1,17 @@
-"""This replica's clients: how they come and go, are served, fall behind and catch up."""
+"""The hub: this replica's clients, from the connection to the close.
+
+Theory of operation. A client is always in one of two states, or gone (`Delivery`).
+
+- *Live*: it stands at the end of the log and is in the audience of its patterns and encoding. The fan-out writes to it.
+- *Behind*: a task of its own reads the log after its place (`CatchUp`) and makes it live when nothing is left to read.
+  If that is impossible the client is closed, and stays behind until it is disconnected.
+
+A client leaves the live ones when its socket is full (`fall_behind`) or when it asks for a replay. One resume goes
+`receive` → `_resume` → `_catch_up` → `CatchUp.proceed` with a `Replay` → `_go_live`.
+
+States change without an await, so a client is never in both states and never in neither. Above all there is no await
+between the read that finds nothing left and being live; an event that arrived in between would be lost for the client.
+"""
 
 import asyncio
 import logging
@@ -6,7 +19,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
-from kernel.clients.acks import Ledger, asks
+from kernel.clients.acks import AckLedger, requires_acks
 from kernel.clients.audiences import Audiences
 from kernel.clients.catchup import CatchUp, Step
 from kernel.clients.client import Client, Delivery, Sink
@@ -28,15 +41,15 @@ __all__ = ["Hub"]
 
 _logger = logging.getLogger(__name__)
 
-# How many resumes one client may have waiting: each costs a read of the log.
+# How many resumes of one client may wait; each costs a read of the log.
 _MOST_RESUMES = 16
 
 
 class Hub:
     """The clients of one replica.
 
-    State changes here without awaiting, so a client is always in one place: live, in the audience of its patterns and
-    encoding, or behind, with a task of its own that reads the log for it.
+    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write, and
+    `clock()` is in seconds since 1970.
     """
 
     def __init__(
@@ -49,12 +62,12 @@ class Hub:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
-        self._clock = clock
-        self._degraded = False
+        self._checks = checks
         self._observer = observer
         self._chunk = chunk
-        self._checks = checks
-        self._ledger = Ledger()
+        self._clock = clock
+        self._degraded = False
+        self._ledger = AckLedger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
         self._clients: dict[Client, asyncio.Task[None] | None] = {}
         self._walk: Walk | None = None
@@ -68,7 +81,10 @@ class Hub:
     def connect(
         self, sink: Sink, encoding: Encoding, *, patterns: Patterns = EVERYTHING, resume: Resume | None = None
     ) -> Client:
-        """Let a client join: its first message goes out now, then what it missed (`resume`), then what comes."""
+        """Add a client and return it.
+
+        Its first message is written now. What it missed follows if it asks for that by `resume`, and then live events.
+        """
         here = self._log.place
         client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
         self._clients[client] = None
@@ -84,7 +100,7 @@ class Hub:
         return client
 
     def disconnect(self, client: Client) -> None:
-        """Let a client go; one that has gone already is no error."""
+        """Remove a client; a client that is gone already is no error."""
         if client in self._clients:
             self._observer.left(self._ledger.owed(client))
         task = self._clients.pop(client, None)
@@ -93,7 +109,7 @@ class Hub:
         self._leave_live(client, Delivery.GONE)
 
     def receive(self, client: Client, message: str | bytes) -> None:
-        """Act on a client's message: at most one answer, behind everything that it was sent before."""
+        """Act on a command of a client; the answer, if any, follows everything that was written to it before."""
         decision = interpret(message, client.patterns)
         if decision.patterns is not None and decision.patterns is not client.patterns:
             self._change_patterns(client, decision.patterns)
@@ -105,30 +121,28 @@ class Hub:
             client.tell(decision.reply)
 
     def acknowledge(self, client: Client, sequence: int) -> bool:
-        """Count a client's ack of everything up to `sequence`; whether it raised its highest one."""
-        since = self._ledger.out_since(client, sequence)
+        """Count a client's ack of everything up to `sequence`; return True if it raised its highest one."""
+        sent_at = self._ledger.sent_at(client, sequence)
         raised = client.acknowledge(sequence)
-        self._observer.acknowledged(Acknowledged(self._clock() - since if raised and since is not None else None))
+        seconds = self._clock() - sent_at if raised and sent_at is not None else None
+        self._observer.acknowledged(Acknowledged(seconds))
         return raised
 
     @property
     def unacknowledged(self) -> int:
-        """How many events the clients that are here have got and should have acknowledged, over all of them."""
+        """The number of acks that connected clients owe, over all of them."""
         return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
 
     def heartbeat(self, client: Client) -> None:
-        """Tell a client its own place."""
+        """Send a client its heartbeat, which holds its own place."""
         client.tell(Ping(client.place.sequence, client.place.epoch))
 
     def fall_behind(self, client: Client) -> None:
-        """Take a client whose socket is full from the live ones; it catches up when the socket drains."""
+        """Take a client whose socket is full from the live ones; it catches up when the socket has drained."""
         if client.delivery is Delivery.LIVE:
             self._observer.slowed()
-            self._step_aside(client)
-
-    def _step_aside(self, client: Client) -> None:
-        self._leave_live(client, Delivery.BEHIND)
-        self._catch_up(client)
+            self._leave_live(client, Delivery.BEHIND)
+            self._catch_up(client)
 
     async def deliver(self, frames: list[Frame], begin: float) -> Walk:
         """Write frames with which the log ends to each live client.
@@ -149,15 +163,15 @@ class Hub:
         return walk
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
-        """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""
+        """Replace a client's patterns; the frames of a walk that is under way still obey the old ones."""
         if client.delivery is Delivery.LIVE:
             if self._walk is not None:
                 self._walk.reach(client)
             self._leave_audience(client)
-        if asks(patterns) and not asks(client.patterns):
-            client.absolve()
+        if requires_acks(patterns) and not requires_acks(client.patterns):
+            client.clear_acks()
         client.patterns = patterns
-        # reaching it may have filled its socket, and then it is no longer live
+        # the write in `reach` may have filled its socket, and then it is no longer live
         if client.delivery is Delivery.LIVE:
             self._join_audience(client)
 
@@ -168,7 +182,8 @@ class Hub:
             return
         client.resumes.append(resume)
         if client.delivery is Delivery.LIVE:
-            self._step_aside(client)
+            self._leave_live(client, Delivery.BEHIND)
+            self._catch_up(client)
 
     def _go_live(self, client: Client) -> None:
         client.delivery = Delivery.LIVE

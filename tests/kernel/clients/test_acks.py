@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from kernel import EventData, RiskLevel
-from kernel.clients.acks import Ledger
+from kernel.clients.acks import AckLedger
 from kernel.clients.client import Client
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.envelope import Entry
@@ -27,9 +27,9 @@ def client(sequence: int, patterns: Patterns = EVERYTHING) -> Client:
 
 
 @pytest.fixture
-def ledger() -> Ledger:
+def ledger() -> AckLedger:
     """Events 11 to 15 went out, 12 and 14 ask for acks; the hour is that of the event."""
-    ledger = Ledger()
+    ledger = AckLedger()
     assert not ledger
     for number in range(11, 16):
         ledger.enter([event(number, wants=number in (12, 14))], float(number))
@@ -37,7 +37,7 @@ def ledger() -> Ledger:
     return ledger
 
 
-def test_owed(ledger: Ledger) -> None:
+def test_owed(ledger: AckLedger) -> None:
     """Section 6, acks: a client owes what it was sent and has not acknowledged, from its first event to its place."""
     one = client(10)
     assert ledger.owed(one) == 0
@@ -52,21 +52,21 @@ def test_owed(ledger: Ledger) -> None:
     assert ledger.owed(client(15)) == 0
 
 
-def test_out_since(ledger: Ledger) -> None:
+def test_out_since(ledger: AckLedger) -> None:
     """Section 6, acks: the time to acknowledge runs from when the newest event that the ack settles went out."""
     one = client(10)
     one.place = Position("e", 13)
-    assert ledger.out_since(one, 11) is None
-    assert ledger.out_since(one, 12) == 12.0
+    assert ledger.sent_at(one, 11) is None
+    assert ledger.sent_at(one, 12) == 12.0
     # it has not got 14 yet
-    assert ledger.out_since(one, 15) == 12.0
+    assert ledger.sent_at(one, 15) == 12.0
     one.place = Position("e", 15)
-    assert ledger.out_since(one, 15) == 14.0
+    assert ledger.sent_at(one, 15) == 14.0
     one.acknowledge(15)
-    assert ledger.out_since(one, 15) is None
+    assert ledger.sent_at(one, 15) is None
 
 
-def test_only_who_gets_them(ledger: Ledger) -> None:
+def test_only_who_gets_them(ledger: AckLedger) -> None:
     """Section 6, acks: nobody owes an ack for events that its patterns keep away."""
     for globs, owed in ((["alert.*"], 0), (["event"], 2), (["event.c*"], 2), ([], 0)):
         one = client(10, Patterns.of(globs))
@@ -74,18 +74,18 @@ def test_only_who_gets_them(ledger: Ledger) -> None:
         assert ledger.owed(one) == owed
 
 
-def test_going_back(ledger: Ledger) -> None:
+def test_going_back(ledger: AckLedger) -> None:
     """Section 6, acks: what a resume sends again from before the first event is owed as well."""
     one = client(15)
-    one.step_back(Position("e", 11))
+    one.move_to(Position("e", 11))
     assert ledger.owed(one) == 0
     one.place = Position("e", 15)
     assert ledger.owed(one) == 2
-    one.absolve()
+    one.clear_acks()
     assert ledger.owed(one) == 0
 
 
-def test_new_epoch(ledger: Ledger) -> None:
+def test_new_epoch(ledger: AckLedger) -> None:
     """Section 7, epochs: acks start again at 0, and nobody owes anything of an old epoch."""
     one = client(10)
     one.place = Position("e", 15)
@@ -98,7 +98,7 @@ def test_new_epoch(ledger: Ledger) -> None:
     assert ledger.owed(one) == 1
 
 
-def test_what_is_not_an_event(ledger: Ledger) -> None:
+def test_what_is_not_an_event(ledger: AckLedger) -> None:
     """A marker, or a foreign document that asks for acks of other types, is not entered."""
     ledger.enter([Frame.gap("e", 16, 17), event(18, type="scene_change")], 18.0)
     assert len(ledger) == 2
@@ -106,7 +106,7 @@ def test_what_is_not_an_event(ledger: Ledger) -> None:
 
 def test_bounded() -> None:
     """However many events are never acknowledged, the newest 10,000 at least are remembered, and not many more."""
-    ledger = Ledger()
+    ledger = AckLedger()
     one = client(0)
     for start in range(0, 30_000, 100):
         ledger.enter([event(start + i + 1) for i in range(100)], 1.0)

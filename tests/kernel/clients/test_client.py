@@ -33,7 +33,7 @@ def test_a_new_client() -> None:
 def test_tell() -> None:
     """Section 5, control frames: they ignore filters and go behind what was sent before."""
     client, sink = client_at(3, Patterns.of([]))
-    client.take([Frame.gap("e", 4, 5)])
+    client.write([Frame.gap("e", 4, 5)])
     client.tell(Pong())
     assert sink.outline == ["gap 4-5", "pong"]
 
@@ -41,7 +41,7 @@ def test_tell() -> None:
 def test_take_is_one_write() -> None:
     """Section 9: whatever matches of several frames goes in one write, and the client stands behind all of them."""
     client, sink = client_at(3)
-    assert client.take(events(4, 6)).messages == 3
+    assert client.write(events(4, 6)).messages == 3
     assert (sink.numbers, sink.writes) == ([4, 5, 6], 1)
     assert client.place == Position("e", 6)
 
@@ -49,16 +49,16 @@ def test_take_is_one_write() -> None:
 def test_take_obeys_the_patterns() -> None:
     """Section 5, subscriptions: what the patterns skip counts as passed, and markers pass all patterns."""
     client, sink = client_at(3, Patterns.of(["scene_change"]))
-    assert client.take(events(4, 6)).messages == 0
+    assert client.write(events(4, 6)).messages == 0
     assert (sink.writes, client.place.sequence) == (0, 6)
-    assert client.take([*events(7, 7), Frame.gap("e", 8, 9), *events(10, 10, "scene_change")]).messages == 2
+    assert client.write([*events(7, 7), Frame.gap("e", 8, 9), *events(10, 10, "scene_change")]).messages == 2
     assert sink.outline == ["gap 8-9", "10"]
 
 
 def test_take_as_replay() -> None:
     """Section 6, resume: replayed events are marked, markers are not."""
     client, sink = client_at(3)
-    assert client.take([*events(4, 4), Frame.gap("e", 5, 5)], replay=True).messages == 2
+    assert client.write([*events(4, 4), Frame.gap("e", 5, 5)], replay=True).messages == 2
     assert sink.outline == ["r4", "gap 5-5"]
 
 
@@ -66,7 +66,7 @@ def test_take_over_plain_asgi() -> None:
     """Section 4, format: the same holds where messages go one by one."""
     sink = FakeSink()
     client = Client("ws-events-1", sink, AsgiEncoding(10, level=6), Position("e", 0))
-    client.take(events(1, 2))
+    client.write(events(1, 2))
     assert (sink.numbers, sink.writes) == ([1, 2], 1)
 
 
@@ -83,7 +83,7 @@ def test_acks_beyond_the_own_place() -> None:
     assert not client.acknowledge(10)
     assert not client.acknowledge(10**30)
     assert (client.acked, client.acks) == (0, 2)
-    client.take(events(10, 10))
+    client.write(events(10, 10))
     assert client.acknowledge(10)
 
 
@@ -91,7 +91,7 @@ def test_acks_begin_again_in_a_new_epoch() -> None:
     """Section 7, epochs: acks start again at 0."""
     client, _ = client_at(9)
     client.acknowledge(9)
-    client.take([Frame.new_epoch("f"), Frame.of("f", entry(1))])
+    client.write([Frame.new_epoch("f"), Frame.of("f", entry(1))])
     assert client.acked == 0
     assert not client.acknowledge(9)
     assert client.acknowledge(1)
@@ -102,11 +102,11 @@ def test_acks_after_a_step_back() -> None:
     """Section 6, acks: what a client received before a resync it can still acknowledge while it is replayed."""
     client, _ = client_at(9)
     client.acknowledge(2)
-    client.step_back(Position("e", 4))
+    client.move_to(Position("e", 4))
     assert client.place.sequence == 4
     assert client.acknowledge(8)
     assert not client.acknowledge(10)
-    client.step_back(Position("e", 1))
+    client.move_to(Position("e", 1))
     assert client.acknowledge(9)
     assert client.acked == 9
 
@@ -115,7 +115,7 @@ def test_a_step_back_into_another_epoch() -> None:
     """Section 7, epochs: numbers of the old epoch say nothing about the new one."""
     client, _ = client_at(9)
     client.acknowledge(9)
-    client.step_back(Position("f", 2))
+    client.move_to(Position("f", 2))
     assert client.acked == 0
     assert not client.acknowledge(3)
     assert client.acknowledge(2)
