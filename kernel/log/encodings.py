@@ -14,7 +14,7 @@ __all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Joined", "WireEncoding"]
 
 # The LZ77 window of the shared permessage-deflate variant: what the `websockets` library asks for, and browsers take.
 WINDOW_BITS = 12
-# Shorter messages do not get smaller.
+# Shorter messages would not get smaller.
 _LEAST_DEFLATED = 128
 
 _TEXT, _BINARY, _COMPRESSED = 0x81, 0x82, 0x40
@@ -26,27 +26,27 @@ Joined = bytes | list[str | bytes]
 
 
 class Encoding(Protocol):
-    """How one client wants its messages; equal for clients that can share them."""
+    """How a client wants its messages; equal for clients that can share them."""
 
     @property
     def compresses(self) -> bool:
-        """Whether some messages get smaller than their JSON."""
+        """True if some messages get smaller than their JSON."""
         ...
 
     def encode(self, json: bytes) -> bytes | str:
-        """One message, ready."""
+        """Return one message, ready to be joined."""
         ...
 
     def join(self, messages: Iterable[bytes | str]) -> Joined:
-        """Several ready messages as one write."""
+        """Return several ready messages as one write."""
         ...
 
 
 class WireEncoding:
     """RFC 6455 frames.
 
-    `zlib_from`: messages of at least so many bytes become binary frames of 0x00 and a zlib stream (None: never).
-    `deflate`: permessage-deflate without context takeover was agreed; `level` is zlib's, 1 to 9.
+    Messages of `zlib_from` bytes and more become binary frames of 0x00 and a zlib stream (None: never). `deflate` says
+    that permessage-deflate without context takeover was agreed. `level` is zlib's, 1 to 9.
     """
 
     __slots__ = ("_deflate", "_level", "_zlib_from", "compresses")
@@ -58,7 +58,7 @@ class WireEncoding:
         self._level = level
 
     def encode(self, json: bytes) -> bytes:
-        """One message as one unfragmented frame."""
+        """Return one message as one unfragmented frame."""
         if self._zlib_from is not None and len(json) >= self._zlib_from:
             return _framed(_BINARY, _zlibbed(json, self._level))
         if self._deflate and len(json) >= _LEAST_DEFLATED:
@@ -70,7 +70,7 @@ class WireEncoding:
         return _framed(_TEXT, json)
 
     def join(self, messages: Iterable[bytes | str]) -> bytes:
-        """Several ready messages as one write."""
+        """Return several ready messages as one write."""
         return b"".join(messages)  # type: ignore[arg-type]  # this encoding makes bytes only
 
 
@@ -85,13 +85,13 @@ class AsgiEncoding:
         self._level = level
 
     def encode(self, json: bytes) -> bytes | str:
-        """One message's payload."""
+        """Return the payload of one message."""
         if self._zlib_from is not None and len(json) >= self._zlib_from:
             return _zlibbed(json, self._level)
         return json.decode()
 
     def join(self, messages: Iterable[bytes | str]) -> list[str | bytes]:
-        """Several ready messages as one write."""
+        """Return several ready messages as one write."""
         return list(messages)
 
 
@@ -100,7 +100,7 @@ def _zlibbed(json: bytes, level: int) -> bytes:
 
 
 def _framed(first: int, payload: bytes) -> bytes:
-    """RFC 6455 section 5.2: one final, unmasked frame."""
+    """Return one final, unmasked frame (RFC 6455, section 5.2)."""
     length = len(payload)
     if length < 126:
         return _SHORT.pack(first, length) + payload

@@ -20,9 +20,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 class Frame:
-    """One event or marker of the log, with the variants of it that somebody has wanted so far.
+    """One event or marker of the log, with those variants of it that were needed so far.
 
-    `place` is where a client stands that has it. `names` are what patterns see; None for a marker, which all get.
+    `place` is where a client stands once it has the frame. Patterns are compared with `names`; they are None for a
+    marker, which every client gets.
     """
 
     __slots__ = ("_json", "_ready", "_replayed", "entry", "names", "place")
@@ -37,7 +38,7 @@ class Frame:
 
     @classmethod
     def of(cls, epoch: str, entry: Entry) -> "Frame":
-        """The frame of an event: `{"type", "data", "sequence", "requires_ack"}`, `timestamp` and `traceparent`."""
+        """Return an event's frame: `{"type", "data", "sequence", "requires_ack"}`, `timestamp` and `traceparent`."""
         requires_ack = b"true" if entry.requires_ack else b"false"
         further = b""
         if entry.timestamp is not msgspec.UNSET:
@@ -55,43 +56,43 @@ class Frame:
 
     @classmethod
     def gap(cls, epoch: str, first: int, last: int) -> "Frame":
-        """The marker that stands where the events `first` to `last` would have been."""
+        """Return the marker that stands where the events `first` to `last` would have been."""
         return cls(Position(epoch, last), _encode(Gap(first, last)))
 
     @classmethod
     def new_epoch(cls, epoch: str) -> "Frame":
-        """The marker between the last event of one epoch and the first of the next."""
+        """Return the marker between the last event of one epoch and the first of the next."""
         return cls(Position(epoch, 0), _encode(EpochChanged(epoch)))
 
     @classmethod
     def first_epoch(cls, place: Position) -> "Frame":
-        """The marker for those who came before Redis was ever reached: the numbering as it is now, from `place` on."""
+        """Return the marker for clients that connected before Redis was ever reached: their events follow `place`."""
         return cls(place, _encode(EpochChanged(place.epoch)))
 
     @property
     def size(self) -> int:
-        """Bytes of the plain message."""
+        """The size of the plain message in bytes."""
         return len(self._json)
 
     @property
     def wants_ack(self) -> bool:
-        """Whether it is an event that its receivers should acknowledge."""
+        """True if it is an event that clients should acknowledge."""
         return self.entry is not None and self.entry.requires_ack
 
     def message(self, *, replay: bool) -> dict[str, Any]:
-        """The message as Python has it."""
+        """Return the message as a dict; with `replay` it is marked as replayed."""
         decoded: dict[str, Any] = msgspec.json.decode(self._json)
         return {**decoded, "replay": True} if replay else decoded
 
     def ready(self, encoding: Encoding) -> bytes | str:
-        """The message as `encoding` has it."""
+        """Return the message in this encoding."""
         made = self._ready.get(encoding)
         if made is None:
             made = self._ready[encoding] = encoding.encode(self._json)
         return made
 
     def replayed(self, encoding: Encoding) -> bytes | str:
-        """The same, marked `"replay": true` if it is an event."""
+        """Return the message in this encoding, with `"replay": true` if it is an event."""
         if self.entry is None:
             return self.ready(encoding)
         made = self._replayed.get(encoding)
@@ -101,12 +102,12 @@ class Frame:
 
 
 def ready_control(control: Control, encoding: Encoding) -> Joined:
-    """A control message for one client, as one write."""
+    """Return a control message as one write."""
     return encoding.join((encoding.encode(_encode(control)),))
 
 
 def saved_bytes(frames: Iterable[Frame], messages: Iterable[bytes | str], encoding: Encoding) -> int:
-    """How many bytes `messages` are smaller than the JSON of the `frames` that they were made of."""
+    """Return by how many bytes `messages` are smaller than the JSON of the `frames` that they were made of."""
     if not encoding.compresses:
         return 0
     pairs = zip(frames, messages, strict=True)

@@ -13,7 +13,7 @@ class Ring:
     """The newest `size` frames, events and markers, in their order.
 
     `place` is where this replica stands: the place of the newest frame.
-    `base` is the place behind which everything is in memory.
+    `base` is the place after which everything is in memory.
     """
 
     __slots__ = ("_frames", "_id", "base", "place", "size")

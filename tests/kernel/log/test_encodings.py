@@ -38,7 +38,7 @@ def test_lengths(length: int, head: bytes) -> None:
 
 
 def test_several_frames_in_one_write() -> None:
-    """Section 9: messages are joined into one write, in their order."""
+    """Messages are joined into one write, in their order."""
     joined = BOTH.join([BOTH.encode(text) for text in (b"first", b"second" * 300, b"third" * 40)])
     assert [text_of(frame) for frame in wire_frames(joined)] == ["first", "second" * 300, "third" * 40]
 
@@ -48,7 +48,7 @@ def test_several_frames_in_one_write() -> None:
 
 @pytest.mark.parametrize("encoding", [ZLIB, BOTH])
 def test_zlib_from_the_threshold_on(encoding: WireEncoding) -> None:
-    """Section 4, format=zlib: from the threshold on a binary frame of 0x00 and a zlib stream, text below."""
+    """Messages from the threshold on are binary frames of 0x00 and a zlib stream; smaller ones are text."""
     below, above = b"x" * 1023, b"x" * 1024
     assert wire_frames(encoding.encode(below))[0].opcode is Opcode.TEXT
     (frame,) = wire_frames(encoding.encode(above))
@@ -58,18 +58,18 @@ def test_zlib_from_the_threshold_on(encoding: WireEncoding) -> None:
 
 
 def test_the_threshold_counts_bytes() -> None:
-    """Section 4, format=zlib: the threshold is in UTF-8 bytes, not in characters."""
+    """The threshold is in UTF-8 bytes, not in characters."""
     assert wire_frames(ZLIB.encode(("é" * 512).encode()))[0].opcode is Opcode.BINARY
     assert wire_frames(ZLIB.encode(("é" * 511).encode()))[0].opcode is Opcode.TEXT
 
 
 def test_a_zlib_message_is_not_deflated_again() -> None:
-    """Section 4, format=zlib: with permessage-deflate agreed too, a zlib frame goes as it is."""
+    """A zlib message is not compressed again where permessage-deflate is agreed too."""
     assert BOTH.encode(b"x" * 2000) == ZLIB.encode(b"x" * 2000)
 
 
 def test_compression_levels() -> None:
-    """Section 11, settings: the level is zlib's, for both compressions."""
+    """The compression level is zlib's, for both compressions."""
     json = b"".join(b'{"number":%d},' % (n * n) for n in range(500))
     for zlib_from, deflate in ((0, False), (None, True)):
         fast, small = (len(WireEncoding(zlib_from, deflate=deflate, level=level).encode(json)) for level in (1, 9))
@@ -89,7 +89,7 @@ def test_deflate() -> None:
 
 
 def test_small_messages_stay_plain() -> None:
-    """Section 4, permessage-deflate: a message that would not get smaller goes uncompressed, which RFC 7692 allows."""
+    """A message that would not get smaller goes uncompressed, which RFC 7692 allows."""
     assert DEFLATE.encode(b"x" * 127) == PLAIN.encode(b"x" * 127)
     noise = bytes(range(256))
     assert DEFLATE.encode(noise) == PLAIN.encode(noise)
@@ -97,14 +97,14 @@ def test_small_messages_stay_plain() -> None:
 
 @pytest.mark.parametrize("length", [128, 4096, 5000, 70_000, 200_000])
 def test_deflate_of_any_length(length: int) -> None:
-    """Section 4, permessage-deflate: a client with the agreed window reads frames that reach back beyond it."""
+    """A client with the agreed window reads compressed frames of any length."""
     text = "".join(f'{{"sequence":{n},"camera":"küche"}}' for n in range(length // 30 + 1))[:length]
     assert text_of(wire_frames(DEFLATE.encode(text.encode()))[0]) == text
 
 
 @given(texts=st.lists(st.text(max_size=300).map(lambda text: text * 3), max_size=6))
 def test_shared_frames_between_others(texts: list[str]) -> None:
-    """Section 4, permessage-deflate: no context is taken over, so any frame reads the same after any other."""
+    """No compression context is kept, so a frame reads the same after any other."""
     for encoding in (PLAIN, DEFLATE, ZLIB, BOTH):
         joined = encoding.join([encoding.encode(text.encode()) for text in texts])
         assert [text_of(frame) for frame in wire_frames(joined)] == texts
@@ -114,7 +114,7 @@ def test_shared_frames_between_others(texts: list[str]) -> None:
 
 
 def test_asgi_messages() -> None:
-    """Section 4, format: where no ready frames can be written the same messages go as str, and zlib ones as bytes."""
+    """Plain ASGI messages are str, and bytes where they are zlib streams."""
     json_only, zlibbed = AsgiEncoding(None, level=6), AsgiEncoding(10, level=6)
     assert json_only.encode("é".encode() * 5000) == "é" * 5000
     assert zlibbed.encode(b"123456789") == "123456789"

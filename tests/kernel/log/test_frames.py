@@ -22,12 +22,12 @@ class Counting:
         self.made: list[bytes] = []
 
     def encode(self, json: bytes) -> bytes | str:
-        """Count, and leave it as it is."""
+        """Count the message, and return it unchanged."""
         self.made.append(json)
         return json
 
     def join(self, messages: Iterable[bytes | str]) -> Joined:
-        """Put them into a list."""
+        """Return them as a list."""
         return list(messages)
 
 
@@ -35,7 +35,7 @@ class Counting:
 
 
 def test_live_frame() -> None:
-    """Section 4, live frame: type, data, sequence and requires_ack, and nothing that the event does not have."""
+    """A live frame has type, data, sequence and requires_ack, and nothing that the event does not have."""
     frame = Frame.of("e1", entry())
     assert (
         frame.ready(AsgiEncoding(None, level=6)) == '{"type":"event","data":{"a":1},"sequence":42,"requires_ack":false}'
@@ -46,7 +46,7 @@ def test_live_frame() -> None:
 
 
 def test_all_that_a_live_frame_can_have() -> None:
-    """Section 4, live frame: timestamp and traceparent go with it, the rest of the trace context stays."""
+    """A live frame has timestamp and traceparent, but not the rest of the trace context."""
     frame = Frame.of(
         "e1",
         entry(
@@ -71,26 +71,26 @@ def test_all_that_a_live_frame_can_have() -> None:
 
 
 def test_a_null_timestamp_is_kept() -> None:
-    """Section 3, messages: worker_status has its envelope timestamp also when it is null."""
+    """A null timestamp is part of the frame; an absent one is not."""
     assert Frame.of("e1", entry(timestamp=None)).message(replay=False)["timestamp"] is None
     assert "timestamp" not in Frame.of("e1", entry()).message(replay=False)
 
 
 @pytest.mark.parametrize("data", ['{"n":12345678901234567890,"f":1.10,"l":[],"s":"\\u00e9é😀"}', '{ "spaced" : [ ] }'])
 def test_data_passes_through_untouched(data: str) -> None:
-    """Section 7: the data's bytes are those that the producer's replica wrote."""
+    """The bytes of `data` are those that the producer's replica wrote."""
     assert f'"data":{data},"sequence"' in str(Frame.of("e1", entry(data=data)).ready(AsgiEncoding(None, level=6)))
 
 
 def test_strings_are_escaped() -> None:
-    """Section 7: a type or trace context that a newer replica wrote cannot break the frame."""
+    """A type or trace context that a newer replica wrote cannot break the frame."""
     frame = Frame.of("e1", entry(type='new"type', traceparent='a"b', timestamp="\n"))
     assert frame.message(replay=False)["type"] == 'new"type'
     assert frame.message(replay=False)["traceparent"] == 'a"b'
 
 
 def test_replayed_event() -> None:
-    """Section 6, resume: a replayed event is the live one with `"replay": true`."""
+    """A replayed event is the live one with `"replay": true`."""
     frame = Frame.of("e1", entry())
     live, replayed = (json.loads(text_of(wire_frames(make(PLAIN))[0])) for make in (frame.ready, frame.replayed))
     assert replayed == {**live, "replay": True}
@@ -106,7 +106,7 @@ def test_replayed_event() -> None:
     ],
 )
 def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> None:
-    """Sections 6 and 7: markers stand in the log like events, have no names to filter by, and are never "replayed"."""
+    """A marker has a place like an event, no names to filter by, and is never marked as replayed."""
     assert marker.place == place
     assert marker.names is None
     assert marker.entry is None
@@ -118,7 +118,7 @@ def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> Non
 
 
 def test_each_variant_is_made_once_and_shared() -> None:
-    """Section 4, compression: once per message and encoding, live and replayed, and the same object for all."""
+    """A variant is made once for each encoding, live and replayed, and all clients get the same object."""
     frame, encodings = Frame.of("e1", entry()), [Counting(), Counting()]
     for encoding in encodings:
         assert encoding.made == []
@@ -138,7 +138,7 @@ def test_each_variant_is_made_once_and_shared() -> None:
     [(PLAIN, b'\x81\x0f{"type":"pong"}'), (AsgiEncoding(None, level=6), ['{"type":"pong"}'])],
 )
 def test_control_messages(encoding: Encoding, ready: Joined) -> None:
-    """Section 4: a control message is framed like any other."""
+    """A control message is encoded like any other."""
     assert ready_control(Pong(), encoding) == ready
 
 
