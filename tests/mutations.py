@@ -225,8 +225,7 @@ MUTATIONS: Final = (
     Mutation(
         "a slow client is not switched to catch-up",
         "kernel/clients/hub.py",
-        "            self._observer.slowed()\n            self._leave_live(client, Delivery.BEHIND)\n"
-        "            self._catch_up(client)\n",
+        "            self._observer.slowed()\n            self._put_behind(client)\n",
         "            self._observer.slowed()\n",
         ("tests/kernel/clients/test_catchup.py", "tests/system/test_slow_clients.py"),
     ),

@@ -7,7 +7,7 @@ Theory of operation. A client is always in one of two states, or gone (`Delivery
   If that is impossible the client is closed, and stays behind until it is disconnected.
 
 A client leaves the live ones when its socket is full (`fall_behind`) or when it asks for a replay. One resume goes
-`receive` → `_resume` → `_catch_up` → `CatchUp.proceed` with a `Replay` → `_go_live`.
+`receive` → `_resume` → `_put_behind` → `_catch_up` → `CatchUp.proceed` with a `Replay` → `_go_live`.
 
 States change without an await, so a client is never in both states and never in neither. Above all there is no await
 between the read that finds nothing left and being live; an event that arrived in between would be lost for the client.
@@ -96,7 +96,7 @@ class Hub:
             return client
         client.resumes.append(resume)
         client.place = resume.provisional_place(here)
-        self._catch_up(client)
+        self._put_behind(client)
         return client
 
     def disconnect(self, client: Client) -> None:
@@ -106,7 +106,8 @@ class Hub:
         task = self._clients.pop(client, None)
         if task is not None:
             task.cancel()
-        self._leave_live(client, Delivery.GONE)
+        self._leave_audience(client)
+        client.delivery = Delivery.GONE
 
     def receive(self, client: Client, message: str | bytes) -> None:
         """Act on a command of a client; the answer, if any, follows everything that was written to it before."""
@@ -137,12 +138,18 @@ class Hub:
         """Send a client its heartbeat, which holds its own place."""
         client.tell(Ping(client.place.sequence, client.place.epoch))
 
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""
+        self._degraded = state is not CircuitState.CLOSED
+        notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
+        for client in self:
+            client.notify(notice)
+
     def fall_behind(self, client: Client) -> None:
         """Take a client whose socket is full from the live ones; it catches up when the socket has drained."""
         if client.delivery is Delivery.LIVE:
             self._observer.slowed()
-            self._leave_live(client, Delivery.BEHIND)
-            self._catch_up(client)
+            self._put_behind(client)
 
     async def deliver(self, frames: list[Frame], begin: float) -> Walk:
         """Write frames with which the log ends to each live client.
@@ -155,6 +162,9 @@ class Hub:
         try:
             for _ in steps:
                 await asyncio.sleep(0)
+        except Exception:
+            self._leave_unreached(walk)
+            raise
         finally:
             # If cancelled, finish the walk; otherwise the remaining clients would be stuck.
             for _ in steps:
@@ -182,17 +192,18 @@ class Hub:
             return
         client.resumes.append(resume)
         if client.delivery is Delivery.LIVE:
-            self._leave_live(client, Delivery.BEHIND)
-            self._catch_up(client)
+            self._put_behind(client)
 
     def _go_live(self, client: Client) -> None:
         client.delivery = Delivery.LIVE
         client.place = self._log.place
         self._join_audience(client)
 
-    def _leave_live(self, client: Client, delivery: Delivery) -> None:
-        self._leave_audience(client)
-        client.delivery = delivery
+    def _leave_unreached(self, walk: Walk) -> None:
+        """After a walk that failed, let the live clients that it did not reach read its frames from the log."""
+        for client in self:
+            if client.delivery is Delivery.LIVE and client.place != walk.end:
+                self._put_behind(client)
 
     def _join_audience(self, client: Client) -> None:
         client.audience = self._audiences.join(client, client.patterns, client.encoding)
@@ -206,11 +217,14 @@ class Hub:
             if self._walk is not None:
                 self._walk.pass_over(client)
 
-    def _catch_up(self, client: Client) -> None:
-        self._clients[client] = asyncio.create_task(self._bring_back(client))
+    def _put_behind(self, client: Client) -> None:
+        """Take a client from the live ones, if it is one of them, and start its catch-up."""
+        self._leave_audience(client)
+        client.delivery = Delivery.BEHIND
+        self._clients[client] = asyncio.create_task(self._catch_up(client))
 
-    async def _bring_back(self, client: Client) -> None:
-        """Let a client catch up until it is live, or close it; the task of a client that is behind."""
+    async def _catch_up(self, client: Client) -> None:
+        """Serve a client that is behind until it is live or closed; the body of its task."""
         catch_up = CatchUp(client, self._log, observer=self._observer, chunk=self._chunk, clock=self._clock)
         try:
             while (step := await catch_up.proceed()) is Step.CHECK_POSITION:
@@ -226,10 +240,3 @@ class Hub:
         finally:
             if self._clients.get(client) is asyncio.current_task():
                 self._clients[client] = None
-
-    def circuit_changed(self, state: CircuitState) -> None:
-        """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""
-        self._degraded = state is not CircuitState.CLOSED
-        notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
-        for client in self:
-            client.notify(notice)

@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kernel.clients import Client, Patterns, Resume, fanout
+from kernel.clients import Client, CloseReason, Patterns, Resume, fanout
 from kernel.clients.client import Delivery
-from kernel.clients.close_reasons import INTERNAL_ERROR
+from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING
-from kernel.log import AsgiEncoding, WireEncoding
+from kernel.log import AsgiEncoding, Joined, WireEncoding
 from kernel.log.check_requests import CheckRequests
 from kernel.log.log import Log
 from kernel.messages.names import names_of
@@ -359,6 +359,33 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
         assert sink.numbers == [241, 242, 243, 244]
 
 
+@pytest.mark.usefixtures("slow_walk")
+async def test_a_delivery_that_fails(redis: FakeRedis) -> None:
+    """After a delivery that fails half-way clients that were not reached read the events from the log."""
+
+    class BrokenSink(FakeSink):
+        def write(self, data: Joined) -> None:
+            if self.messages:
+                raise ZeroDivisionError
+            super().write(data)
+
+    log = Log(GatedTransport(redis), 20)
+    hub = Hub(log, checks=CheckRequests(), observer=Observer(), chunk=100)
+    log.ring.start(Position(E1, 240))
+    sinks = [FakeSink(), BrokenSink(), FakeSink()]
+    clients = [hub.connect(sink, WIRE) for sink in sinks]
+    frames = await log.stored(Position(E1, 240), 242)
+    log.append(frames[:1])
+    with pytest.raises(ZeroDivisionError):
+        await hub.deliver(frames[:1], 0.0)
+    await eventually(lambda: clients[2].delivery is Delivery.LIVE)
+    assert clients[1].delivery is Delivery.BEHIND
+    assert sinks[1].closed == INTERNAL_ERROR
+    log.append(frames[1:])
+    await hub.deliver(frames[1:], 0.0)
+    assert [sink.numbers for sink in sinks] == [[241, 242], [], [241, 242]]
+
+
 async def test_large_batches_are_cut(redis: FakeRedis) -> None:
     """A large batch is written in several pieces, so that it does not make clients slow."""
     async with replica(redis) as broadcaster:
@@ -478,6 +505,28 @@ async def test_a_task_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixt
         broadcaster.disconnect(client)
         fill(redis, 1)
         await other.until(lambda: other.numbers == [251])
+
+
+async def test_leaving_while_it_is_closed(redis: FakeRedis) -> None:
+    """A client that disconnects in the moment in which it is closed as too slow is gone."""
+
+    class ImpatientSink(FakeSink):
+        def close(self, reason: CloseReason) -> None:
+            super().close(reason)
+            broadcaster.disconnect(client)
+
+    async with replica(redis, HEARING) as broadcaster:
+        sink = ImpatientSink(room=10)
+        client = broadcaster.connect(sink, WIRE)
+        broadcaster.hub.fall_behind(client)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        redis.trim(50)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.closed is not None)
+        assert sink.closed == SLOW_CLIENT
+        assert (broadcaster.connections, client.delivery) == (0, Delivery.GONE)
 
 
 # -- everything at once
