@@ -57,8 +57,9 @@ class CatchUp:
         client = self._client
         while True:
             if self._replay is not None:
-                if not await self._proceed_with(self._replay):
-                    return Step.CHECK_POSITION
+                step = await self._proceed_with(self._replay)
+                if step is not None:
+                    return step
                 self._replay = None
             await client.sink.drained()
             if client.notices:
@@ -66,8 +67,6 @@ class CatchUp:
             elif client.resumes:
                 self._replay = Replay(client.resumes.pop(0))
                 self._begin, self._source = self._clock(), "memory"
-                if self._replay.must_ask(self._log.place):
-                    return Step.CHECK_POSITION
             else:
                 try:
                     frames = await self._log.after(client.place)
@@ -80,10 +79,12 @@ class CatchUp:
                 elif not client.sink.blocked:
                     return Step.GO_LIVE
 
-    async def _proceed_with(self, replay: Replay) -> bool:
-        """Go on with a replay; return True if it is over, False if a position check is needed first."""
+    async def _proceed_with(self, replay: Replay) -> Step | None:
+        """Start or continue a replay; return what is to be done before it can continue, None if it is over."""
         client = self._client
-        if replay.state is ReplayState.REQUESTED:
+        if replay.must_ask(self._log.place):
+            return Step.CHECK_POSITION
+        if not replay.started:
             marker = replay.start(client.place.epoch, self._log.place)
             if marker is not None:
                 client.write([marker])
@@ -98,14 +99,14 @@ class CatchUp:
                 replay.gone(gone.oldest)
                 client.place = replay.place
             except (Moved, TransportError):
-                return False
+                return Step.CHECK_POSITION
             else:
                 replay.wrote(await self._write(replay.read(frames), replay=True))
         client.tell(replay.ack)
         span = (self._begin, self._clock())
         verdict = replay.verdict.value
         self._observer.replayed(Replayed(replay.first, replay.target, replay.count, verdict, self._source, *span))
-        return True
+        return None
 
     async def _write(self, frames: list[Frame], *, replay: bool = False) -> int:
         """Write frames as the socket takes them, and return how many events that were."""

@@ -4,9 +4,10 @@ A client that comes back, or that found a hole, asks for what it missed after a 
 events, each marked as replayed, and after them a `ResyncAck` with the verdict. `Replay` decides all of that from what
 it is told; `kernel.clients.catchup` reads the log and writes to the client.
 
-States. A replay is *requested* at first. `start` makes it *reading*: it has a `target`, which is where the log ends at
-that moment, and a `place`, after which the log is to be read next. It is *over* when the place has reached the target,
-or when another epoch has begun meanwhile. Then `verdict` and `ack` are final.
+States. A replay is *requested* at first. It is *asking* while a position check is made for it. `start` makes it
+*reading*: it has a `target`, which is where the log ends at that moment, and a `place`, after which the log is to be
+read next. It is *over* when the place has reached the target, or when another epoch has begun meanwhile. Then `verdict`
+and `ack` are final.
 
 Before the start, Redis must be asked if the answer depends on where Redis is now (`must_ask`), because the client names
 an epoch that is not this replica's, or a number that this replica does not have yet. Example: the replica stands at 40
@@ -62,6 +63,7 @@ class ReplayState(Enum):
     """How far a replay is."""
 
     REQUESTED = "requested"
+    ASKING = "asking"
     READING = "reading"
     OVER = "over"
 
@@ -91,9 +93,22 @@ class Replay:
         self._oldest: int | None = None
 
     def must_ask(self, here: Position) -> bool:
-        """Return True if Redis must be asked before `start`; `here` is where the log ends."""
+        """Return True if a position check must be made before `start`, which is so once at most.
+
+        `here` is where the log ends.
+        """
+        if self.state is not ReplayState.REQUESTED:
+            return False
         epoch, last_sequence = self._resume.epoch, self._resume.last_sequence
-        return not here.epoch or epoch not in (None, here.epoch) or last_sequence > here.sequence
+        if not here.epoch or epoch not in (None, here.epoch) or last_sequence > here.sequence:
+            self.state = ReplayState.ASKING
+            return True
+        return False
+
+    @property
+    def started(self) -> bool:
+        """True from `start` on."""
+        return self.state in (ReplayState.READING, ReplayState.OVER)
 
     def start(self, told: str, here: Position) -> Frame | None:
         """Start reading; `told` is the epoch that the client was told last, `here` is where the log ends now.

@@ -54,8 +54,12 @@ def ack(replay: Replay) -> dict[str, Any]:
     ],
 )
 def test_must_ask(resume: Resume, here: Position, expected: bool) -> None:
-    """Redis must be asked first about another epoch, and about a number that is not here yet."""
-    assert Replay(resume).must_ask(here) is expected
+    """Redis must be asked first about another epoch, and about a number that is not here yet; but once only."""
+    replay = Replay(resume)
+    assert replay.must_ask(here) is expected
+    assert replay.state is (ReplayState.ASKING if expected else ReplayState.REQUESTED)
+    assert not replay.must_ask(here)
+    assert not replay.started
 
 
 @pytest.mark.parametrize(
@@ -106,6 +110,8 @@ def test_start(resume: Resume, told: str, here: Position, first: int, state: Rep
         here,
     )
     assert (replay.state, replay.verdict, replay.count) == (state, verdict, 0)
+    assert replay.started
+    assert not replay.must_ask(NOWHERE)
     if told == here.epoch:
         assert marker is None
     else:
