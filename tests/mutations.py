@@ -223,6 +223,27 @@ MUTATIONS: Final = (
         (MODEL, "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
+        "a client goes live after the loop has run once more",
+        "kernel/clients/hub.py",
+        "            if step is Step.GO_LIVE:\n",
+        "            await asyncio.sleep(0)\n            if step is Step.GO_LIVE:\n",
+        ("tests/kernel/clients/test_hub.py",),
+    ),
+    Mutation(
+        "a failed walk leaves clients that it did not reach",
+        "kernel/clients/hub.py",
+        "            self._leave_unreached(walk)\n",
+        "",
+        ("tests/kernel/clients/test_hub.py",),
+    ),
+    Mutation(
+        "a replay asks Redis about nothing",
+        "kernel/clients/replay.py",
+        "            self.state = ReplayState.ASKING\n            return True\n",
+        "            self.state = ReplayState.ASKING\n",
+        ("tests/kernel/clients/test_replay.py", "tests/kernel/clients/test_catchup.py"),
+    ),
+    Mutation(
         "a slow client is not switched to catch-up",
         "kernel/clients/hub.py",
         "            self._observer.slowed()\n            self._put_behind(client)\n",
