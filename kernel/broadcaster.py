@@ -9,10 +9,11 @@ from typing import Any, Self
 
 import msgspec
 
-from kernel.clients.client import Client, Resume, Sink
+from kernel.clients.client import Client, Sink
 from kernel.clients.drain import drain
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.counters import Counters
 from kernel.errors import FieldError, MessageInvalid, TransportError
 from kernel.listening.deafness import DeafnessDetector
@@ -21,7 +22,7 @@ from kernel.listening.position_check import PositionCheck
 from kernel.listening.subscription import Subscription
 from kernel.listening.supervisor import Supervisor
 from kernel.log.check_requests import CheckRequests
-from kernel.log.frames import Encoding
+from kernel.log.encodings import Encoding
 from kernel.log.log import Log
 from kernel.log.transport import Transport
 from kernel.messages.decoding import MAX_BATCH

@@ -86,10 +86,10 @@ MUTATIONS: Final = (
     ),
     Mutation(
         "a replay skips a gap without announcing it",
-        "kernel/clients/catchup.py",
-        "                oldest = gone.oldest\n",
+        "kernel/clients/replay.py",
+        "        self._lose(oldest)\n",
         "",
-        (MODEL, "tests/kernel/clients/test_catchup.py"),
+        (MODEL, "tests/kernel/clients/test_replay.py", "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
         "a retry is published under a new id",
@@ -146,10 +146,8 @@ MUTATIONS: Final = (
     Mutation(
         "events are sent to clients before they are in the log",
         "kernel/listening/delivery.py",
-        "            self._log.append(run)\n"
-        "            result = await self._fan_out.deliver(run, before, report.begin)\n",
-        "            result = await self._fan_out.deliver(run, before, report.begin)\n"
-        "            self._log.append(run)\n",
+        "            self._log.append(run)\n            result = await self._fan_out.deliver(run, report.begin)\n",
+        "            result = await self._fan_out.deliver(run, report.begin)\n            self._log.append(run)\n",
         ("tests/kernel/listening/test_delivery.py", "tests/kernel/clients/test_hub.py"),
     ),
     Mutation(
@@ -213,7 +211,7 @@ MUTATIONS: Final = (
     Mutation(
         "a client that joins during a fan-out gets the batch twice",
         "kernel/clients/fanout.py",
-        "                if client.place is not start:\n                    continue\n",
+        "                if passed_over and client in passed_over:\n                    continue\n",
         "",
         ("tests/kernel/clients/test_fanout.py", "tests/kernel/clients/test_hub.py"),
     ),
@@ -225,9 +223,30 @@ MUTATIONS: Final = (
         (MODEL, "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
+        "a client goes live after the loop has run once more",
+        "kernel/clients/hub.py",
+        "            if step is Step.GO_LIVE:\n",
+        "            await asyncio.sleep(0)\n            if step is Step.GO_LIVE:\n",
+        ("tests/kernel/clients/test_hub.py",),
+    ),
+    Mutation(
+        "a failed walk leaves clients that it did not reach",
+        "kernel/clients/hub.py",
+        "            self._leave_unreached(walk)\n",
+        "",
+        ("tests/kernel/clients/test_hub.py",),
+    ),
+    Mutation(
+        "a replay asks Redis about nothing",
+        "kernel/clients/replay.py",
+        "            self.state = ReplayState.ASKING\n            return True\n",
+        "            self.state = ReplayState.ASKING\n",
+        ("tests/kernel/clients/test_replay.py", "tests/kernel/clients/test_catchup.py"),
+    ),
+    Mutation(
         "a slow client is not switched to catch-up",
         "kernel/clients/hub.py",
-        "            self._observer.slowed()\n            self._step_aside(client)\n",
+        "            self._observer.slowed()\n            self._put_behind(client)\n",
         "            self._observer.slowed()\n",
         ("tests/kernel/clients/test_catchup.py", "tests/system/test_slow_clients.py"),
     ),

@@ -1,6 +1,6 @@
 """This replica's clients: fan-out, catch-up, replay, subscriptions and acks."""
 
-from kernel.clients.client import Client, Resume, Sink
+from kernel.clients.client import Client, Sink
 from kernel.clients.close_reasons import (
     GOING_AWAY,
     IDLE_TIMEOUT,
@@ -12,6 +12,7 @@ from kernel.clients.close_reasons import (
 )
 from kernel.clients.commands import Refused, patterns_from, sequence_from
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 
 __all__ = [
     "EVERYTHING",

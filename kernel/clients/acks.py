@@ -1,6 +1,7 @@
-"""Which events ask for an ack, and since when they are out: so that nothing has to be counted per client and event.
+"""Acks: which delivered events require one, and since when, so that nothing is counted for each client and event.
 
-Events are numbered, and a client's place and its highest ack are numbers too: what it still owes is what lies between.
+Events are numbered, and a client's place and its highest ack are numbers too. The acks that a client owes are those for
+the events that lie between the two.
 """
 
 from bisect import bisect_right
@@ -11,18 +12,18 @@ from kernel.clients.patterns import Patterns
 from kernel.log.frames import Frame
 from kernel.messages.names import names_of
 
-__all__ = ["Ledger"]
+__all__ = ["AckLedger", "requires_acks"]
 
 # Only security events ask for acks.
 _NAMES = names_of("event", None)
 _MOST = 20_000
 
 
-class Ledger:
-    """The events of the present epoch that require an ack, delivered here, and when; the newest 10,000 at least.
+class AckLedger:
+    """The events of the current epoch that require an ack and were delivered here, and when.
 
-    A client owes those of them after its first place, beyond its highest ack and up to where it stands, if its patterns
-    let such events through now.
+    At least the newest 10,000 are kept. A client owes an ack for those after its first place and its highest ack, up to
+    its place, if its present patterns let such events through.
     """
 
     def __init__(self) -> None:
@@ -34,7 +35,7 @@ class Ledger:
         return len(self._sequences)
 
     def enter(self, frames: Iterable[Frame], now: float) -> None:
-        """Take note of frames that are going out."""
+        """Note frames that are delivered at `now`, in seconds since 1970."""
         for frame in frames:
             if frame.wants_ack and frame.names == _NAMES:
                 epoch, sequence = frame.place
@@ -48,22 +49,22 @@ class Ledger:
             del self._sequences[: -_MOST // 2], self._times[: -_MOST // 2]
 
     def owed(self, client: Client) -> int:
-        """How many events the client has got, should have acknowledged, and has not."""
+        """Return the number of events that the client has got, should have acknowledged, and has not."""
         first, last = self._between(client, client.place.sequence)
         return last - first
 
-    def out_since(self, client: Client, sequence: int) -> float | None:
-        """When the newest event went out that an ack of `sequence` would settle now; None if it would settle none."""
+    def sent_at(self, client: Client, sequence: int) -> float | None:
+        """Return when the newest event that an ack of `sequence` would settle was delivered; None if there is none."""
         first, last = self._between(client, min(sequence, client.place.sequence))
         return self._times[last - 1] if first < last else None
 
     def _between(self, client: Client, sequence: int) -> tuple[int, int]:
-        if not self._sequences or client.place.epoch != self._epoch or not asks(client.patterns):
+        if not self._sequences or client.place.epoch != self._epoch or not requires_acks(client.patterns):
             return 0, 0
         first = bisect_right(self._sequences, client.settled)
         return first, max(first, bisect_right(self._sequences, sequence))
 
 
-def asks(patterns: Patterns) -> bool:
-    """Whether these patterns let events through that require an ack."""
+def requires_acks(patterns: Patterns) -> bool:
+    """Return True if these patterns let events through that require an ack."""
     return patterns.matches(_NAMES)

@@ -1,146 +1,120 @@
-"""Reading the log for one client that is not live: replay after a reconnect, and catch-up of a slow client.
+"""Catch-up: one client's way back to the live clients.
 
-A client leaves the live ones when its socket is full, or when it asks for what it missed. From then on a task of its
-own reads the log after the client's place, writes what the patterns of that moment let through, waits whenever the
-socket is full, and puts the client back among the live ones at the moment when nothing is left to read.
+A client that is not live reads the log after its own place. That happens when its socket was full (a slow client), and
+when it asks for what it missed (a replay). `CatchUp` reads the log, waits while more is unsent than the high-water mark
+allows, and writes what the client's patterns let through. What else is to be done it returns as a `Step`, for the hub
+to do: it calls nobody back.
+
+Order of work, whenever the socket takes more: first the replay that is under way; then notices that came while the
+socket was full; then the next replay that was asked for; then the log, as ordinary live frames. When nothing of that is
+left the client can go live.
 """
 
 import asyncio
-import time
 from collections.abc import Callable
+from enum import Enum
 
-from kernel.clients.client import Client, Resume
-from kernel.clients.close_reasons import SLOW_CLIENT
+from kernel.clients.client import Client
+from kernel.clients.replay import Replay, ReplayState
 from kernel.errors import TransportError
-from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame, chunks
 from kernel.log.log import Gone, Log, Moved
-from kernel.messages.control import ResyncAck
 from kernel.observer import Observer, Replayed
-from kernel.position import Position
 
-__all__ = ["CatchUp"]
+__all__ = ["CatchUp", "Step"]
+
+
+class Step(Enum):
+    """What is to be done for a client next."""
+
+    CHECK_POSITION = "check position"  # then call `proceed` again, after a position check has succeeded
+    GO_LIVE = "go live"  # before anything else happens on the loop: the log has nothing after the client's place
+    CLOSE_SLOW = "close slow"  # the history no longer has what follows the client's place
 
 
 class CatchUp:
-    """Serves clients that are not live.
+    """Serves one client until it can be live.
 
-    `checks` takes requests for a position check;
-    `go_live` puts a client among the live ones; `chunk` is how many bytes are written at once.
+    `chunk` is how many bytes are joined into one write, `clock()` is in seconds since 1970.
     """
 
-    def __init__(
-        self,
-        log: Log,
-        *,
-        checks: CheckRequests,
-        go_live: Callable[[Client], None],
-        observer: Observer,
-        chunk: int,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
+    def __init__(self, client: Client, log: Log, *, observer: Observer, chunk: int, clock: Callable[[], float]) -> None:
+        self._client = client
         self._log = log
-        self._checks = checks
-        self._go_live = go_live
         self._observer = observer
         self._chunk = chunk
         self._clock = clock
+        self._replay: Replay | None = None
+        self._begin = 0.0
+        self._source = "memory"
 
-    async def serve(self, client: Client) -> None:
-        """Bring the client to where this replica stands and make it live, or close it if the history has passed it."""
+    async def proceed(self) -> Step:
+        """Read and write until something else is to be done, and return that.
+
+        Between the read that finds nothing left and the return there is no await, so a caller that acts at once makes
+        the client live without missing an event.
+        """
+        client = self._client
         while True:
+            if self._replay is not None:
+                step = await self._proceed_with(self._replay)
+                if step is not None:
+                    return step
+                self._replay = None
             await client.sink.drained()
-            if client.owed:
-                client.tell(client.owed.pop(next(iter(client.owed))))
+            if client.notices:
+                client.tell(client.notices.pop(next(iter(client.notices))))
             elif client.resumes:
-                await self._replay(client, client.resumes.pop(0))
+                self._replay = Replay(client.resumes.pop(0))
+                self._begin, self._source = self._clock(), "memory"
             else:
                 try:
                     frames = await self._log.after(client.place)
                 except Gone:
-                    client.sink.close(SLOW_CLIENT)
-                    return
+                    return Step.CLOSE_SLOW
                 except (Moved, TransportError):
-                    await self._checks.completed()
-                    continue
+                    return Step.CHECK_POSITION
                 if frames:
-                    await self._write(client, frames)
+                    await self._write(frames)
                 elif not client.sink.blocked:
-                    self._go_live(client)
-                    return
+                    return Step.GO_LIVE
 
-    async def _write(self, client: Client, frames: list[Frame], *, replay: bool = False) -> int:
-        """Write frames as the socket takes them, and return how many messages that were."""
-        count = 0
-        for run in chunks(frames, self._chunk):
+    async def _proceed_with(self, replay: Replay) -> Step | None:
+        """Start or continue a replay; return what is to be done before it can continue, None if it is over."""
+        client = self._client
+        if replay.must_ask(self._log.place):
+            return Step.CHECK_POSITION
+        if not replay.started:
+            marker = replay.start(client.place.epoch, self._log.place)
+            if marker is not None:
+                client.write([marker])
+            client.move_to(replay.place)
+        while replay.state is ReplayState.READING:
             await client.sink.drained()
-            written = client.take(run, replay=replay)
-            self._observer.caught_up(written)
-            count += written.messages
-            await asyncio.sleep(0)
-        return count
-
-    async def _replay(self, client: Client, resume: Resume) -> None:
-        """Send what was missed since a position, each event marked as replayed, and then the verdict."""
-        log, begin = self._log, self._clock()
-        source = "memory"
-        if self._must_ask(resume):
-            await self._checks.completed()
-        target = log.place
-        told = client.place.epoch
-        if told != target.epoch:
-            client.take([Frame.new_epoch(target.epoch)])
-        changed = (resume.epoch or told or target.epoch) != target.epoch
-        beyond = not changed and resume.last_sequence > target.sequence
-        first = 0 if changed else min(resume.last_sequence, target.sequence)
-        oldest: int | None = None
-        count = 0
-        client.step_back(Position(target.epoch, first))
-        while client.place.sequence < target.sequence:
-            await client.sink.drained()
-            if not log.holds(client.place):
-                source = "redis"
+            if not self._log.holds(replay.place):
+                self._source = "redis"
             try:
-                frames = await log.after(client.place)
+                frames = await self._log.after(replay.place)
             except Gone as gone:
-                oldest = gone.oldest
-                client.place = Position(target.epoch, gone.oldest - 1)
-                continue
+                replay.gone(gone.oldest)
+                client.place = replay.place
             except (Moved, TransportError):
-                await self._checks.completed()
-                continue
-            if frames[0].place.epoch != target.epoch:
-                # the numbering began anew meanwhile, and what was left of the old one went with it
-                changed = True
-                break
-            frames = [frame for frame in frames if frame.place.epoch == target.epoch]
-            gaps = [frame for frame in frames if frame.entry is None]
-            if gaps:
-                oldest = gaps[-1].place.sequence + 1
-            count += await self._write(client, frames, replay=True) - len(gaps)
-        recovered = not changed and not beyond and oldest is None
-        reason = "epoch_changed" if changed else "ahead" if beyond else "gap_too_old"
-        client.tell(
-            ResyncAck(
-                resume.channel,
-                target.epoch,
-                resume.last_sequence,
-                count,
-                recovered,
-                gap_too_old=oldest is not None and not changed,
-                oldest_available=None if changed else oldest,
-                epoch_changed=changed,
-            )
-        )
-        verdict = "recovered" if recovered else reason
-        span = (begin, self._clock())
-        self._observer.replayed(Replayed(Position(target.epoch, first), target, count, verdict, source, *span))
+                return Step.CHECK_POSITION
+            else:
+                replay.wrote(await self._write(replay.read(frames), replay=True))
+        client.tell(replay.ack)
+        span = (self._begin, self._clock())
+        verdict = replay.verdict.value
+        self._observer.replayed(Replayed(replay.first, replay.target, replay.count, verdict, self._source, *span))
+        return None
 
-    def _must_ask(self, resume: Resume) -> bool:
-        """Whether the answer depends on where Redis is now: another epoch, or a number that is not here yet."""
-        here = self._log.place
-        return (
-            not here.epoch
-            or (resume.epoch is not None and resume.epoch != here.epoch)
-            or resume.last_sequence > here.sequence
-        )
+    async def _write(self, frames: list[Frame], *, replay: bool = False) -> int:
+        """Write frames as the socket takes them, and return how many events that were."""
+        events = 0
+        for run in chunks(frames, self._chunk):
+            await self._client.sink.drained()
+            written = self._client.write(run, replay=replay)
+            self._observer.caught_up(written)
+            events += written.messages - sum(frame.entry is None for frame in run)
+            await asyncio.sleep(0)
+        return events

@@ -1,16 +1,19 @@
-"""One client's delivery state: where it stands in the log, what it wants, what it has acknowledged."""
+"""One client: its place in the log, its patterns and encoding, and what it has acknowledged."""
 
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
+from kernel.clients.audiences import Audience
 from kernel.clients.close_reasons import CloseReason
-from kernel.clients.patterns import EVERYTHING, Audience, Patterns
-from kernel.log.frames import Encoding, Frame, Joined, ready_control, saved_bytes
+from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
+from kernel.log.encodings import Encoding, Joined
+from kernel.log.frames import Frame, ready_control, saved_bytes
 from kernel.messages.control import Control
 from kernel.observer import Written
 from kernel.position import Position
 
-__all__ = ["Client", "Delivery", "Resume", "Sink"]
+__all__ = ["Client", "Delivery", "Sink"]
 
 
 class Delivery(Enum):
@@ -21,20 +24,12 @@ class Delivery(Enum):
     GONE = "gone"
 
 
-class Resume(NamedTuple):
-    """A request for what was missed after `last_sequence`; `epoch` None if the client did not name one."""
-
-    channel: str
-    last_sequence: int
-    epoch: str | None
-
-
 class Sink(Protocol):
-    """Where a client's messages go: a socket that the server room owns."""
+    """Where a client's messages go: a socket, as the kernel sees it."""
 
     @property
     def blocked(self) -> bool:
-        """Whether more is unsent than the high-water mark allows."""
+        """True from when more is unsent than the high-water mark allows until the socket has drained."""
         ...
 
     def write(self, data: Joined) -> None:
@@ -44,14 +39,15 @@ class Sink(Protocol):
         """Return when no longer blocked; at once if the socket is gone."""
 
     def close(self, reason: CloseReason) -> None:
-        """Begin the closing handshake, or abort if the peer takes nothing."""
+        """Start the closing handshake, or abort if the peer takes nothing."""
 
 
 class Client:
     """A cursor into the log, with the patterns and the encoding of one connection.
 
-    `place` is the client's own place: every matching event up to it was handed to its socket. While it is live this is
-    the ring's own object, by which the fan-out knows whom it has reached; see `kernel.clients.fanout`.
+    Every matching event up to `place` was written to the client's socket. `audience` is set while the client is live.
+    `resumes` are the replays that it asked for and that have not started, `notices` the newest of each kind that came
+    while its socket was full.
     """
 
     __slots__ = (
@@ -64,7 +60,7 @@ class Client:
         "delivery",
         "encoding",
         "id",
-        "owed",
+        "notices",
         "patterns",
         "place",
         "resumes",
@@ -81,8 +77,8 @@ class Client:
         self.place = place
         self.delivery = Delivery.BEHIND
         self.audience: Audience[Client, Encoding] | None = None
-        self.resumes: list[Resume] = []  # an empty deque weighs ten times as much
-        self.owed: dict[type[Control], Control] = {}  # notices that came while the socket was full
+        self.resumes: list[Resume] = []  # an empty deque takes ten times as much memory
+        self.notices: dict[type[Control], Control] = {}
         self.acks = 0
         self._acked = 0
         self._acked_epoch = place.epoch
@@ -96,24 +92,24 @@ class Client:
 
     @property
     def settled(self) -> int:
-        """The number up to which no ack is owed: acknowledged, or before the first that it was sent."""
+        """The number after which acks are outstanding: the highest acknowledged, or the one before the first event."""
         return max(self._acked, self._since) if self._acked_epoch == self.place.epoch else 0
 
     def tell(self, control: Control) -> None:
-        """Send a control message, behind everything that was sent before."""
+        """Write a control message, after everything that was written before."""
         self.sink.write(ready_control(control, self.encoding))
 
     def notify(self, notice: Control) -> None:
-        """Send a notice now, or when the socket has drained if it is full; of each kind the newest counts."""
-        if self.sink.blocked or self.owed:
-            self.owed[type(notice)] = notice
+        """Write a notice now, or keep it until the socket has drained if it is full."""
+        if self.sink.blocked or self.notices:
+            self.notices[type(notice)] = notice
         else:
             self.tell(notice)
 
-    def take(self, frames: list[Frame], *, replay: bool = False) -> Written:
-        """Send what matches of `frames`, and stand behind them; return what was written.
+    def write(self, frames: list[Frame], *, replay: bool = False) -> Written:
+        """Write those of `frames` that the patterns let through, and move to the last one; return what was written.
 
-        The frames follow the client's place, and there is one at least.
+        The frames follow the client's place, and there is at least one. With `replay` events are marked as replayed.
         """
         matches, encoding = self.patterns.matches, self.encoding
         wanted = [frame for frame in frames if frame.names is None or matches(frame.names)]
@@ -123,28 +119,31 @@ class Client:
         self.place = frames[-1].place
         return Written(len(wanted), sum(f.wants_ack for f in wanted), saved_bytes(wanted, made, encoding))
 
-    def step_back(self, place: Position) -> None:
-        """Stand at another place, as a resume asks for; what was received before can still be acknowledged."""
-        self._begin_epoch()
+    def move_to(self, place: Position) -> None:
+        """Move to the place where a replay starts; what was received before it can still be acknowledged."""
+        self._update_epoch()
         self._reached = max(self._reached, self.place.sequence)
         self._since = min(self._since, place.sequence)
         self.place = place
 
-    def absolve(self) -> None:
-        """Owe no ack for anything up to here."""
-        self._begin_epoch()
+    def clear_acks(self) -> None:
+        """Clear outstanding acks up to the current place."""
+        self._update_epoch()
         self._since = self.place.sequence
 
     def acknowledge(self, sequence: int) -> bool:
-        """Count an ack; whether it raised the highest one (never lowered, never beyond what was sent)."""
+        """Count an ack of everything up to `sequence`; return True if it raised the highest one.
+
+        The highest ack is never lowered, and an ack of more than was sent is counted and otherwise ignored.
+        """
         self.acks += 1
-        self._begin_epoch()
+        self._update_epoch()
         if sequence > max(self._reached, self.place.sequence) or sequence <= self._acked:
             return False
         self._acked = sequence
         return True
 
-    def _begin_epoch(self) -> None:
+    def _update_epoch(self) -> None:
         if self._acked_epoch != self.place.epoch:
             self._acked_epoch = self.place.epoch
             self._acked = self._reached = self._since = 0

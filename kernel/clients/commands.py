@@ -1,6 +1,7 @@
-"""One client's conversation, sans-IO: what a message of the client means, and which answer it gets.
+"""Commands: what a message that a client sends means, and how it is answered; without I/O.
 
-`interpret` decides and changes nothing; the broadcaster acts on the decision.
+`interpret` reads one message and returns a `Decision`. It changes nothing; the hub acts on the decision. Bad input
+never closes the connection: each message that cannot be used is answered by one `Error`.
 """
 
 import json
@@ -10,8 +11,8 @@ from typing import Any, NamedTuple, NoReturn
 
 import msgspec
 
-from kernel.clients.client import Resume
 from kernel.clients.patterns import Patterns
+from kernel.clients.replay import Resume
 from kernel.messages.control import Control, Error, Pong, Subscribed, Unsubscribed
 
 __all__ = ["Decision", "Refused", "interpret", "patterns_from", "sequence_from"]
@@ -25,7 +26,7 @@ _LONGEST_NUMBER = 1000
 
 
 class Decision(NamedTuple):
-    """What a message comes to: an answer, new patterns, a replay, an ack; each may be absent."""
+    """What the hub has to do about a message: answer it, replace the patterns, replay, count an ack; or none of it."""
 
     reply: Control | None = None
     patterns: Patterns | None = None
@@ -34,55 +35,55 @@ class Decision(NamedTuple):
 
 
 class Refused(Exception):
-    """Content that breaks a rule; the text says which."""
+    """The content of a command, or of a query parameter, breaks a rule; the text says which."""
 
 
 def interpret(message: str | bytes, patterns: Patterns) -> Decision:
-    """What a client's message means, `patterns` being those that it has."""
+    """Decide about a client's message; `patterns` are those that the client has."""
     if isinstance(message, bytes):
         return _malformed(["binary messages are not supported, send JSON as text"])
     if message == "ping":
         return Decision(Pong())
     try:
-        frame = _read(message)
+        command = _read(message)
     except (ValueError, RecursionError):
         preview = message[:_PREVIEW].encode("utf-8", "replace").decode() or None
         return Decision(Error("invalid_json", "The message is not valid JSON", {"raw_data_preview": preview}))
-    if not isinstance(frame, dict):
+    if not isinstance(command, dict):
         return _malformed(["the message must be a JSON object"])
     problems = []
-    given = frame.get("type")
+    given = command.get("type")
     kind = given if isinstance(given, str) else ""
     if not 1 <= len(kind) <= _LONGEST_TYPE:
         problems.append(f"type: must be a string of 1 to {_LONGEST_TYPE} characters")
-    if not isinstance(frame.get("data"), dict | None):
+    if not isinstance(command.get("data"), dict | None):
         problems.append("data: must be an object or null")
     if problems:
         return _malformed(problems)
-    known = _KINDS.get(kind.lower())
-    if known is None:
+    decide = _COMMANDS.get(kind.lower())
+    if decide is None:
         text = f"Unknown message type: {kind}"
-        return Decision(Error("unknown_message_type", text, {"supported_types": list(_KINDS)}))
+        return Decision(Error("unknown_message_type", text, {"supported_types": list(_COMMANDS)}))
     try:
-        return known(frame, frame.get("data") or {}, patterns)
+        return decide(command, command.get("data") or {}, patterns)
     except Refused as refused:
         details: dict[str, Any] = {"reason": str(refused)}
-        if known in (_subscribe, _unsubscribe):
+        if decide in (_subscribe, _unsubscribe):
             details["example"] = {"type": kind.lower(), "data": {"events": ["alert.*", "camera_status"]}}
         return Decision(Error("validation_error", f"Invalid {kind.lower()}: {refused}", details))
 
 
 def _read(message: str) -> object:
-    """Read JSON; ValueError or RecursionError for what is none, or is nested beyond reading.
+    """Decode JSON; raises ValueError if it is not valid, RecursionError if it is nested too deeply.
 
-    JSON's grammar (RFC 8259) has numbers and halves of surrogate pairs that msgspec refuses. Only where it does, they
-    are read as the largest float and as "?", and all the rest as ever.
+    JSON's grammar (RFC 8259) allows numbers and lone surrogates that msgspec refuses. Only then the message is decoded
+    by `json`, with such a number as the largest float and a lone surrogate as "?".
     """
     try:
         return msgspec.json.decode(message)
     except msgspec.DecodeError:
-        frame = json.loads(message, parse_int=_number, parse_float=_number, parse_constant=_no_number)
-        return msgspec.json.decode(json.dumps(frame, ensure_ascii=False).encode("utf-8", "replace"))
+        decoded = json.loads(message, parse_int=_number, parse_float=_number, parse_constant=_no_number)
+        return msgspec.json.decode(json.dumps(decoded, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 def _number(text: str) -> int | float:
@@ -96,7 +97,10 @@ def _no_number(text: str) -> NoReturn:
 
 
 def patterns_from(given: object, present: Patterns) -> list[str]:
-    """The patterns of a list, in lower case and each once; `Refused` if they are none, too many or too long."""
+    """Return the patterns of a list, in lower case and each once; `present` are those that the client has.
+
+    Raises `Refused` if it is not a list of patterns, or if they are too many or too long.
+    """
     if not isinstance(given, list) or not given:
         raise Refused("events must be a list of at least one pattern")
     for glob in given:
@@ -109,7 +113,7 @@ def patterns_from(given: object, present: Patterns) -> list[str]:
 
 
 def sequence_from(given: object, name: str, least: int) -> int:
-    """A sequence number, an integer of at least `least`; `Refused` otherwise."""
+    """Return a sequence number; raises `Refused` if it is not an integer of at least `least`."""
     if type(given) is not int or given < least:
         raise Refused(f"{name} must be an integer of at least {least}")
     return given
@@ -120,22 +124,22 @@ def _malformed(problems: list[str]) -> Decision:
     return Decision(Error("invalid_message_format", text, {"validation_errors": problems}))
 
 
-def _ping(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
+def _ping(command: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
     return Decision(Pong())
 
 
-def _pong(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
+def _pong(command: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
     return Decision()
 
 
-def _subscribe(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
+def _subscribe(command: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
     globs = patterns_from(_events(data), patterns)
     return Decision(Subscribed(globs), patterns.with_added(globs))
 
 
-def _unsubscribe(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
+def _unsubscribe(command: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
     given = _events(data)
-    # nothing is added here, so only the form of the patterns is looked at
+    # only the form of the patterns is checked: they are removed, so the limit on their number does not apply
     left, removed = patterns.with_removed(None if given is None else patterns_from(given, Patterns.of(())))
     return Decision(Unsubscribed(removed), left)
 
@@ -145,8 +149,8 @@ def _events(data: dict[str, Any]) -> object:
     return data.get("channels") if given is None else given
 
 
-def _resync(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
-    fields = {**frame, **data}
+def _resync(command: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
+    fields = {**command, **data}
     channel, epoch = fields.get("channel"), fields.get("epoch")
     if channel is None:
         channel = "unknown"
@@ -158,11 +162,11 @@ def _resync(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> 
     return Decision(resume=Resume(channel, last, epoch or None))
 
 
-def _ack(frame: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
-    return Decision(ack=sequence_from({**frame, **data}.get("sequence"), "sequence", 1))
+def _ack(command: dict[str, Any], data: dict[str, Any], patterns: Patterns) -> Decision:
+    return Decision(ack=sequence_from({**command, **data}.get("sequence"), "sequence", 1))
 
 
-_KINDS: dict[str, Callable[[dict[str, Any], dict[str, Any], Patterns], Decision]] = {
+_COMMANDS: dict[str, Callable[[dict[str, Any], dict[str, Any], Patterns], Decision]] = {
     "ping": _ping,
     "pong": _pong,
     "subscribe": _subscribe,

@@ -1,4 +1,7 @@
-"""Letting clients go before the end: told, and closed, spread over time so that they do not all come back at once."""
+"""Drain: notify and close every client before the service stops.
+
+The closes are spread over time, so that the clients do not all reconnect at once.
+"""
 
 import asyncio
 
@@ -12,9 +15,10 @@ _AT_ONCE = 400
 
 
 async def drain(clients: list[Client], seconds: float) -> None:
-    """Tell every client when it will be closed, one after the other over `seconds`, and close it then.
+    """Tell every client when it will be closed, and close it then; the closes are spread evenly over `seconds`.
 
-    Events go on to each until its own close. Who acts on the notice and who waits for the close are spread alike.
+    A client gets its events until its own close. Clients that reconnect at the notice and clients that wait for the
+    close are spread alike.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
@@ -27,6 +31,6 @@ async def drain(clients: list[Client], seconds: float) -> None:
         pause = begin + number * step - loop.time()
         if pause > 0 or number % _AT_ONCE == 0:
             await asyncio.sleep(max(0.0, pause))
-        if client.owed.pop(Shutdown, None) is not None:
-            client.tell(Shutdown.within(0))  # its socket is full to the end, but every client is told
+        if client.notices.pop(Shutdown, None) is not None:
+            client.tell(Shutdown.within(0))  # its socket has been full all the time; it is told right before the close
         client.sink.close(GOING_AWAY)

@@ -1,41 +1,62 @@
-"""The hot loop and nothing else: new frames to every live client, one write per client.
+"""Fan-out: new frames to every live client, with one write for each.
 
-A walk is resumable: it yields whenever the event loop should turn, so that heartbeats, publishes and health go on while
-ten thousand sockets are written. Whoever joins, leaves, falls behind or changes its patterns meanwhile is told apart
-by its place alone: a live client that the walk has not reached holds the very object `start`, one that it has reached
-(or that joined later) holds `end`, and one that left the live ones holds a copy or something else.
+Theory of operation. A *walk* delivers one run of frames. It visits the audiences that exist when it starts, prepares
+the bytes for each audience once, and writes them to the clients that are in the audience at that moment. It yields
+after a millisecond of work or so: heartbeats, publishes and health checks go on while ten thousand sockets are written.
+
+Between two steps clients may join, leave, fall behind or change their patterns. The hub tells the walk by `pass_over`
+of each client that joins or leaves an audience, and the walk does not write to it any more:
+
+- a client that joined stands at the end of the log, so it has these frames already, or does not want them;
+- a client that left reads the log by itself, after its own place;
+- a client that changes its patterns is given its frames first (`reach`), under the old patterns.
+
+Invariants. A live client stands either where the previous walk ended, or at this walk's `end` once it was reached. No
+client is given a frame twice, and none misses one. The log ends at the walk's `end` when the walk is created: appending
+the frames and creating the walk is one step, without an await, or a client could join in between and get them twice.
 """
 
 from collections.abc import Iterator
 
+from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
-from kernel.clients.patterns import Audiences, Patterns
-from kernel.log.frames import Encoding, Frame, saved_bytes
+from kernel.clients.patterns import Patterns
+from kernel.log.encodings import Encoding
+from kernel.log.frames import Frame, saved_bytes
 from kernel.observer import Written
-from kernel.position import Position
 
-__all__ = ["Walk"]
+__all__ = ["BYTES", "WRITES", "Walk"]
 
-# A socket write costs the kernel about 5 µs and 1 µs for each further 5 kB: both bounds are a millisecond or less, and
-# several times that on a machine that others use too.
-_WRITES = 150
-_BYTES = 2 * 1024 * 1024
+# How much a walk does in one step. A write costs about 5 µs of system time, and 1 µs more for each further 5 kB: both
+# bounds are about a millisecond, and several times that on a busy machine.
+WRITES = 150
+BYTES = 2 * 1024 * 1024
 
 
 class Walk:
-    """One delivery of `frames`, which begin behind `start`, to the live clients among `audiences`.
+    """One delivery of `frames`, one at least, to the live clients.
 
-    `reached` counts the clients that it wrote to, by their patterns.
+    `end` is the place of the last frame. `reached` is the number of clients that were written to, by their patterns.
     """
 
-    __slots__ = ("_acks", "_audiences", "_messages", "_recipients", "_saved", "end", "frames", "reached", "start")
+    __slots__ = (
+        "_acks",
+        "_audiences",
+        "_messages",
+        "_passed_over",
+        "_recipients",
+        "_saved",
+        "end",
+        "frames",
+        "reached",
+    )
 
-    def __init__(self, frames: list[Frame], start: Position, audiences: Audiences[Client, Encoding]) -> None:
+    def __init__(self, frames: list[Frame], audiences: Audiences[Client, Encoding]) -> None:
         self.frames = frames
-        self.start = start
         self.end = frames[-1].place
         self.reached: dict[Patterns, int] = {}
         self._audiences = audiences
+        self._passed_over: set[Client] = set()
         self._recipients: dict[tuple[str, ...] | None, int] = {}
         self._messages = self._acks = self._saved = 0
 
@@ -45,19 +66,20 @@ class Walk:
         return Written(self._messages, self._acks, self._saved)
 
     def __iter__(self) -> Iterator[None]:
-        """Write to everyone; each step ends where the loop should turn."""
-        start, end = self.start, self.end
-        writes, size = _WRITES, _BYTES
+        """Write to every client; each step ends where the event loop should run."""
+        end, passed_over = self.end, self._passed_over
+        writes, size = WRITES, BYTES
         for audience in self._audiences:
             encoding, matches = audience.encoding, audience.patterns.matches
             wanted = [frame for frame in self.frames if frame.names is None or matches(frame.names)]
             ready = [frame.ready(encoding) for frame in wanted]
             reached = 0
-            writes -= 1  # an audience has its price too, even where nothing matches
+            writes -= 1  # an audience takes time too, even where nothing matches
             data = encoding.join(ready) if ready else None
             length = len(data) if isinstance(data, bytes) else 0
             for client in audience.snapshot():
-                if client.place is not start:
+                # while nothing has changed, an empty set is all that is looked at
+                if passed_over and client in passed_over:
                     continue
                 if data is not None:
                     client.sink.write(data)
@@ -67,20 +89,25 @@ class Walk:
                 client.place = end
                 if writes <= 0 or size <= 0:
                     yield
-                    writes, size = _WRITES, _BYTES
+                    writes, size = WRITES, BYTES
             if reached:
                 acks = sum([frame.wants_ack for frame in wanted])
                 self._note(audience.patterns, reached, len(wanted), acks, saved_bytes(wanted, ready, encoding))
 
+    def pass_over(self, client: Client) -> None:
+        """Write no more to a client, because it joined or left an audience."""
+        self._passed_over.add(client)
+
     def reach(self, client: Client) -> None:
-        """Give a live client its part now, if it has not had it, because something else is about to be sent to it."""
-        if client.place is self.start:
-            written = client.take(self.frames)
+        """Give a live client its frames now, unless it has them, because something else is about to be sent to it."""
+        self.pass_over(client)
+        if client.place != self.end:
+            written = client.write(self.frames)
             if written.messages:
                 self._note(client.patterns, 1, *written)
 
     def recipients(self, frame: Frame) -> int:
-        """Return how many clients it wrote this one of its frames to."""
+        """Return the number of clients to which a frame of this walk was written."""
         names = frame.names
         known = self._recipients.get(names)
         if known is None:

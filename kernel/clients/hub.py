@@ -1,4 +1,17 @@
-"""This replica's clients: how they come and go, are served, fall behind and catch up."""
+"""The hub: this replica's clients, from the connection to the close.
+
+Theory of operation. A client is always in one of two states, or gone (`Delivery`).
+
+- *Live*: it stands at the end of the log and is in the audience of its patterns and encoding. The fan-out writes to it.
+- *Behind*: a task of its own reads the log after its place (`CatchUp`) and makes it live when nothing is left to read.
+  If that is impossible the client is closed, and stays behind until it is disconnected.
+
+A client leaves the live ones when its socket is full (`fall_behind`) or when it asks for a replay. One resume goes
+`receive` → `_resume` → `_put_behind` → `_catch_up` → `CatchUp.proceed` with a `Replay` → `_go_live`.
+
+States change without an await, so a client is never in both states and never in neither. Above all there is no await
+between the read that finds nothing left and being live; an event that arrived in between would be lost for the client.
+"""
 
 import asyncio
 import logging
@@ -6,35 +19,37 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
-from kernel.clients.acks import Ledger, asks
-from kernel.clients.catchup import CatchUp
-from kernel.clients.client import Client, Delivery, Resume, Sink
-from kernel.clients.close_reasons import INTERNAL_ERROR
+from kernel.clients.acks import AckLedger, requires_acks
+from kernel.clients.audiences import Audiences
+from kernel.clients.catchup import CatchUp, Step
+from kernel.clients.client import Client, Delivery, Sink
+from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
-from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.log.check_requests import CheckRequests
-from kernel.log.frames import Encoding, Frame
+from kernel.log.encodings import Encoding
+from kernel.log.frames import Frame
 from kernel.log.log import Log
 from kernel.messages.control import Connected, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
 from kernel.observer import Acknowledged, Observer
-from kernel.position import Position
 from kernel.resilience.circuit import CircuitState
 
 __all__ = ["Hub"]
 
 _logger = logging.getLogger(__name__)
 
-# How many resumes one client may have waiting: each costs a read of the log.
+# How many resumes of one client may wait; each costs a read of the log.
 _MOST_RESUMES = 16
 
 
 class Hub:
     """The clients of one replica.
 
-    State changes here without awaiting, so a client is always in one place: live, in the audience of its patterns and
-    encoding, or behind, with a task of its own that reads the log for it.
+    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write, and
+    `clock()` is in seconds since 1970.
     """
 
     def __init__(
@@ -47,11 +62,12 @@ class Hub:
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
+        self._checks = checks
+        self._observer = observer
+        self._chunk = chunk
         self._clock = clock
         self._degraded = False
-        self._observer = observer
-        self._catch_up = CatchUp(log, checks=checks, go_live=self._go_live, observer=observer, chunk=chunk, clock=clock)
-        self._ledger = Ledger()
+        self._ledger = AckLedger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
         self._clients: dict[Client, asyncio.Task[None] | None] = {}
         self._walk: Walk | None = None
@@ -65,7 +81,10 @@ class Hub:
     def connect(
         self, sink: Sink, encoding: Encoding, *, patterns: Patterns = EVERYTHING, resume: Resume | None = None
     ) -> Client:
-        """Let a client join: its first message goes out now, then what it missed (`resume`), then what comes."""
+        """Add a client and return it.
+
+        Its first message is written now. What it missed follows if it asks for that by `resume`, and then live events.
+        """
         here = self._log.place
         client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
         self._clients[client] = None
@@ -76,24 +95,22 @@ class Hub:
             self._go_live(client)
             return client
         client.resumes.append(resume)
-        if here.epoch:
-            # its own place until the replay begins: what it says it has, as far as that can be true
-            known = resume.epoch in (None, here.epoch)
-            client.place = Position(here.epoch, min(resume.last_sequence, here.sequence) if known else 0)
-        self._serve(client)
+        client.place = resume.provisional_place(here)
+        self._put_behind(client)
         return client
 
     def disconnect(self, client: Client) -> None:
-        """Let a client go; one that has gone already is no error."""
+        """Remove a client; a client that is gone already is no error."""
         if client in self._clients:
             self._observer.left(self._ledger.owed(client))
         task = self._clients.pop(client, None)
         if task is not None:
             task.cancel()
-        self._leave_live(client, Delivery.GONE)
+        self._leave_audience(client)
+        client.delivery = Delivery.GONE
 
     def receive(self, client: Client, message: str | bytes) -> None:
-        """Act on a client's message: at most one answer, behind everything that it was sent before."""
+        """Act on a command of a client; the answer, if any, follows everything that was written to it before."""
         decision = interpret(message, client.patterns)
         if decision.patterns is not None and decision.patterns is not client.patterns:
             self._change_patterns(client, decision.patterns)
@@ -105,42 +122,49 @@ class Hub:
             client.tell(decision.reply)
 
     def acknowledge(self, client: Client, sequence: int) -> bool:
-        """Count a client's ack of everything up to `sequence`; whether it raised its highest one."""
-        since = self._ledger.out_since(client, sequence)
+        """Count a client's ack of everything up to `sequence`; return True if it raised its highest one."""
+        sent_at = self._ledger.sent_at(client, sequence)
         raised = client.acknowledge(sequence)
-        self._observer.acknowledged(Acknowledged(self._clock() - since if raised and since is not None else None))
+        seconds = self._clock() - sent_at if raised and sent_at is not None else None
+        self._observer.acknowledged(Acknowledged(seconds))
         return raised
 
     @property
     def unacknowledged(self) -> int:
-        """How many events the clients that are here have got and should have acknowledged, over all of them."""
+        """The number of acks that connected clients owe, over all of them."""
         return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
 
     def heartbeat(self, client: Client) -> None:
-        """Tell a client its own place."""
+        """Send a client its heartbeat, which holds its own place."""
         client.tell(Ping(client.place.sequence, client.place.epoch))
 
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""
+        self._degraded = state is not CircuitState.CLOSED
+        notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
+        for client in self:
+            client.notify(notice)
+
     def fall_behind(self, client: Client) -> None:
-        """Take a client whose socket is full from the live ones; it catches up when the socket drains."""
+        """Take a client whose socket is full from the live ones; it catches up when the socket has drained."""
         if client.delivery is Delivery.LIVE:
             self._observer.slowed()
-            self._step_aside(client)
+            self._put_behind(client)
 
-    def _step_aside(self, client: Client) -> None:
-        self._leave_live(client, Delivery.BEHIND)
-        self._serve(client)
-
-    async def deliver(self, frames: list[Frame], after: Position, begin: float) -> Walk:
-        """Write frames that follow `after` to each live client that is at that very position.
+    async def deliver(self, frames: list[Frame], begin: float) -> Walk:
+        """Write frames with which the log ends to each live client.
 
         `begin` is when the delivery of the whole batch started, in seconds since the epoch; acks are timed from it.
         """
         self._ledger.enter(frames, begin)
-        walk = self._walk = Walk(frames, after, self._audiences)
+        walk = self._walk = Walk(frames, self._audiences)
         steps = iter(walk)
         try:
             for _ in steps:
                 await asyncio.sleep(0)
+        except Exception:
+            self._leave_unreached(walk)
+            raise
         finally:
             # If cancelled, finish the walk; otherwise the remaining clients would be stuck.
             for _ in steps:
@@ -149,17 +173,17 @@ class Hub:
         return walk
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
-        """From here on the client gets what the new patterns let through; what is under way obeys the old ones."""
+        """Replace a client's patterns; the frames of a walk that is under way still obey the old ones."""
         if client.delivery is Delivery.LIVE:
             if self._walk is not None:
                 self._walk.reach(client)
             self._leave_audience(client)
-        if asks(patterns) and not asks(client.patterns):
-            client.absolve()
+        if requires_acks(patterns) and not requires_acks(client.patterns):
+            client.clear_acks()
         client.patterns = patterns
-        # reaching it may have filled its socket, and then it is no longer live
+        # the write in `reach` may have filled its socket, and then it is no longer live
         if client.delivery is Delivery.LIVE:
-            client.audience = self._audiences.join(client, patterns, client.encoding)
+            self._join_audience(client)
 
     def _resume(self, client: Client, resume: Resume) -> None:
         if len(client.resumes) >= _MOST_RESUMES:
@@ -168,37 +192,51 @@ class Hub:
             return
         client.resumes.append(resume)
         if client.delivery is Delivery.LIVE:
-            self._step_aside(client)
+            self._put_behind(client)
 
     def _go_live(self, client: Client) -> None:
         client.delivery = Delivery.LIVE
         client.place = self._log.place
-        client.audience = self._audiences.join(client, client.patterns, client.encoding)
+        self._join_audience(client)
 
-    def _leave_live(self, client: Client, delivery: Delivery) -> None:
-        self._leave_audience(client)
-        client.delivery = delivery
-        client.place = Position(*client.place)  # a copy: the fan-out knows live clients by the object itself
+    def _leave_unreached(self, walk: Walk) -> None:
+        """After a walk that failed, let the live clients that it did not reach read its frames from the log."""
+        for client in self:
+            if client.delivery is Delivery.LIVE and client.place != walk.end:
+                self._put_behind(client)
+
+    def _join_audience(self, client: Client) -> None:
+        client.audience = self._audiences.join(client, client.patterns, client.encoding)
+        if self._walk is not None:
+            self._walk.pass_over(client)
 
     def _leave_audience(self, client: Client) -> None:
         if client.audience is not None:
             self._audiences.leave(client, client.audience)
             client.audience = None
+            if self._walk is not None:
+                self._walk.pass_over(client)
 
-    def _serve(self, client: Client) -> None:
-        task = self._clients[client] = asyncio.create_task(self._catch_up.serve(client))
-        task.add_done_callback(lambda done: self._served(client, done))
+    def _put_behind(self, client: Client) -> None:
+        """Take a client from the live ones, if it is one of them, and start its catch-up."""
+        self._leave_audience(client)
+        client.delivery = Delivery.BEHIND
+        self._clients[client] = asyncio.create_task(self._catch_up(client))
 
-    def _served(self, client: Client, task: "asyncio.Task[None]") -> None:
-        if self._clients.get(client) is task:
-            self._clients[client] = None
-        if not task.cancelled() and (error := task.exception()) is not None:
-            _logger.error("catch-up of %s failed", client.id, exc_info=error)
+    async def _catch_up(self, client: Client) -> None:
+        """Serve a client that is behind until it is live or closed; the body of its task."""
+        catch_up = CatchUp(client, self._log, observer=self._observer, chunk=self._chunk, clock=self._clock)
+        try:
+            while (step := await catch_up.proceed()) is Step.CHECK_POSITION:
+                await self._checks.completed()
+            # no await between the last read of the log and this: an event that arrived meanwhile would be missed
+            if step is Step.GO_LIVE:
+                self._go_live(client)
+            else:
+                client.sink.close(SLOW_CLIENT)
+        except Exception:
+            _logger.exception("closing client %s: its catch-up failed", client.id)
             client.sink.close(INTERNAL_ERROR)
-
-    def circuit_changed(self, state: CircuitState) -> None:
-        """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""
-        self._degraded = state is not CircuitState.CLOSED
-        notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
-        for client in self:
-            client.notify(notice)
+        finally:
+            if self._clients.get(client) is asyncio.current_task():
+                self._clients[client] = None

@@ -16,7 +16,7 @@ from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame, chunks
 from kernel.log.log import Log
 from kernel.observer import Observer
-from kernel.position import NOWHERE, Position
+from kernel.position import Position
 
 __all__ = ["Delivery", "FanOut", "FlowControl"]
 
@@ -24,8 +24,8 @@ __all__ = ["Delivery", "FanOut", "FlowControl"]
 class FanOut(Protocol):
     """Writes frames to the live clients of this replica."""
 
-    async def deliver(self, frames: list[Frame], after: Position, begin: float) -> RunResult:
-        """Write frames that follow `after` to each live client that is at that very position.
+    async def deliver(self, frames: list[Frame], begin: float) -> RunResult:
+        """Write frames with which the log ends to each client that is live when this is called.
 
         The frames were appended to the log just now; the implementation takes hold of the live clients before its first
         await, so that a client that joins later is not given them twice. `begin` is when the delivery of the whole
@@ -78,9 +78,8 @@ class Delivery:
         """Append frames to the log and hand them to the live clients; observers are given the sums of all runs."""
         report = BatchReport(self._observer, self._log.place, self._clock())
         for run in chunks(frames, self._chunk):
-            before = self._log.place
             self._log.append(run)
-            result = await self._fan_out.deliver(run, before, report.begin)
+            result = await self._fan_out.deliver(run, report.begin)
             report.add(run, result, self._clock())
             await asyncio.sleep(0)
         self._observer.delivered(report.delivered(self._log.place, self._clock()))
@@ -94,6 +93,6 @@ class Delivery:
         """
         self._log.ring.start(after)
         self._log.append(frames)
-        await self._fan_out.deliver([Frame.first_epoch(self._log.place)], NOWHERE, self._clock())
+        await self._fan_out.deliver([Frame.first_epoch(self._log.place)], self._clock())
         await asyncio.sleep(0)
         self._flow_control.wake()

@@ -1,6 +1,6 @@
 """Events in order, in memory and in the history in Redis."""
 
-from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
+from kernel.log.encodings import WINDOW_BITS, AsgiEncoding, Encoding, Joined, WireEncoding
 from kernel.log.transport import Publication, Transport
 
 __all__ = [

@@ -12,8 +12,8 @@ __all__ = ["Ring"]
 class Ring:
     """The newest `size` frames, events and markers, in their order.
 
-    `place` is where this replica stands: the place of the newest frame. Live clients hold this very object as theirs.
-    `base` is the place behind which everything is in memory.
+    `place` is where this replica stands: the place of the newest frame.
+    `base` is the place after which everything is in memory.
     """
 
     __slots__ = ("_frames", "_id", "base", "place", "size")

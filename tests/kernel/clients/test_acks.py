@@ -1,10 +1,10 @@
-"""Who owes which ack: exact, and nothing of it is counted per client and event."""
+"""Acks: which client owes which, and since when."""
 
 import msgspec
 import pytest
 
 from kernel import EventData, RiskLevel
-from kernel.clients.acks import Ledger
+from kernel.clients.acks import AckLedger
 from kernel.clients.client import Client
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.envelope import Entry
@@ -16,20 +16,20 @@ from tests.waiting import eventually
 
 
 def event(sequence: int, *, epoch: str = "e", wants: bool = True, type: str = "event") -> Frame:
-    """An event that asks for an ack, unless told otherwise."""
+    """Return an event that requires an ack, unless `wants` says otherwise."""
     entry = Entry(sequence=sequence, id=str(sequence), type=type, data=msgspec.Raw(b"{}"), requires_ack=wants)
     return Frame.of(epoch, entry)
 
 
 def client(sequence: int, patterns: Patterns = EVERYTHING) -> Client:
-    """A client that joined behind that event."""
+    """Return a client that joined after that event."""
     return Client("c", FakeSink(), WIRE, Position("e", sequence), patterns)
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    """Events 11 to 15 went out, 12 and 14 ask for acks; the hour is that of the event."""
-    ledger = Ledger()
+def ledger() -> AckLedger:
+    """Return a ledger of events 11 to 15, each delivered at its own number; 12 and 14 require acks."""
+    ledger = AckLedger()
     assert not ledger
     for number in range(11, 16):
         ledger.enter([event(number, wants=number in (12, 14))], float(number))
@@ -37,8 +37,8 @@ def ledger() -> Ledger:
     return ledger
 
 
-def test_owed(ledger: Ledger) -> None:
-    """Section 6, acks: a client owes what it was sent and has not acknowledged, from its first event to its place."""
+def test_owed(ledger: AckLedger) -> None:
+    """A client owes acks for what it was sent and has not acknowledged, from its first event to its place."""
     one = client(10)
     assert ledger.owed(one) == 0
     one.place = Position("e", 13)
@@ -52,41 +52,41 @@ def test_owed(ledger: Ledger) -> None:
     assert ledger.owed(client(15)) == 0
 
 
-def test_out_since(ledger: Ledger) -> None:
-    """Section 6, acks: the time to acknowledge runs from when the newest event that the ack settles went out."""
+def test_out_since(ledger: AckLedger) -> None:
+    """The time to acknowledge runs from the delivery of the newest event that the ack settles."""
     one = client(10)
     one.place = Position("e", 13)
-    assert ledger.out_since(one, 11) is None
-    assert ledger.out_since(one, 12) == 12.0
+    assert ledger.sent_at(one, 11) is None
+    assert ledger.sent_at(one, 12) == 12.0
     # it has not got 14 yet
-    assert ledger.out_since(one, 15) == 12.0
+    assert ledger.sent_at(one, 15) == 12.0
     one.place = Position("e", 15)
-    assert ledger.out_since(one, 15) == 14.0
+    assert ledger.sent_at(one, 15) == 14.0
     one.acknowledge(15)
-    assert ledger.out_since(one, 15) is None
+    assert ledger.sent_at(one, 15) is None
 
 
-def test_only_who_gets_them(ledger: Ledger) -> None:
-    """Section 6, acks: nobody owes an ack for events that its patterns keep away."""
+def test_only_who_gets_them(ledger: AckLedger) -> None:
+    """A client owes no ack for events that its patterns do not let through."""
     for globs, owed in ((["alert.*"], 0), (["event"], 2), (["event.c*"], 2), ([], 0)):
         one = client(10, Patterns.of(globs))
         one.place = Position("e", 15)
         assert ledger.owed(one) == owed
 
 
-def test_going_back(ledger: Ledger) -> None:
-    """Section 6, acks: what a resume sends again from before the first event is owed as well."""
+def test_going_back(ledger: AckLedger) -> None:
+    """Events before the client's first one are owed too if a replay sends them."""
     one = client(15)
-    one.step_back(Position("e", 11))
+    one.move_to(Position("e", 11))
     assert ledger.owed(one) == 0
     one.place = Position("e", 15)
     assert ledger.owed(one) == 2
-    one.absolve()
+    one.clear_acks()
     assert ledger.owed(one) == 0
 
 
-def test_new_epoch(ledger: Ledger) -> None:
-    """Section 7, epochs: acks start again at 0, and nobody owes anything of an old epoch."""
+def test_new_epoch(ledger: AckLedger) -> None:
+    """In a new epoch acks restart at 0, and no ack of the old epoch is owed."""
     one = client(10)
     one.place = Position("e", 15)
     one.acknowledge(13)
@@ -98,15 +98,15 @@ def test_new_epoch(ledger: Ledger) -> None:
     assert ledger.owed(one) == 1
 
 
-def test_what_is_not_an_event(ledger: Ledger) -> None:
-    """A marker, or a foreign document that asks for acks of other types, is not entered."""
+def test_what_is_not_an_event(ledger: AckLedger) -> None:
+    """A marker is not entered, nor an entry of another type that claims to require an ack."""
     ledger.enter([Frame.gap("e", 16, 17), event(18, type="scene_change")], 18.0)
     assert len(ledger) == 2
 
 
 def test_bounded() -> None:
-    """However many events are never acknowledged, the newest 10,000 at least are remembered, and not many more."""
-    ledger = Ledger()
+    """If events are never acknowledged, between the newest 10,000 and the newest 20,000 are remembered."""
+    ledger = AckLedger()
     one = client(0)
     for start in range(0, 30_000, 100):
         ledger.enter([event(start + i + 1) for i in range(100)], 1.0)
@@ -115,7 +115,7 @@ def test_bounded() -> None:
 
 
 async def test_a_replica_keeps_count() -> None:
-    """Section 6, acks: a replica knows what was received, what was sent, what is owed now and was at a close."""
+    """A replica counts the acks that were requested, received, owed now and owed at each close."""
     data = EventData(
         id=1,
         event_id=1,
@@ -143,7 +143,7 @@ async def test_a_replica_keeps_count() -> None:
         broadcaster.disconnect(clients[1])
         broadcaster.disconnect(clients[1])
         assert (counters.unacknowledged_at_close, broadcaster.unacknowledged) == (1, 2)
-        # who asks for them only now is not held to what went before
+        # a client that subscribes to events only now owes no ack for earlier ones
         broadcaster.hub.receive(other, '{"type":"subscribe","data":{"events":["event"]}}')
         assert broadcaster.unacknowledged == 2
         await broadcaster.broadcast_event(data)

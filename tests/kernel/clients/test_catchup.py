@@ -1,4 +1,4 @@
-"""Replay and catch-up: whoever is not live reads the log, and misses nothing that is still kept."""
+"""Replay and catch-up: a client that is not live reads the log and misses nothing that is still kept."""
 
 import asyncio
 from typing import Any
@@ -19,13 +19,13 @@ E1, E2 = "epoch-1", "epoch-2"
 
 
 async def acked(sink: FakeSink, count: int = 1) -> dict[str, Any]:
-    """Wait for so many resync_acks, and return the last."""
+    """Wait for `count` resync_acks, and return the last."""
     await sink.until(lambda: len(sink.of("resync_ack")) == count)
     return sink.of("resync_ack")[-1]
 
 
 def live(client: Client) -> bool:
-    """Tell whether the fan-out writes to the client."""
+    """Return True if the fan-out writes to the client."""
     return client.delivery is Delivery.LIVE
 
 
@@ -48,7 +48,7 @@ def redis() -> FakeRedis:
 @pytest.mark.parametrize("epoch", [None, E1])
 @pytest.mark.parametrize("last", [0, 1, 99, 100, 230, 249])
 async def test_recovered(redis: FakeRedis, last: int, epoch: str | None) -> None:
-    """Section 6, resume: all frames after N in order, each marked, from history and memory alike, then the ack."""
+    """All events after N are sent in order and marked, whether from the history or from memory, then the ack."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, resume=Resume("events", last, epoch))
         assert await acked(sink) == {
@@ -67,7 +67,7 @@ async def test_recovered(redis: FakeRedis, last: int, epoch: str | None) -> None
 
 @pytest.mark.parametrize("epoch", [None, E1])
 async def test_at_the_newest(redis: FakeRedis, epoch: str | None) -> None:
-    """Section 6, resume: N at the newest replays nothing, and that is recovered."""
+    """A resume from the newest event replays nothing and is recovered."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 250, epoch))
         ack = await acked(sink)
@@ -76,7 +76,7 @@ async def test_at_the_newest(redis: FakeRedis, epoch: str | None) -> None:
 
 
 async def test_gap_too_old(redis: FakeRedis) -> None:
-    """Section 6, resume: if some are no longer kept, what is kept is sent, and the ack names the oldest available."""
+    """If some events are no longer kept, the others are sent, and the ack names the oldest available."""
     redis.trim(100)
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 149, E1), lossy=True)
@@ -94,7 +94,7 @@ async def test_gap_too_old(redis: FakeRedis) -> None:
 
 
 async def test_just_old_enough(redis: FakeRedis) -> None:
-    """Section 6, resume: N = oldest − 1 is not a gap."""
+    """A resume from just before the oldest event that is kept is not a gap."""
     redis.trim(100)
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 150, E1))
@@ -104,7 +104,7 @@ async def test_just_old_enough(redis: FakeRedis) -> None:
 
 
 async def test_nothing_is_kept(redis: FakeRedis) -> None:
-    """Section 6, resume: with an empty history nothing can be sent, and the next event is the oldest available."""
+    """With an empty history nothing is sent, and the next event is the oldest available."""
     redis.lose_history()
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, resume=Resume("events", 149, E1), lossy=True)
@@ -116,7 +116,7 @@ async def test_nothing_is_kept(redis: FakeRedis) -> None:
 
 
 async def test_a_hole_within(redis: FakeRedis) -> None:
-    """Section 7, gap: within a replay it stands where the missing frames would have been, and nothing is recovered."""
+    """Within a replay a gap marker stands where the missing events would be, and the verdict is not recovered."""
     del redis.history[120], redis.history[121]
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 117, E1))
@@ -128,7 +128,7 @@ async def test_a_hole_within(redis: FakeRedis) -> None:
 
 @pytest.mark.parametrize("last", [0, 3, 250, 10**30])
 async def test_another_epoch(redis: FakeRedis, last: int) -> None:
-    """Section 6, resume: if the epoch differs all of the history is sent, and the ack says so."""
+    """A resume from another epoch is sent all of the history, and the ack says that the epoch changed."""
     redis.trim(100)
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", last, "another"))
@@ -147,7 +147,7 @@ async def test_another_epoch(redis: FakeRedis, last: int) -> None:
 @pytest.mark.parametrize("epoch", [None, E1])
 @pytest.mark.parametrize("last", [251, 10**30])
 async def test_beyond_redis(redis: FakeRedis, last: int, epoch: str | None) -> None:
-    """Section 6, resume: N beyond Redis's own position replays nothing, and live frames go on from the newest."""
+    """A resume from beyond Redis's own position replays nothing, and live events continue from the newest."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, resume=Resume("events", last, epoch))
         broadcaster.hub.heartbeat(client)
@@ -161,7 +161,7 @@ async def test_beyond_redis(redis: FakeRedis, last: int, epoch: str | None) -> N
 
 
 async def test_beyond_the_replica(redis: FakeRedis) -> None:
-    """Section 6, resume: N beyond this replica but not beyond Redis waits until the replica is there."""
+    """A resume from a number that Redis has and this replica does not have yet waits until it does."""
     async with replica(redis, HEARING) as broadcaster:
         redis.hold()
         fill(redis, 10)
@@ -178,7 +178,7 @@ async def test_beyond_the_replica(redis: FakeRedis) -> None:
 
 @pytest.mark.parametrize(("data", "channel"), [({"channel": "cams"}, "cams"), ({}, "unknown"), ({"channel": ""}, "")])
 async def test_channel(redis: FakeRedis, data: dict[str, Any], channel: str) -> None:
-    """Section 6, resume: the channel is echoed, "unknown" if absent."""
+    """The ack repeats the channel, "unknown" if it is absent."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         resync(broadcaster, client, last_sequence=249, **data)
@@ -186,7 +186,7 @@ async def test_channel(redis: FakeRedis, data: dict[str, Any], channel: str) -> 
 
 
 async def test_absent_last_sequence(redis: FakeRedis) -> None:
-    """Section 6, resume: an absent last_sequence is 0."""
+    """An absent last_sequence is 0."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         resync(broadcaster, client)
@@ -195,7 +195,7 @@ async def test_absent_last_sequence(redis: FakeRedis) -> None:
 
 
 async def test_patterns_hold_for_a_replay(redis: FakeRedis) -> None:
-    """Section 6, resume: only what matches the client's subscription is sent and counted."""
+    """Only events that match the client's patterns are sent and counted."""
     fill(redis, 3, type="alert_created")
     fill(redis, 50)
     async with replica(redis) as broadcaster:
@@ -211,7 +211,7 @@ async def test_patterns_hold_for_a_replay(redis: FakeRedis) -> None:
 
 
 async def test_patterns_that_change_during_a_replay(redis: FakeRedis) -> None:
-    """Section 9, order: from its `subscribed` reply on, every replayed frame too obeys the new set."""
+    """After the `subscribed` reply replayed events obey the new patterns too."""
     fill(redis, 1, type="alert_created")
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=300, resume=Resume("events", 0, E1), skips=lambda number: number != 251)
@@ -226,7 +226,7 @@ async def test_patterns_that_change_during_a_replay(redis: FakeRedis) -> None:
 
 
 async def test_several_resyncs_in_a_row(redis: FakeRedis) -> None:
-    """Section 6, resume: each is answered in its turn, and events go on after the last, without hole or repeat."""
+    """Several resyncs are answered one after the other, and live events follow without a hole or a repeat."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         for last in (248, 249, 245):
@@ -240,7 +240,7 @@ async def test_several_resyncs_in_a_row(redis: FakeRedis) -> None:
 
 
 async def test_too_many_resyncs(redis: FakeRedis) -> None:
-    """Section 9, bounded memory: a client can have only so many resyncs waiting; the rest are refused, each once."""
+    """At most 16 resyncs of a client wait; each further one is answered by one error."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         for _ in range(20):
@@ -252,7 +252,7 @@ async def test_too_many_resyncs(redis: FakeRedis) -> None:
 
 
 async def test_a_resync_does_not_repeat_what_comes_live(redis: FakeRedis) -> None:
-    """Section 6, resume: live frames follow the ack with no hole and no repeat, however busy it is meanwhile."""
+    """Live events follow the ack without a hole or a repeat while events are published all the time."""
     async with replica(redis) as broadcaster:
         publishing = True
 
@@ -281,30 +281,30 @@ async def test_a_resync_does_not_repeat_what_comes_live(redis: FakeRedis) -> Non
 
 
 async def test_a_replay_is_observed(redis: FakeRedis) -> None:
-    """Section 10, traces: one replay per resume, with from, to, count and whether it was recovered."""
+    """An observer is told of each replay: first and last position, count, verdict, source and times."""
 
-    class Ears(Observer):
+    class Recorder(Observer):
         def __init__(self) -> None:
-            self.heard: list[Replayed] = []
+            self.replays: list[Replayed] = []
 
         def replayed(self, replayed: Replayed) -> None:
-            self.heard.append(replayed)
+            self.replays.append(replayed)
 
-    ears = Ears()
-    async with replica(redis, observer=ears) as broadcaster:
+    recorder = Recorder()
+    async with replica(redis, observer=recorder) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 245, E1))
         await acked(sink)
-    (heard,) = ears.heard
-    assert (heard.first, heard.last, heard.count) == (Position(E1, 245), Position(E1, 250), 5)
-    assert (heard.verdict, heard.source) == ("recovered", "memory")
-    assert heard.begin <= heard.end
+    (seen,) = recorder.replays
+    assert (seen.first, seen.last, seen.count) == (Position(E1, 245), Position(E1, 250), 5)
+    assert (seen.verdict, seen.source) == ("recovered", "memory")
+    assert seen.begin <= seen.end
 
 
 # -- without Redis
 
 
 async def test_memory_is_enough(redis: FakeRedis) -> None:
-    """Section 6, resume: one that memory alone can answer does not need Redis."""
+    """A resume that memory alone can answer does not need Redis."""
     async with replica(redis) as broadcaster:
         redis.down = True
         _, sink = join(broadcaster, resume=Resume("events", 240, E1))
@@ -321,7 +321,7 @@ async def test_memory_is_enough(redis: FakeRedis) -> None:
     ],
 )
 async def test_waiting_for_redis(redis: FakeRedis, resume: Resume, numbers: range) -> None:
-    """Section 6, resume: one that needs Redis waits for it, while heartbeats and replies go on."""
+    """A resume that needs Redis waits for it, while heartbeats and replies continue."""
     async with replica(redis) as broadcaster:
         redis.down = True
         await eventually(broadcaster.is_degraded)
@@ -338,7 +338,7 @@ async def test_waiting_for_redis(redis: FakeRedis, resume: Resume, numbers: rang
 
 
 async def test_redis_goes_during_a_replay(redis: FakeRedis) -> None:
-    """Section 6, resume: a replay that loses Redis half-way goes on where it was when Redis is back."""
+    """A replay that loses Redis half-way continues where it was when Redis is back."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=300, resume=Resume("events", 0, E1))
         await sink.until(lambda: sink.blocked)
@@ -353,8 +353,8 @@ async def test_redis_goes_during_a_replay(redis: FakeRedis) -> None:
         await eventually(lambda: live(client))
 
 
-async def test_the_numbering_begins_anew_during_a_replay(redis: FakeRedis) -> None:
-    """Section 7, epochs: what was left of the old epoch is gone; the new one comes whole, behind `epoch_changed`."""
+async def test_the_epoch_changes_during_a_replay(redis: FakeRedis) -> None:
+    """If the epoch changes during a replay, it ends there, and the new epoch follows whole after `epoch_changed`."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=300, resume=Resume("events", 0, E1))
         await sink.until(lambda: sink.blocked)
@@ -376,8 +376,8 @@ async def test_the_numbering_begins_anew_during_a_replay(redis: FakeRedis) -> No
 
 
 @pytest.mark.parametrize("epoch", [None, E1])
-async def test_the_numbering_began_anew_before_a_replay(redis: FakeRedis, epoch: str | None) -> None:
-    """Section 7, epochs: one who has not heard of the new epoch yet does so first, whatever it asks for."""
+async def test_the_epoch_changed_before_a_replay(redis: FakeRedis, epoch: str | None) -> None:
+    """A client that was not told of the new epoch yet is told first, whatever it asks for."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 5)
@@ -395,7 +395,7 @@ async def test_the_numbering_began_anew_before_a_replay(redis: FakeRedis, epoch:
 
 
 async def test_a_client_that_knows_the_new_epoch_first(redis: FakeRedis) -> None:
-    """Section 6, resume: an epoch that only Redis and others know yet is waited for, announced and recovered."""
+    """A resume from an epoch that this replica has not heard of yet waits for it, announces it and is recovered."""
     async with replica(redis, HEARING) as broadcaster:
         redis.hold()
         redis.flush()
@@ -416,7 +416,7 @@ async def test_a_client_that_knows_the_new_epoch_first(redis: FakeRedis) -> None
 
 
 async def test_before_redis_was_reached(redis: FakeRedis) -> None:
-    """Section 6, first frame: epoch "" until Redis is reached, then `epoch_changed` and live events from there on."""
+    """The epoch is "" until Redis is reached; then `epoch_changed` and the live events from there on are sent."""
     redis.down = True
     async with replica(redis, without_redis=True) as broadcaster:
         client, sink = join(broadcaster)
@@ -435,7 +435,7 @@ async def test_before_redis_was_reached(redis: FakeRedis) -> None:
 
 @pytest.mark.parametrize("epoch", [None, E1, "another"])
 async def test_resume_before_redis_was_reached(redis: FakeRedis, epoch: str | None) -> None:
-    """Section 6, resume: with `since` the missed frames and the ack follow `epoch_changed`."""
+    """A client that asked to resume gets `epoch_changed` first, then the missed events and the ack."""
     redis.down = True
     async with replica(redis, without_redis=True) as broadcaster:
         client, sink = join(broadcaster, resume=Resume("events", 240, epoch))
@@ -451,7 +451,7 @@ async def test_resume_before_redis_was_reached(redis: FakeRedis, epoch: str | No
 
 
 async def test_resync_before_redis_was_reached(redis: FakeRedis) -> None:
-    """Section 6, resume: the same holds for one who asks later, and for one whose socket was full meanwhile."""
+    """A client that asks after its connect, and one whose socket was full meanwhile, get `epoch_changed` first too."""
     redis.down = True
     async with replica(redis, without_redis=True) as broadcaster:
         client, sink = join(broadcaster)
@@ -475,7 +475,7 @@ async def test_resync_before_redis_was_reached(redis: FakeRedis) -> None:
 
 
 async def test_catch_up_from_memory(redis: FakeRedis) -> None:
-    """Section 9, slow clients: over the mark nothing more is sent; then what was missed comes, as live frames."""
+    """Over the high-water mark nothing is sent; when the socket drains, the missed events follow as live frames."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=200)
         while not sink.blocked:
@@ -498,7 +498,7 @@ async def test_catch_up_from_memory(redis: FakeRedis) -> None:
 
 
 async def test_catch_up_from_the_history(redis: FakeRedis) -> None:
-    """Section 9, slow clients: what memory has lost comes from the history, in order, again as the socket takes it."""
+    """Events that are no longer in memory come from the history, in order, as the socket takes them."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=500)
         fill(redis, 300)
@@ -516,7 +516,7 @@ async def test_catch_up_from_the_history(redis: FakeRedis) -> None:
 
 
 async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:
-    """Section 9, slow clients: others get their events meanwhile."""
+    """A slow client does not delay others."""
     async with replica(redis) as broadcaster:
         join(broadcaster, room=10)
         _, fast = join(broadcaster)
@@ -525,7 +525,7 @@ async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:
 
 
 async def test_too_slow(redis: FakeRedis) -> None:
-    """Section 9, slow clients: if its position has left the history the client is closed with 4008."""
+    """A client whose position has left the history is closed with 4008."""
     async with replica(redis, HEARING) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
@@ -540,7 +540,7 @@ async def test_too_slow(redis: FakeRedis) -> None:
 
 
 async def test_patterns_that_change_while_behind(redis: FakeRedis) -> None:
-    """Section 9, order: from the `subscribed` reply on, caught-up frames obey the new set."""
+    """After the `subscribed` reply the events of a catch-up obey the new patterns."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=10, skips=lambda number: number != 301)
         fill(redis, 50)
@@ -557,7 +557,7 @@ async def test_patterns_that_change_while_behind(redis: FakeRedis) -> None:
 
 
 async def test_epochs_and_gaps_in_place_for_slow_clients(redis: FakeRedis) -> None:
-    """Section 7, epochs and gaps: for slow clients too they stand exactly where they belong."""
+    """Slow clients get epoch and gap markers in the same place as live clients."""
     async with replica(redis) as broadcaster:
         _, fast = join(broadcaster)
         slow_client, slow = join(broadcaster, room=10)
@@ -579,7 +579,7 @@ async def test_epochs_and_gaps_in_place_for_slow_clients(redis: FakeRedis) -> No
 
 
 async def test_a_slow_client_far_back_in_the_old_epoch(redis: FakeRedis) -> None:
-    """Section 7, epochs: whoever is beyond memory gets the marker, and all of the new epoch as live frames."""
+    """A slow client of an epoch that memory no longer has gets the marker, and all of the new epoch as live frames."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
@@ -595,7 +595,7 @@ async def test_a_slow_client_far_back_in_the_old_epoch(redis: FakeRedis) -> None
 
 
 async def test_redis_goes_during_catch_up(redis: FakeRedis) -> None:
-    """Section 9, slow clients: one that needs the history while Redis is away waits for it and misses nothing."""
+    """A slow client that needs the history while Redis is away waits for it and misses nothing."""
     async with replica(redis, HEARING) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
@@ -615,7 +615,7 @@ async def test_redis_goes_during_catch_up(redis: FakeRedis) -> None:
 
 
 async def test_a_resync_of_a_slow_client(redis: FakeRedis) -> None:
-    """Section 6, resume: one who is behind and asks for a replay gets that next, and goes on behind it."""
+    """A slow client that asks for a replay gets it next, and continues after it."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=500)
         fill(redis, 300)
@@ -633,7 +633,7 @@ async def test_a_resync_of_a_slow_client(redis: FakeRedis) -> None:
 
 
 async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
-    """Section 6, resume: a replay that is asked for while the history is being read is not forgotten."""
+    """A replay that is requested while the history is being read is not forgotten."""
     async with replica(redis, HEARING) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
@@ -652,7 +652,7 @@ async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
 
 
 async def test_going_away_during_a_read(redis: FakeRedis) -> None:
-    """Section 9, bounded memory: a client that leaves while its history is read leaves nothing behind."""
+    """A client that disconnects while the history is read for it gets nothing more and leaves no task."""
     async with replica(redis) as broadcaster:
         transport = gated(broadcaster)
         transport.before["read"].clear()
@@ -666,7 +666,7 @@ async def test_going_away_during_a_read(redis: FakeRedis) -> None:
 
 
 async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
-    """Section 9, slow clients: one that a reply has filled again, just when it had drained, is not live yet."""
+    """A client whose socket a reply fills again just after it has drained is not live yet."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=10)
         await asyncio.sleep(0)

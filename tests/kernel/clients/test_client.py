@@ -1,8 +1,9 @@
-"""A client's own state: what it takes, where it stands, what it has acknowledged."""
+"""A client's own state: what is written to it, where it stands, what it has acknowledged."""
 
 from kernel.clients.client import Client, Delivery
 from kernel.clients.patterns import EVERYTHING, Patterns
-from kernel.log.frames import AsgiEncoding, Frame, WireEncoding
+from kernel.log.encodings import AsgiEncoding, WireEncoding
+from kernel.log.frames import Frame
 from kernel.messages.control import Pong
 from kernel.position import NOWHERE, Position
 from tests.fakes import FakeSink, entry
@@ -11,7 +12,7 @@ WIRE = WireEncoding(None, deflate=False, level=6)
 
 
 def client_at(sequence: int, patterns: Patterns = EVERYTHING, *, epoch: str = "e") -> tuple[Client, FakeSink]:
-    """Return a client that stands there, and its sink."""
+    """Return a client at this place, and its sink."""
     sink = FakeSink()
     return Client("ws-events-1", sink, WIRE, Position(epoch, sequence), patterns), sink
 
@@ -22,7 +23,7 @@ def events(first: int, last: int, type: str = "event") -> list[Frame]:
 
 
 def test_a_new_client() -> None:
-    """Section 5, subscriptions: a client that never subscribed wants everything; it is not live before it is let in."""
+    """A client that never subscribed receives everything; it is not live before the hub makes it so."""
     client, _ = client_at(3)
     assert client.patterns is EVERYTHING
     assert client.delivery is Delivery.BEHIND
@@ -30,67 +31,67 @@ def test_a_new_client() -> None:
 
 
 def test_tell() -> None:
-    """Section 5, control frames: they ignore filters and go behind what was sent before."""
+    """Control messages ignore patterns and follow what was written before."""
     client, sink = client_at(3, Patterns.of([]))
-    client.take([Frame.gap("e", 4, 5)])
+    client.write([Frame.gap("e", 4, 5)])
     client.tell(Pong())
     assert sink.outline == ["gap 4-5", "pong"]
 
 
 def test_take_is_one_write() -> None:
-    """Section 9: whatever matches of several frames goes in one write, and the client stands behind all of them."""
+    """The matching ones of several frames go in one write, and the client then stands at the last frame."""
     client, sink = client_at(3)
-    assert client.take(events(4, 6)).messages == 3
+    assert client.write(events(4, 6)).messages == 3
     assert (sink.numbers, sink.writes) == ([4, 5, 6], 1)
     assert client.place == Position("e", 6)
 
 
 def test_take_obeys_the_patterns() -> None:
-    """Section 5, subscriptions: what the patterns skip counts as passed, and markers pass all patterns."""
+    """Events that the patterns skip count as passed; markers pass all patterns."""
     client, sink = client_at(3, Patterns.of(["scene_change"]))
-    assert client.take(events(4, 6)).messages == 0
+    assert client.write(events(4, 6)).messages == 0
     assert (sink.writes, client.place.sequence) == (0, 6)
-    assert client.take([*events(7, 7), Frame.gap("e", 8, 9), *events(10, 10, "scene_change")]).messages == 2
+    assert client.write([*events(7, 7), Frame.gap("e", 8, 9), *events(10, 10, "scene_change")]).messages == 2
     assert sink.outline == ["gap 8-9", "10"]
 
 
 def test_take_as_replay() -> None:
-    """Section 6, resume: replayed events are marked, markers are not."""
+    """Replayed events are marked, markers are not."""
     client, sink = client_at(3)
-    assert client.take([*events(4, 4), Frame.gap("e", 5, 5)], replay=True).messages == 2
+    assert client.write([*events(4, 4), Frame.gap("e", 5, 5)], replay=True).messages == 2
     assert sink.outline == ["r4", "gap 5-5"]
 
 
 def test_take_over_plain_asgi() -> None:
-    """Section 4, format: the same holds where messages go one by one."""
+    """Over plain ASGI too several frames are one write."""
     sink = FakeSink()
     client = Client("ws-events-1", sink, AsgiEncoding(10, level=6), Position("e", 0))
-    client.take(events(1, 2))
+    client.write(events(1, 2))
     assert (sink.numbers, sink.writes) == ([1, 2], 1)
 
 
 def test_acks_are_never_lowered() -> None:
-    """Section 6, acks: the highest acknowledged sequence counts, and every ack is counted."""
+    """Only an ack of a higher number raises the highest one; every ack is counted."""
     client, _ = client_at(9)
     assert [client.acknowledge(number) for number in (3, 7, 5, 7, 9)] == [True, True, False, False, True]
     assert (client.acked, client.acks) == (9, 5)
 
 
 def test_acks_beyond_the_own_place() -> None:
-    """Section 6, acks: an ack beyond the client's own place is counted and ignored."""
+    """An ack beyond the client's own place is counted and ignored."""
     client, _ = client_at(9)
     assert not client.acknowledge(10)
     assert not client.acknowledge(10**30)
     assert (client.acked, client.acks) == (0, 2)
-    client.take(events(10, 10))
+    client.write(events(10, 10))
     assert client.acknowledge(10)
 
 
 def test_acks_begin_again_in_a_new_epoch() -> None:
-    """Section 7, epochs: acks start again at 0."""
+    """In a new epoch acks restart at 0."""
     client, _ = client_at(9)
     client.acknowledge(9)
-    client.take([Frame.new_epoch("f"), Frame.of("f", entry(1))])
+    client.write([Frame.new_epoch("f"), Frame.of("f", entry(1))])
     assert client.acked == 0
     assert not client.acknowledge(9)
     assert client.acknowledge(1)
@@ -98,30 +99,30 @@ def test_acks_begin_again_in_a_new_epoch() -> None:
 
 
 def test_acks_after_a_step_back() -> None:
-    """Section 6, acks: what a client received before a resync it can still acknowledge while it is replayed."""
+    """During a replay a client can still acknowledge what it received before."""
     client, _ = client_at(9)
     client.acknowledge(2)
-    client.step_back(Position("e", 4))
+    client.move_to(Position("e", 4))
     assert client.place.sequence == 4
     assert client.acknowledge(8)
     assert not client.acknowledge(10)
-    client.step_back(Position("e", 1))
+    client.move_to(Position("e", 1))
     assert client.acknowledge(9)
     assert client.acked == 9
 
 
 def test_a_step_back_into_another_epoch() -> None:
-    """Section 7, epochs: numbers of the old epoch say nothing about the new one."""
+    """Acks of the old epoch do not count in the new one."""
     client, _ = client_at(9)
     client.acknowledge(9)
-    client.step_back(Position("f", 2))
+    client.move_to(Position("f", 2))
     assert client.acked == 0
     assert not client.acknowledge(3)
     assert client.acknowledge(2)
 
 
 def test_acks_before_redis_was_reached() -> None:
-    """Section 6, acks: where there is no epoch there is nothing to acknowledge."""
+    """Before Redis was reached there is nothing to acknowledge."""
     client = Client("ws-events-1", FakeSink(), WIRE, NOWHERE)
     assert not client.acknowledge(1)
     assert client.acks == 1

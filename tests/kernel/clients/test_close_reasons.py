@@ -11,7 +11,7 @@ from kernel.clients.close_reasons import (
 
 
 def test_close_codes() -> None:
-    """Section 4, close codes: each reason has the code of the table, and fits into a close frame."""
+    """Each reason has its documented code, and fits into a close frame."""
     reasons = [IDLE_TIMEOUT, UNAUTHORIZED, INTERNAL_ERROR, GOING_AWAY, TRY_AGAIN_LATER, SLOW_CLIENT]
     assert [reason.code for reason in reasons] == [1000, 1008, 1011, 1012, 1013, 4008]
     assert IDLE_TIMEOUT.text == "Idle timeout"

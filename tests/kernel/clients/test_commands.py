@@ -1,4 +1,4 @@
-"""The conversation: every row of the table of client messages, and every way to get it wrong."""
+"""Commands: every message that a client may send, and every way to get it wrong."""
 
 import json
 from typing import Any
@@ -8,28 +8,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel.clients.client import Resume
 from kernel.clients.commands import Decision, Refused, interpret, patterns_from, sequence_from
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.clients.replay import Resume
 from kernel.messages.control import Error, Pong, Subscribed, Unsubscribed
 
 KINDS = ["ping", "pong", "subscribe", "unsubscribe", "resync", "ack"]
 
 
 def say(frame: object, patterns: Patterns = EVERYTHING) -> Decision:
-    """Return what this frame, sent as JSON, comes to."""
+    """Return the decision about this object, sent as JSON."""
     return interpret(json.dumps(frame), patterns)
 
 
 def refusal(decision: Decision) -> Error:
-    """Return the error that a message came to, and nothing else."""
+    """Return the error with which a message is answered; nothing else may be decided."""
     assert isinstance(decision.reply, Error)
     assert decision == Decision(decision.reply)
     return decision.reply
 
 
 def details(message: str | bytes, code: str, patterns: Patterns = EVERYTHING) -> dict[str, Any]:
-    """Return the details of the error with which a message is refused; its code must be this one."""
+    """Return the details of the error with which a message is answered; `code` is the error's."""
     error = refusal(interpret(message, patterns))
     sent = msgspec.json.decode(msgspec.json.encode(error))
     assert sent.keys() == {"type", "error", "message", "details"}
@@ -44,12 +44,12 @@ def details(message: str | bytes, code: str, patterns: Patterns = EVERYTHING) ->
 
 @pytest.mark.parametrize("message", ["ping", '{"type":"ping"}', '{"type":"PING","data":null}', ' {"type":"Ping"} '])
 def test_ping(message: str) -> None:
-    """Section 4, client messages: the text `ping`, or type ping in any letter case, is answered by pong."""
+    """The text `ping`, or type ping in any letter case, is answered by pong."""
     assert interpret(message, EVERYTHING) == Decision(Pong())
 
 
 def test_pong() -> None:
-    """Section 4, client messages: a pong is answered by nothing."""
+    """A pong is not answered."""
     assert say({"type": "pong"}) == Decision()
     assert say({"type": "PoNg", "data": {}}) == Decision()
 
@@ -59,19 +59,19 @@ def test_pong() -> None:
 
 @pytest.mark.parametrize("field", ["events", "channels"])
 def test_subscribe(field: str) -> None:
-    """Section 4, client messages: subscribe answers in lower case; `channels` is the old name of `events`."""
+    """The reply to subscribe lists the patterns in lower case; `channels` is the old name of `events`."""
     decision = say({"type": "Subscribe", "data": {field: ["Alert.*", "camera_status"]}})
     assert decision == Decision(Subscribed(["alert.*", "camera_status"]), Patterns.of(["alert.*", "camera_status"]))
 
 
 def test_patterns_add_up() -> None:
-    """Section 4, client messages: patterns add up, and the reply lists those of this message, each once."""
+    """Patterns add up, and the reply lists those of this message, each once."""
     decision = say({"type": "subscribe", "data": {"events": ["B", "a", "A", "b"]}}, Patterns.of(["a", "c"]))
     assert decision == Decision(Subscribed(["b", "a"]), Patterns.of(["a", "b", "c"]))
 
 
 def test_the_new_name_goes_before_the_old_one() -> None:
-    """Section 4, client messages: where both names are given, `events` counts."""
+    """If both names are given, `events` counts."""
     decision = say({"type": "subscribe", "data": {"channels": ["old"], "events": ["new"]}})
     assert decision.patterns is Patterns.of(["new"])
     decision = say({"type": "subscribe", "data": {"channels": ["old"], "events": None}})
@@ -82,27 +82,27 @@ def test_the_new_name_goes_before_the_old_one() -> None:
 
 @pytest.mark.parametrize("field", ["events", "channels"])
 def test_unsubscribe_by_name(field: str) -> None:
-    """Section 4, client messages: unsubscribe answers with the patterns that were there and are gone."""
+    """The reply to unsubscribe lists the patterns that were removed."""
     decision = say({"type": "unsubscribe", "data": {field: ["A", "x"]}}, Patterns.of(["a", "b"]))
     assert decision == Decision(Unsubscribed(["a"]), Patterns.of(["b"]))
 
 
 def test_unsubscribe_the_last_one() -> None:
-    """Section 5, subscriptions: when its last pattern is removed by name a connection receives nothing."""
+    """A client whose last pattern is removed by name receives nothing."""
     decision = say({"type": "unsubscribe", "data": {"events": ["a"]}}, Patterns.of(["a"]))
     assert decision == Decision(Unsubscribed(["a"]), Patterns.of([]))
 
 
 @pytest.mark.parametrize("data", [None, {}, {"events": None}, {"other": 1}])
 def test_unsubscribe_without_a_list(data: dict[str, Any] | None) -> None:
-    """Section 4, client messages: without a list all patterns are removed, back to receiving everything."""
+    """An unsubscribe without a list removes all patterns, and the client receives everything again."""
     decision = say({"type": "unsubscribe", "data": data}, Patterns.of(["b", "a"]))
     assert decision == Decision(Unsubscribed(["a", "b"]), EVERYTHING)
     assert say({"type": "unsubscribe"}, Patterns.of(["a"])) == Decision(Unsubscribed(["a"]), EVERYTHING)
 
 
 def test_unsubscribe_of_one_who_never_subscribed() -> None:
-    """Section 5, subscriptions: one who never subscribed has nothing to remove and goes on receiving everything."""
+    """A client that never subscribed has nothing to remove and continues to receive everything."""
     assert say({"type": "unsubscribe", "data": {"events": ["a"]}}) == Decision(Unsubscribed([]), EVERYTHING)
 
 
@@ -111,7 +111,7 @@ def test_unsubscribe_of_one_who_never_subscribed() -> None:
     "events", ["alert.*", {}, [], 5, True, [""], [None], [5], [["a"]], ["a", "x" * 257]], ids=lambda e: repr(e)[:20]
 )
 def test_patterns_that_are_none(kind: str, events: object) -> None:
-    """Section 4, error codes: no patterns, or bad ones, are a validation_error that says what, with an example."""
+    """Missing or invalid patterns are a validation_error that says what is wrong, with an example."""
     told = details(json.dumps({"type": kind, "data": {"events": events}}), "validation_error")
     assert "pattern" in told["reason"]
     assert told["example"]["type"] == kind
@@ -121,18 +121,18 @@ def test_patterns_that_are_none(kind: str, events: object) -> None:
 
 @pytest.mark.parametrize("data", [None, {}, {"events": None}])
 def test_subscribe_without_patterns(data: object) -> None:
-    """Section 4, error codes: a subscribe without patterns is a validation_error with an example."""
+    """A subscribe without patterns is a validation_error with an example."""
     told = details(json.dumps({"type": "SUBSCRIBE", "data": data}), "validation_error")
     assert told["example"] == {"type": "subscribe", "data": {"events": ["alert.*", "camera_status"]}}
 
 
 def test_the_longest_pattern() -> None:
-    """Section 4, error codes: a pattern of 256 characters is allowed."""
+    """A pattern of 256 characters is allowed."""
     assert say({"type": "subscribe", "data": {"events": ["ä" * 256]}}).patterns is Patterns.of(["ä" * 256])
 
 
 def test_a_hundred_patterns_a_connection() -> None:
-    """Section 4, error codes: 100 patterns a connection are allowed, however they came; repetitions are free."""
+    """A connection may have 100 patterns in all; repeated ones count once."""
     names = [f"p{n}" for n in range(100)]
     assert say({"type": "subscribe", "data": {"events": names + names}}).patterns is Patterns.of(names)
     half = Patterns.of(names[:50])
@@ -147,7 +147,7 @@ def test_a_hundred_patterns_a_connection() -> None:
 
 
 def test_a_full_connection_can_unsubscribe() -> None:
-    """Section 4, error codes: the limit of 100 patterns does not stand in the way of removing some."""
+    """A client with 100 patterns can remove some."""
     names = [f"p{n}" for n in range(100)]
     decision = say({"type": "unsubscribe", "data": {"events": [*names[:99], "unknown"]}}, Patterns.of(names))
     assert decision == Decision(Unsubscribed(names[:99]), Patterns.of(["p99"]))
@@ -157,13 +157,13 @@ def test_a_full_connection_can_unsubscribe() -> None:
 
 
 def test_resync() -> None:
-    """Section 4, client messages: resync names channel, number and epoch."""
+    """Resync names channel, number and epoch."""
     frame = {"type": "resync", "data": {"channel": "events", "last_sequence": 5, "epoch": "e1"}}
     assert say(frame) == Decision(resume=Resume("events", 5, "e1"))
 
 
 def test_resync_at_top_level() -> None:
-    """Section 4, client messages: resync's fields are also accepted at top level; those in `data` go before."""
+    """The fields of a resync are also accepted at top level; those in `data` take precedence."""
     assert say({"type": "ReSync", "channel": "c", "last_sequence": 5, "epoch": "e1"}) == Decision(
         resume=Resume("c", 5, "e1")
     )
@@ -179,19 +179,19 @@ def test_resync_at_top_level() -> None:
     ],
 )
 def test_resync_without_anything(frame: dict[str, Any]) -> None:
-    """Section 6, resume: an absent or null channel is "unknown", an absent last_sequence 0, an absent epoch none."""
+    """An absent or null channel is "unknown", an absent last_sequence 0, an absent epoch none."""
     assert say(frame) == Decision(resume=Resume("unknown", 0, None))
 
 
 @pytest.mark.parametrize("epoch", [None, ""])
 def test_resync_without_an_epoch(epoch: str | None) -> None:
-    """Section 6, resume: a null epoch, or the empty one of a first frame without Redis, is none."""
+    """A null epoch counts as absent, and so does the empty one of a first frame without Redis."""
     assert say({"type": "resync", "data": {"last_sequence": 1, "epoch": epoch}}).resume == Resume("unknown", 1, None)
 
 
 @pytest.mark.parametrize("number", [-1, True, False, 5.0, 5.5, "5", None, [5], -(10**30)])
 def test_resync_with_no_number(number: object) -> None:
-    """Section 4, error codes: a last_sequence that is no int ≥ 0 is a validation_error; a bool or a float is no int."""
+    """A last_sequence that is not an int ≥ 0 is a validation_error; a bool or a float is not an int."""
     for frame in ({"type": "resync", "data": {"last_sequence": number}}, {"type": "resync", "last_sequence": number}):
         assert details(json.dumps(frame), "validation_error") == {
             "reason": "last_sequence must be an integer of at least 0"
@@ -200,7 +200,7 @@ def test_resync_with_no_number(number: object) -> None:
 
 @pytest.mark.parametrize("fields", [{"channel": 5}, {"channel": "x" * 257}, {"epoch": 5}, {"epoch": "x" * 257}])
 def test_resync_with_bad_texts(fields: dict[str, Any]) -> None:
-    """Section 4, error codes: a channel or epoch that is no text, or has no end, is a validation_error."""
+    """A channel or epoch that is not a string, or is too long, is a validation_error."""
     told = details(json.dumps({"type": "resync", "data": fields}), "validation_error")
     assert told["reason"].startswith(next(iter(fields)))
 
@@ -210,13 +210,13 @@ def test_resync_with_bad_texts(fields: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("frame", [{"type": "ack", "data": {"sequence": 7}}, {"type": "ACK", "sequence": 7}])
 def test_ack(frame: dict[str, Any]) -> None:
-    """Section 4, client messages: an ack names a number, in `data` or at top level, and is answered by nothing."""
+    """An ack has a number, in `data` or at top level, and is not answered."""
     assert say(frame) == Decision(ack=7)
 
 
 @pytest.mark.parametrize("number", [0, -1, True, 1.0, "1", None, {}, [1]])
 def test_ack_with_no_number(number: object) -> None:
-    """Section 4, error codes: an ack that is no int ≥ 1 is a validation_error."""
+    """An ack whose number is not an int ≥ 1 is a validation_error."""
     for frame in ({"type": "ack", "data": {"sequence": number}}, {"type": "ack", "sequence": number}):
         told = details(json.dumps(frame), "validation_error")
         assert told == {"reason": "sequence must be an integer of at least 1"}
@@ -224,7 +224,7 @@ def test_ack_with_no_number(number: object) -> None:
 
 
 def test_huge_numbers() -> None:
-    """Section 4, client messages: an int is an int, however large; what is beyond all measure is JSON, but no int."""
+    """Large integers are accepted; a number with over 1,000 digits is valid JSON, but does not count as an int."""
     assert say({"type": "ack", "sequence": 10**30}) == Decision(ack=10**30)
     assert say({"type": "resync", "last_sequence": 10**400}).resume == Resume("unknown", 10**400, None)
     for number in ("9" * 5000, "-" + "9" * 5000, "1e999", "-1e999"):
@@ -252,23 +252,23 @@ def test_huge_numbers() -> None:
     ],
 )
 def test_invalid_json(message: str) -> None:
-    """Section 4, error codes: what is not JSON is invalid_json and gets its first characters back."""
+    """A message that is not JSON is answered by invalid_json with its first characters."""
     assert details(message, "invalid_json") == {"raw_data_preview": message}
 
 
 def test_the_preview_is_short() -> None:
-    """Section 4, error codes: the preview is the first 100 characters, whole ones."""
+    """The preview is the first 100 characters, not bytes."""
     message = "€" * 150
     assert details(message, "invalid_json") == {"raw_data_preview": "€" * 100}
 
 
 def test_an_empty_message() -> None:
-    """Section 4, error codes: the preview of nothing is null."""
+    """The preview of an empty message is null."""
     assert details("", "invalid_json") == {"raw_data_preview": None}
 
 
 def test_lone_surrogates() -> None:
-    """Section 4, error codes: half a character is no text, its preview can be sent; escaped it is JSON, read as ?."""
+    """A lone surrogate is invalid_json with a preview that can be sent; an escaped one is read as "?"."""
     assert details('{"type":"\ud800"}', "invalid_json") == {"raw_data_preview": '{"type":"?"}'}
     said = interpret('{"type":"resync","channel":"\\ud800 and more","last_sequence":5}', EVERYTHING)
     assert said == Decision(resume=Resume("? and more", 5, None))
@@ -277,14 +277,14 @@ def test_lone_surrogates() -> None:
 
 
 def test_deep_nesting() -> None:
-    """Section 4, error codes: JSON that is nested beyond all measure is invalid_json."""
+    """JSON that is nested too deeply is invalid_json."""
     assert details("[" * 50_000, "invalid_json") == {"raw_data_preview": "[" * 100}
     details('{"type":"ping","data":' * 20_000, "invalid_json")
 
 
 @pytest.mark.parametrize("message", ["[]", "5", '"ping"', "null", "true", '[{"type":"ping"}]'])
 def test_no_object(message: str) -> None:
-    """Section 4, error codes: JSON that is no object is invalid_message_format."""
+    """JSON that is not an object is invalid_message_format."""
     assert details(message, "invalid_message_format") == {"validation_errors": ["the message must be a JSON object"]}
 
 
@@ -292,34 +292,34 @@ def test_no_object(message: str) -> None:
     "frame", [{}, {"type": ""}, {"type": 5}, {"type": None}, {"type": ["ping"]}, {"type": "x" * 51}]
 )
 def test_no_type(frame: dict[str, Any]) -> None:
-    """Section 4, error codes: a type that is missing, empty, over 50 characters or no string is a format error."""
+    """A type that is missing, empty, over 50 characters or not a string is a format error."""
     (error,) = details(json.dumps(frame), "invalid_message_format")["validation_errors"]
     assert error.startswith("type:")
 
 
 @pytest.mark.parametrize("data", ["text", 5, True, []])
 def test_data_that_is_no_object(data: object) -> None:
-    """Section 4, error codes: data that is neither object nor null is a format error, also of an unknown type."""
+    """Data that is neither object nor null is a format error, also of an unknown type."""
     for kind in (*KINDS, "unknown"):
         (error,) = details(json.dumps({"type": kind, "data": data}), "invalid_message_format")["validation_errors"]
         assert error.startswith("data:")
 
 
 def test_everything_wrong_at_once() -> None:
-    """Section 4, error codes: validation_errors lists all that is wrong with the form."""
+    """`validation_errors` lists everything that is wrong with the form."""
     assert len(details('{"type":5,"data":5}', "invalid_message_format")["validation_errors"]) == 2
 
 
 @pytest.mark.parametrize("message", [b"", b"ping", b'{"type":"ping"}', b"\xff\xfe"])
 def test_binary_frames(message: bytes) -> None:
-    """Section 4, error codes: a binary frame is a format error, whatever is in it."""
+    """A binary message is a format error, whatever is in it."""
     (error,) = details(message, "invalid_message_format")["validation_errors"]
     assert "binary" in error
 
 
 @pytest.mark.parametrize("kind", ["hello", "x" * 50, " ping", "connected", "İ"])
 def test_unknown_types(kind: str) -> None:
-    """Section 4, error codes: an unknown type is named in the message, and the known ones are listed."""
+    """An unknown type is named in the message, and the known ones are listed."""
     error = refusal(say({"type": kind}))
     assert error.error == "unknown_message_type"
     assert kind in error.message
@@ -350,7 +350,7 @@ JSON = st.recursive(
     globs=st.none() | st.lists(st.text(max_size=5), max_size=3),
 )
 def test_bad_input_is_answered_whatever_it_is(message: str | bytes, globs: list[str] | None) -> None:
-    """Section 4: bad input never closes the connection, and every answer can be sent."""
+    """Whatever a client sends, the answer can be encoded, and an error has no other effect."""
     decision = interpret(message, Patterns.of(globs))
     if decision.reply is not None:
         msgspec.json.encode(decision.reply)
@@ -362,14 +362,14 @@ def test_bad_input_is_answered_whatever_it_is(message: str | bytes, globs: list[
 
 
 def test_patterns_from_a_query() -> None:
-    """Section 4, query parameters: the rules for patterns are those of subscribe."""
+    """Patterns in a query obey the rules of subscribe."""
     assert patterns_from(["A", "b", "a"], EVERYTHING) == ["a", "b"]
     with pytest.raises(Refused, match="at most 100"):
         patterns_from([str(n) for n in range(101)], EVERYTHING)
 
 
 def test_a_number_from_a_query() -> None:
-    """Section 4, query parameters: `since` is an int ≥ 0, and the refusal names the field."""
+    """A number in a query must be an int ≥ 0, and the refusal names the parameter."""
     assert sequence_from(0, "since", 0) == 0
     with pytest.raises(Refused, match="since must be an integer of at least 0"):
         sequence_from(None, "since", 0)

@@ -1,4 +1,4 @@
-"""The drain: every client is told and closed, one after the other, and gets its events until then."""
+"""Drain: every client is notified and then closed, and gets its events until then."""
 
 import asyncio
 
@@ -17,7 +17,7 @@ def redis() -> FakeRedis:
 
 
 async def test_told_and_closed(redis: FakeRedis) -> None:
-    """Section 9, drain: each client hears when, the delays spread over the time given, and is closed with 1012 then."""
+    """Each client is told its delay, spread over the given time, and is closed with 1012 after it."""
     async with replica(redis) as broadcaster:
         sinks = [join(broadcaster)[1] for _ in range(4)]
         begun = asyncio.get_running_loop().time()
@@ -40,7 +40,7 @@ async def test_told_and_closed(redis: FakeRedis) -> None:
 
 
 async def test_events_go_on(redis: FakeRedis) -> None:
-    """Section 9, drain: events go on to each client until its own close, and publishing goes on altogether."""
+    """Each client gets events until its own close, and publishing continues."""
     async with replica(redis) as broadcaster:
         first, second = (join(broadcaster)[1] for _ in range(2))
         drain = asyncio.create_task(broadcaster.drain(0.2))
@@ -54,7 +54,7 @@ async def test_events_go_on(redis: FakeRedis) -> None:
 
 @pytest.mark.parametrize("clients", [0, 3])
 async def test_at_once(redis: FakeRedis, clients: int) -> None:
-    """Section 11, settings: with no seconds for it everybody is told and closed at once."""
+    """With a drain of 0 seconds every client is notified and closed at once."""
     async with replica(redis) as broadcaster:
         sinks = [join(broadcaster)[1] for _ in range(clients)]
         async with asyncio.timeout(5):
@@ -64,7 +64,7 @@ async def test_at_once(redis: FakeRedis, clients: int) -> None:
 
 
 async def test_a_large_fleet(redis: FakeRedis) -> None:
-    """Section 9, drain: the loop turns while thousands are told and closed."""
+    """The event loop runs while thousands of clients are notified and closed."""
     async with replica(redis) as broadcaster:
         for _ in range(900):
             join(broadcaster)
@@ -77,7 +77,7 @@ async def test_a_large_fleet(redis: FakeRedis) -> None:
 
 
 async def test_a_full_client(redis: FakeRedis) -> None:
-    """Section 9, drain: one whose socket is full hears it as soon as it has drained, other notices or not."""
+    """A client whose socket is full is notified as soon as it has drained, together with other notices."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, room=10)
         drain = asyncio.create_task(broadcaster.drain(0.5))
@@ -93,7 +93,7 @@ async def test_a_full_client(redis: FakeRedis) -> None:
 
 
 async def test_a_client_that_stays_full(redis: FakeRedis) -> None:
-    """Section 9, drain: one whose socket is full until its close is told right before it."""
+    """A client whose socket stays full is notified right before its close."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, room=10)
         await broadcaster.drain(0.0)

@@ -1,4 +1,4 @@
-"""The hub: clients come and go, are told, fall behind and catch up, and get exactly what is theirs."""
+"""The hub: clients connect, change patterns, fall behind and catch up, and get exactly their events."""
 
 import asyncio
 import gc
@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kernel.clients import Client, Patterns, Resume, fanout
+from kernel.clients import Client, CloseReason, Patterns, Resume, fanout
 from kernel.clients.client import Delivery
-from kernel.clients.close_reasons import INTERNAL_ERROR
+from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING
-from kernel.log import AsgiEncoding, WireEncoding
+from kernel.log import AsgiEncoding, Joined, WireEncoding
 from kernel.log.check_requests import CheckRequests
 from kernel.log.log import Log
 from kernel.messages.names import names_of
@@ -53,7 +53,7 @@ def redis() -> FakeRedis:
 
 
 def subscribe(*globs: str, kind: str = "subscribe") -> str:
-    """Return a client's frame."""
+    """Return a subscribe command, or another one of its form."""
     return json.dumps({"type": kind, "data": {"events": globs}})
 
 
@@ -61,7 +61,7 @@ def subscribe(*globs: str, kind: str = "subscribe") -> str:
 
 
 async def test_the_first_frame(redis: FakeRedis) -> None:
-    """Section 4, first frame: it names the connection, the epoch and where this replica stands."""
+    """The first frame names the connection, the epoch and where this replica stands."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         (first,) = sink.messages
@@ -73,7 +73,7 @@ async def test_the_first_frame(redis: FakeRedis) -> None:
 
 
 async def test_every_event_after_it(redis: FakeRedis) -> None:
-    """Section 4, first frame: without `since` a client gets every matching event after `lastSeq`."""
+    """Without `since` a client gets every matching event after `lastSeq`."""
     async with replica(redis) as broadcaster:
         _, everything = join(broadcaster)
         _, alerts = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda number: number != 252)
@@ -94,7 +94,7 @@ async def test_every_event_after_it(redis: FakeRedis) -> None:
     ],
 )
 async def test_encodings(redis: FakeRedis, encoding: WireEncoding | AsgiEncoding) -> None:
-    """Section 4, format: whatever a client's encoding, it gets the same, live and replayed."""
+    """Clients of all encodings get the same messages, live and replayed."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster, encoding=encoding, resume=Resume("events", 200, E1))
         await sink.until(lambda: sink.of("resync_ack"))
@@ -104,7 +104,7 @@ async def test_encodings(redis: FakeRedis, encoding: WireEncoding | AsgiEncoding
 
 
 async def test_leaving(redis: FakeRedis) -> None:
-    """Section 9, bounded memory: a client that left gets nothing, is counted no more, and may leave twice."""
+    """A client that left gets nothing and is not counted; leaving twice is no error."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         broadcaster.disconnect(client)
@@ -117,7 +117,7 @@ async def test_leaving(redis: FakeRedis) -> None:
 
 
 async def test_what_a_gone_client_still_says(redis: FakeRedis) -> None:
-    """Section 9, bounded memory: messages of a client that is gone bring nothing back to life."""
+    """Commands of a client that is gone have no effect."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         broadcaster.disconnect(client)
@@ -131,7 +131,7 @@ async def test_what_a_gone_client_still_says(redis: FakeRedis) -> None:
 
 @pytest.mark.parametrize("resume", [None, Resume("events", 0, E1)])
 async def test_nothing_is_left_of_a_client(redis: FakeRedis, resume: Resume | None) -> None:
-    """Section 9, bounded memory: whatever a client was doing, nothing holds on to it when it is gone."""
+    """No reference to a client is left when it is gone, whatever it was doing."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=300, resume=resume, skips=lambda number: True)
         broadcaster.hub.receive(client, subscribe("only.this.one"))
@@ -148,7 +148,7 @@ async def test_nothing_is_left_of_a_client(redis: FakeRedis, resume: Resume | No
 
 
 async def test_replies_in_order(redis: FakeRedis) -> None:
-    """Section 9, order: each message is answered behind everything that was sent before."""
+    """Each command is answered after everything that was sent before."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         for message in ("ping", "{", subscribe("event"), '{"type":"pong"}', b"x", subscribe(), '{"type":"PING"}'):
@@ -165,7 +165,7 @@ async def test_replies_in_order(redis: FakeRedis) -> None:
 
 
 async def test_changing_patterns(redis: FakeRedis) -> None:
-    """Section 5, subscriptions: what comes after the reply obeys the new set, and nothing is lost or repeated."""
+    """Events after the reply obey the new patterns, and none is lost or repeated."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         changes = [EVERYTHING]
@@ -197,7 +197,7 @@ async def test_changing_patterns(redis: FakeRedis) -> None:
 
 
 async def test_acks(redis: FakeRedis) -> None:
-    """Section 6, acks: never lowered, beyond the own place ignored, and each is counted."""
+    """The highest ack is never lowered, one beyond the client's place is ignored, and each is counted."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         fill(redis, 5)
@@ -216,7 +216,7 @@ async def test_acks(redis: FakeRedis) -> None:
 
 
 async def test_acks_during_a_replay(redis: FakeRedis) -> None:
-    """Section 6, acks: what a client had before it asked for a replay it can acknowledge meanwhile."""
+    """During a replay a client can acknowledge what it received before."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
         fill(redis, 5)
@@ -229,7 +229,7 @@ async def test_acks_during_a_replay(redis: FakeRedis) -> None:
 
 
 async def test_heartbeat(redis: FakeRedis) -> None:
-    """Section 4, heartbeat: it tells the client's own place; events that its filter skipped count as passed."""
+    """A heartbeat holds the client's own place; events that its patterns skipped count as passed."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda number: True)
         fill(redis, 5)
@@ -239,7 +239,7 @@ async def test_heartbeat(redis: FakeRedis) -> None:
 
 
 async def test_heartbeats_of_the_slow(redis: FakeRedis) -> None:
-    """Section 4, heartbeat: that of a client that is behind tells how far it got, not how far the replica is."""
+    """The heartbeat of a client that is behind holds its own place, not the replica's."""
     async with replica(redis, HEARING) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 5)
@@ -256,18 +256,18 @@ async def walking(redis: FakeRedis, broadcaster: Any, client: Client) -> None:
     before = client.place
     fill(redis, 1)
     await turns_until(lambda: broadcaster.sequence == redis.place.sequence)
-    assert client.place is before
+    assert client.place == before
 
 
 @pytest.fixture
 def slow_walk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the loop turn after each write."""
-    monkeypatch.setattr(fanout, "_WRITES", 1)
+    """Let the event loop run after each write."""
+    monkeypatch.setattr(fanout, "WRITES", 1)
 
 
 @pytest.mark.usefixtures("slow_walk")
 async def test_changing_patterns_during_a_walk(redis: FakeRedis) -> None:
-    """Section 9, order: what is under way comes before the reply, under the old set."""
+    """Events that are being delivered come before the reply and obey the old patterns."""
     async with replica(redis) as broadcaster:
         for _ in range(50):
             join(broadcaster)
@@ -287,7 +287,7 @@ async def test_changing_patterns_during_a_walk(redis: FakeRedis) -> None:
 
 @pytest.mark.usefixtures("slow_walk")
 async def test_full_by_the_change_of_patterns(redis: FakeRedis) -> None:
-    """Section 9, slow clients: one whose socket is filled by what was under way is behind, with its new patterns."""
+    """A client whose socket the events under way have filled is behind, with its new patterns."""
     async with replica(redis) as broadcaster:
         for _ in range(50):
             join(broadcaster)
@@ -306,7 +306,7 @@ async def test_full_by_the_change_of_patterns(redis: FakeRedis) -> None:
 
 @pytest.mark.usefixtures("slow_walk")
 async def test_leaving_during_a_walk(redis: FakeRedis) -> None:
-    """Section 9: a client that left while a walk was on its way to it is not written to."""
+    """A client that left before the walk reached it is not written to."""
     async with replica(redis) as broadcaster:
         for _ in range(50):
             join(broadcaster)
@@ -320,7 +320,7 @@ async def test_leaving_during_a_walk(redis: FakeRedis) -> None:
 
 @pytest.mark.usefixtures("slow_walk")
 async def test_falling_behind_during_a_walk(redis: FakeRedis) -> None:
-    """Section 9: a client that fell behind while a walk was on its way to it gets the walk's events once, later."""
+    """A client that fell behind before the walk reached it gets the walk's events once, later."""
     async with replica(redis) as broadcaster:
         for _ in range(50):
             join(broadcaster)
@@ -347,9 +347,9 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
     sinks = [FakeSink() for _ in range(5)]
     for sink in sinks:
         hub.connect(sink, WIRE)
-    before, frames = log.place, await log.stored(Position(E1, 240), 244)
+    frames = await log.stored(Position(E1, 240), 244)
     log.append(frames)
-    delivery = asyncio.create_task(hub.deliver(frames, before, 0.0))
+    delivery = asyncio.create_task(hub.deliver(frames, 0.0))
     await turns_until(lambda: sinks[1].numbers)
     assert not sinks[-1].numbers
     delivery.cancel()
@@ -359,8 +359,35 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
         assert sink.numbers == [241, 242, 243, 244]
 
 
+@pytest.mark.usefixtures("slow_walk")
+async def test_a_delivery_that_fails(redis: FakeRedis) -> None:
+    """After a delivery that fails half-way clients that were not reached read the events from the log."""
+
+    class BrokenSink(FakeSink):
+        def write(self, data: Joined) -> None:
+            if self.messages:
+                raise ZeroDivisionError
+            super().write(data)
+
+    log = Log(GatedTransport(redis), 20)
+    hub = Hub(log, checks=CheckRequests(), observer=Observer(), chunk=100)
+    log.ring.start(Position(E1, 240))
+    sinks = [FakeSink(), BrokenSink(), FakeSink()]
+    clients = [hub.connect(sink, WIRE) for sink in sinks]
+    frames = await log.stored(Position(E1, 240), 242)
+    log.append(frames[:1])
+    with pytest.raises(ZeroDivisionError):
+        await hub.deliver(frames[:1], 0.0)
+    await eventually(lambda: clients[2].delivery is Delivery.LIVE)
+    assert clients[1].delivery is Delivery.BEHIND
+    assert sinks[1].closed == INTERNAL_ERROR
+    log.append(frames[1:])
+    await hub.deliver(frames[1:], 0.0)
+    assert [sink.numbers for sink in sinks] == [[241, 242], [], [241, 242]]
+
+
 async def test_large_batches_are_cut(redis: FakeRedis) -> None:
-    """Section 9: a refill of megabytes is written in pieces, so that it makes nobody slow."""
+    """A large batch is written in several pieces, so that it does not make clients slow."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         redis.deaf = True
@@ -374,7 +401,7 @@ async def test_large_batches_are_cut(redis: FakeRedis) -> None:
 
 
 async def test_notices(redis: FakeRedis) -> None:
-    """Section 8, degraded: clients are told on the way in and out, newcomers after their first frame."""
+    """Clients are notified when Redis is lost and when it is back; new clients after their first frame."""
     async with replica(redis) as broadcaster:
         _, early = join(broadcaster, patterns=Patterns.of([]))
         redis.down = True
@@ -395,7 +422,7 @@ async def test_notices(redis: FakeRedis) -> None:
 
 
 async def test_healthy_then_everything_missed(redis: FakeRedis) -> None:
-    """Section 8, leaving degraded: first the notice, then everything that was missed."""
+    """When Redis is back the notice comes first, then everything that was missed."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         redis.down = True
@@ -407,7 +434,7 @@ async def test_healthy_then_everything_missed(redis: FakeRedis) -> None:
 
 
 async def test_notices_of_the_slow(redis: FakeRedis) -> None:
-    """Section 9, slow clients: one whose socket is full gets its notice when it has drained, the newest one only."""
+    """A client whose socket is full gets only the newest notice, when it has drained."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=10)
         redis.down = True
@@ -431,7 +458,7 @@ async def test_notices_of_the_slow(redis: FakeRedis) -> None:
 
 
 async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
-    """Section 9, order: a notice that a client is owed goes before the next one, or not at all."""
+    """A notice never overtakes an older one that is waiting: the older one is sent first or replaced."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=10)
         redis.down = True
@@ -445,7 +472,7 @@ async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
 
 
 async def test_telling_somebody_who_leaves(redis: FakeRedis) -> None:
-    """Section 8, degraded: a socket that dies while it is told does not keep the others from being told."""
+    """A client that disconnects while it is notified does not keep others from being notified."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster, room=200)
         sink.on_blocked = lambda: broadcaster.disconnect(client)
@@ -459,7 +486,7 @@ async def test_telling_somebody_who_leaves(redis: FakeRedis) -> None:
 
 
 async def test_a_task_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 4, close codes: an unexpected error in a client's own task closes that client with 1011."""
+    """An unexpected error in a client's own task closes that client with 1011."""
 
     class BrokenSink(FakeSink):
         async def drained(self) -> None:
@@ -478,6 +505,28 @@ async def test_a_task_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixt
         broadcaster.disconnect(client)
         fill(redis, 1)
         await other.until(lambda: other.numbers == [251])
+
+
+async def test_leaving_while_it_is_closed(redis: FakeRedis) -> None:
+    """A client that disconnects in the moment in which it is closed as too slow is gone."""
+
+    class ImpatientSink(FakeSink):
+        def close(self, reason: CloseReason) -> None:
+            super().close(reason)
+            broadcaster.disconnect(client)
+
+    async with replica(redis, HEARING) as broadcaster:
+        sink = ImpatientSink(room=10)
+        client = broadcaster.connect(sink, WIRE)
+        broadcaster.hub.fall_behind(client)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        redis.trim(50)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.closed is not None)
+        assert sink.closed == SLOW_CLIENT
+        assert (broadcaster.connections, client.delivery) == (0, Delivery.GONE)
 
 
 # -- everything at once
@@ -507,7 +556,7 @@ TURNS = st.sampled_from([0, 0, 1, 2, 3, 5, 8, 13])
 
 
 class Peer:
-    """A client, and what it must remember to judge what it gets."""
+    """A client, and what the test must remember to check what it gets."""
 
     def __init__(self, client: Client, sink: FakeSink, resyncs: list[int]) -> None:
         self.client = client
@@ -517,7 +566,7 @@ class Peer:
 
 
 async def act(redis: FakeRedis, broadcaster: Any, peers: list[Peer], types: list[str], action: tuple[Any, ...]) -> None:
-    """Do one thing to the world."""
+    """Perform one action."""
     match action:
         case ("publish", type, count):
             fill(redis, count, type=type)
@@ -569,11 +618,11 @@ async def act(redis: FakeRedis, broadcaster: Any, peers: list[Peer], types: list
 @given(actions=st.lists(st.tuples(ACTIONS, TURNS), min_size=20, max_size=80))
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 async def test_whatever_happens(actions: list[tuple[tuple[Any, ...], int]]) -> None:
-    """Sections 5, 6, 9: whatever happens at any moment, each client gets exactly its frames, in order and once."""
+    """In any sequence of actions each client gets exactly its events, in order and once."""
     redis, types, peers = FakeRedis(), ["event"] * 30, list[Peer]()
     fill(redis, 30)
     async with AsyncExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(fanout, "_WRITES", 1)
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(fanout, "WRITES", 1)
         config = replace(FAST, message_buffer_size=7, chunk_bytes=200, position_check_seconds=0.01)
         broadcaster = await stack.enter_async_context(replica(redis, config))
         for globs in (None, ["event"], None, ["*"], ["event"], ["alert.*"], ["ev*"], []):
@@ -588,7 +637,8 @@ async def test_whatever_happens(actions: list[tuple[tuple[Any, ...], int]]) -> N
             peer.sink.drain()
         await eventually(
             lambda: all(
-                p.client.delivery is Delivery.LIVE and p.client.place == redis.place == broadcaster._log.place
+                p.client.delivery is Delivery.LIVE
+                and p.client.place == redis.place == (broadcaster.epoch, broadcaster.sequence)
                 for p in peers
             )
         )

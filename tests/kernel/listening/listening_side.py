@@ -16,7 +16,6 @@ from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Log
 from kernel.observer import CircuitMoved, Lost, Refilled, Written
-from kernel.position import Position
 from kernel.resilience.circuit import CircuitBreaker, CircuitState
 from kernel.resilience.link import Link
 from tests.fakes import FakeRedis, FakeTransport
@@ -144,7 +143,7 @@ class ListeningSide:
 
     # the neighbours of the listening side
 
-    async def deliver(self, frames: list[Frame], after: Position, begin: float) -> "ListeningSide":
+    async def deliver(self, frames: list[Frame], begin: float) -> "ListeningSide":
         """Record the frames."""
         for frame in frames:
             message = json.loads(frame.ready(_PLAIN))

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterable
 
+from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.fanout import Walk
-from kernel.clients.patterns import EVERYTHING, Audiences, Patterns
+from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.listening.batch_report import BatchReport
-from kernel.log.frames import Encoding, Frame
+from kernel.log.encodings import Encoding
+from kernel.log.frames import Frame
 from kernel.observer import Observer, TraceContext, Written
 from kernel.position import Position
 from tests.fakes import FakeSink, entry
@@ -36,7 +38,7 @@ def walked(frames: list[Frame], clients: Iterable[Patterns]) -> Walk:
     for number, patterns in enumerate(clients):
         client = Client(str(number), FakeSink(), WIRE, start, patterns)
         client.audience = audiences.join(client, patterns, WIRE)
-    walk = Walk(frames, start, audiences)
+    walk = Walk(frames, audiences)
     for _ in walk:
         pass
     return walk

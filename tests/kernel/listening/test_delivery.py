@@ -10,7 +10,7 @@ from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame
 from kernel.log.log import Log
 from kernel.observer import Delivered, Observer, Written
-from kernel.position import NOWHERE, Position
+from kernel.position import Position
 from tests.fakes import FakeRedis, FakeTransport, entry
 
 E1 = "epoch-1"
@@ -21,15 +21,15 @@ class RecordingFanOut:
     """Records what it is to write, and whether that was in the log by then; each run takes `turns` of the loop."""
 
     def __init__(self, log: Log) -> None:
-        self.runs: list[tuple[Position, list[Position]]] = []
+        self.runs: list[list[Position]] = []
         self.begins: list[float] = []
         self.turns = 0
         self._log = log
 
-    async def deliver(self, frames: list[Frame], after: Position, begin: float) -> "RecordingFanOut":
+    async def deliver(self, frames: list[Frame], begin: float) -> "RecordingFanOut":
         """Record the run."""
         assert frames[-1].place == self._log.place
-        self.runs.append((after, [frame.place for frame in frames]))
+        self.runs.append([frame.place for frame in frames])
         self.begins.append(begin)
         for _ in range(self.turns):
             await asyncio.sleep(0)
@@ -98,10 +98,8 @@ def events(numbers: Iterable[int]) -> list[Frame]:
 
 async def test_run_by_run(parts: Parts) -> None:
     """Each run is in the log when it is handed to the live clients, and the next one is not yet."""
-    begin = parts.log.place
     await parts.delivery.deliver(events([241, 242]))
-    assert parts.fan_out.runs == [(BEGIN, [Position(E1, 241)]), (Position(E1, 241), [Position(E1, 242)])]
-    assert parts.fan_out.runs[0][0] is begin
+    assert parts.fan_out.runs == [[Position(E1, 241)], [Position(E1, 242)]]
     assert parts.log.place == Position(E1, 242)
 
 
@@ -143,7 +141,7 @@ async def test_nothing_follows(parts: Parts) -> None:
 async def test_start(parts: Parts) -> None:
     """The first contact fills the log without a delivery, and tells clients that are already here the epoch."""
     await parts.delivery.start(BEGIN, events(range(241, 251)))
-    assert parts.fan_out.runs == [(NOWHERE, [Position(E1, 250)])]
+    assert parts.fan_out.runs == [[Position(E1, 250)]]
     assert parts.log.ring.base == BEGIN
     assert parts.observer.deliveries == []
     assert parts.flow_control.woken == [Position(E1, 250)]

@@ -88,7 +88,7 @@ async def test_a_trial_that_was_cancelled(redis: FakeRedis, observer: RecordingO
 
 async def test_a_delivery_that_was_cancelled(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the subscription is cancelled in the middle of a delivery, every client still gets the events."""
-    monkeypatch.setattr(fanout, "_WRITES", 1)
+    monkeypatch.setattr(fanout, "WRITES", 1)
     async with replica(redis) as broadcaster:
         sinks = [join(broadcaster)[1] for _ in range(30)]
         fill(redis, 50)

@@ -1,24 +1,18 @@
-"""Frames: the bytes of one message, right for every kind of client and made once."""
+"""Frames: the bytes of one message, made once."""
 
 import json
-import zlib
 from collections.abc import Iterable
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from websockets.frames import Opcode
 
-from kernel.log.frames import WINDOW_BITS, AsgiEncoding, Encoding, Frame, Joined, WireEncoding, chunks, ready_control
+from kernel.log.encodings import AsgiEncoding, Encoding, Joined, WireEncoding
+from kernel.log.frames import Frame, chunks, ready_control
 from kernel.messages.control import Pong
 from kernel.position import Position
 from tests.fakes import entry, text_of, wire_frames
 
 PLAIN = WireEncoding(None, deflate=False, level=6)
-ZLIB = WireEncoding(1024, deflate=False, level=6)
-DEFLATE = WireEncoding(None, deflate=True, level=6)
-BOTH = WireEncoding(1024, deflate=True, level=6)
 
 
 class Counting:
@@ -28,12 +22,12 @@ class Counting:
         self.made: list[bytes] = []
 
     def encode(self, json: bytes) -> bytes | str:
-        """Count, and leave it as it is."""
+        """Count the message, and return it unchanged."""
         self.made.append(json)
         return json
 
     def join(self, messages: Iterable[bytes | str]) -> Joined:
-        """Put them into a list."""
+        """Return them as a list."""
         return list(messages)
 
 
@@ -41,7 +35,7 @@ class Counting:
 
 
 def test_live_frame() -> None:
-    """Section 4, live frame: type, data, sequence and requires_ack, and nothing that the event does not have."""
+    """A live frame has type, data, sequence and requires_ack, and nothing that the event does not have."""
     frame = Frame.of("e1", entry())
     assert (
         frame.ready(AsgiEncoding(None, level=6)) == '{"type":"event","data":{"a":1},"sequence":42,"requires_ack":false}'
@@ -52,7 +46,7 @@ def test_live_frame() -> None:
 
 
 def test_all_that_a_live_frame_can_have() -> None:
-    """Section 4, live frame: timestamp and traceparent go with it, the rest of the trace context stays."""
+    """A live frame has timestamp and traceparent, but not the rest of the trace context."""
     frame = Frame.of(
         "e1",
         entry(
@@ -77,26 +71,26 @@ def test_all_that_a_live_frame_can_have() -> None:
 
 
 def test_a_null_timestamp_is_kept() -> None:
-    """Section 3, messages: worker_status has its envelope timestamp also when it is null."""
+    """A null timestamp is part of the frame; an absent one is not."""
     assert Frame.of("e1", entry(timestamp=None)).message(replay=False)["timestamp"] is None
     assert "timestamp" not in Frame.of("e1", entry()).message(replay=False)
 
 
 @pytest.mark.parametrize("data", ['{"n":12345678901234567890,"f":1.10,"l":[],"s":"\\u00e9é😀"}', '{ "spaced" : [ ] }'])
 def test_data_passes_through_untouched(data: str) -> None:
-    """Section 7: the data's bytes are those that the producer's replica wrote."""
+    """The bytes of `data` are those that the producer's replica wrote."""
     assert f'"data":{data},"sequence"' in str(Frame.of("e1", entry(data=data)).ready(AsgiEncoding(None, level=6)))
 
 
 def test_strings_are_escaped() -> None:
-    """Section 7: a type or trace context that a newer replica wrote cannot break the frame."""
+    """A type or trace context that a newer replica wrote cannot break the frame."""
     frame = Frame.of("e1", entry(type='new"type', traceparent='a"b', timestamp="\n"))
     assert frame.message(replay=False)["type"] == 'new"type'
     assert frame.message(replay=False)["traceparent"] == 'a"b'
 
 
 def test_replayed_event() -> None:
-    """Section 6, resume: a replayed event is the live one with `"replay": true`."""
+    """A replayed event is the live one with `"replay": true`."""
     frame = Frame.of("e1", entry())
     live, replayed = (json.loads(text_of(wire_frames(make(PLAIN))[0])) for make in (frame.ready, frame.replayed))
     assert replayed == {**live, "replay": True}
@@ -112,7 +106,7 @@ def test_replayed_event() -> None:
     ],
 )
 def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> None:
-    """Sections 6 and 7: markers stand in the log like events, have no names to filter by, and are never "replayed"."""
+    """A marker has a place like an event, no names to filter by, and is never marked as replayed."""
     assert marker.place == place
     assert marker.names is None
     assert marker.entry is None
@@ -124,7 +118,7 @@ def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> Non
 
 
 def test_each_variant_is_made_once_and_shared() -> None:
-    """Section 4, compression: once per message and encoding, live and replayed, and the same object for all."""
+    """A variant is made once for each encoding, live and replayed, and all clients get the same object."""
     frame, encodings = Frame.of("e1", entry()), [Counting(), Counting()]
     for encoding in encodings:
         assert encoding.made == []
@@ -136,113 +130,7 @@ def test_each_variant_is_made_once_and_shared() -> None:
         assert b"replay" not in encoding.made[0]
 
 
-# -- RFC 6455
-
-
-@pytest.mark.parametrize(
-    ("length", "head"),
-    [
-        (0, b"\x81\x00"),
-        (1, b"\x81\x01"),
-        (125, b"\x81\x7d"),
-        (126, b"\x81\x7e\x00\x7e"),
-        (65535, b"\x81\x7e\xff\xff"),
-        (65536, b"\x81\x7f\x00\x00\x00\x00\x00\x01\x00\x00"),
-    ],
-)
-def test_lengths(length: int, head: bytes) -> None:
-    """RFC 6455, section 5.2: the length takes 7, 16 or 64 bits, whichever is the shortest, and nothing is masked."""
-    payload = b"x" * length
-    assert PLAIN.encode(payload) == head + payload
-    assert bytes(wire_frames(PLAIN.encode(payload))[0].data) == payload
-
-
-def test_several_frames_in_one_write() -> None:
-    """Section 9: messages are joined into one write, in their order."""
-    joined = BOTH.join([BOTH.encode(text) for text in (b"first", b"second" * 300, b"third" * 40)])
-    assert [text_of(frame) for frame in wire_frames(joined)] == ["first", "second" * 300, "third" * 40]
-
-
-# -- format=zlib
-
-
-@pytest.mark.parametrize("encoding", [ZLIB, BOTH])
-def test_zlib_from_the_threshold_on(encoding: WireEncoding) -> None:
-    """Section 4, format=zlib: from the threshold on a binary frame of 0x00 and a zlib stream, text below."""
-    below, above = b"x" * 1023, b"x" * 1024
-    assert wire_frames(encoding.encode(below))[0].opcode is Opcode.TEXT
-    (frame,) = wire_frames(encoding.encode(above))
-    assert frame.opcode is Opcode.BINARY
-    assert frame.data[0] == 0
-    assert zlib.decompress(frame.data[1:]) == above
-
-
-def test_the_threshold_counts_bytes() -> None:
-    """Section 4, format=zlib: the threshold is in UTF-8 bytes, not in characters."""
-    assert wire_frames(ZLIB.encode(("é" * 512).encode()))[0].opcode is Opcode.BINARY
-    assert wire_frames(ZLIB.encode(("é" * 511).encode()))[0].opcode is Opcode.TEXT
-
-
-def test_a_zlib_message_is_not_deflated_again() -> None:
-    """Section 4, format=zlib: with permessage-deflate agreed too, a zlib frame goes as it is."""
-    assert BOTH.encode(b"x" * 2000) == ZLIB.encode(b"x" * 2000)
-
-
-def test_compression_levels() -> None:
-    """Section 11, settings: the level is zlib's, for both compressions."""
-    json = b"".join(b'{"number":%d},' % (n * n) for n in range(500))
-    for zlib_from, deflate in ((0, False), (None, True)):
-        fast, small = (len(WireEncoding(zlib_from, deflate=deflate, level=level).encode(json)) for level in (1, 9))
-        assert small < fast
-
-
-# -- permessage-deflate
-
-
-def test_deflate() -> None:
-    """RFC 7692: the first reserved bit says "compressed", and the stream ends without its empty block."""
-    data = DEFLATE.encode(b"x" * 128)
-    assert data[0] == 0xC1
-    assert len(data) < 40
-    inflated = zlib.decompressobj(-WINDOW_BITS).decompress(data[2:] + b"\x00\x00\xff\xff")
-    assert inflated == b"x" * 128
-
-
-def test_small_messages_stay_plain() -> None:
-    """Section 4, permessage-deflate: a message that would not get smaller goes uncompressed, which RFC 7692 allows."""
-    assert DEFLATE.encode(b"x" * 127) == PLAIN.encode(b"x" * 127)
-    noise = bytes(range(256))
-    assert DEFLATE.encode(noise) == PLAIN.encode(noise)
-
-
-@pytest.mark.parametrize("length", [128, 4096, 5000, 70_000, 200_000])
-def test_deflate_of_any_length(length: int) -> None:
-    """Section 4, permessage-deflate: a client with the agreed window reads frames that reach back beyond it."""
-    text = "".join(f'{{"sequence":{n},"camera":"küche"}}' for n in range(length // 30 + 1))[:length]
-    assert text_of(wire_frames(DEFLATE.encode(text.encode()))[0]) == text
-
-
-@given(texts=st.lists(st.text(max_size=300).map(lambda text: text * 3), max_size=6))
-def test_shared_frames_between_others(texts: list[str]) -> None:
-    """Section 4, permessage-deflate: no context is taken over, so any frame reads the same after any other."""
-    for encoding in (PLAIN, DEFLATE, ZLIB, BOTH):
-        joined = encoding.join([encoding.encode(text.encode()) for text in texts])
-        assert [text_of(frame) for frame in wire_frames(joined)] == texts
-
-
-# -- plain ASGI
-
-
-def test_asgi_messages() -> None:
-    """Section 4, format: where no ready frames can be written the same messages go as str, and zlib ones as bytes."""
-    json_only, zlibbed = AsgiEncoding(None, level=6), AsgiEncoding(10, level=6)
-    assert json_only.encode("é".encode() * 5000) == "é" * 5000
-    assert zlibbed.encode(b"123456789") == "123456789"
-    made = zlibbed.encode(b"1234567890")
-    assert isinstance(made, bytes)
-    assert made[0] == 0
-    assert zlib.decompress(made[1:]) == b"1234567890"
-    assert zlibbed.join(["a", made]) == ["a", made]
+# -- control messages
 
 
 @pytest.mark.parametrize(
@@ -250,7 +138,7 @@ def test_asgi_messages() -> None:
     [(PLAIN, b'\x81\x0f{"type":"pong"}'), (AsgiEncoding(None, level=6), ['{"type":"pong"}'])],
 )
 def test_control_messages(encoding: Encoding, ready: Joined) -> None:
-    """Section 4: a control message is framed like any other."""
+    """A control message is encoded like any other."""
     assert ready_control(Pong(), encoding) == ready
 
 
