@@ -5,6 +5,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -211,6 +212,7 @@ class FakeSink:
         self._epoch = ""
         self._passed: set[int] = set()
         self._begun = 0
+        self._complete = 0
         self._replayed: list[int] = []
         self._free = asyncio.Event()
         self._free.set()
@@ -258,8 +260,11 @@ class FakeSink:
             return
         if self._begun < 0:
             self._begun = min(self._passed, default=sequence + 1) - 1
-        missing = set(range(max(self._begun, self.claims) + 1, sequence + 1)) - self._passed
+        first = max(self._begun, self.claims, self._complete) + 1
+        missing = set(range(first, sequence + 1)) - self._passed
         assert all(map(self.skips, missing)), f"{sequence} is ahead of what was written, {sorted(missing)} are missing"
+        # what was once complete stays so, and is not looked at again
+        self._complete = max(self._complete, sequence)
 
     def drain(self) -> None:
         """Let the peer read everything."""
@@ -306,12 +311,13 @@ class FakeSink:
             self._begun = 0 if self._epoch else -1
             self._epoch = message["epoch"]
             self._passed.clear()
-            self.claims = 0
+            self.claims = self._complete = 0
         elif kind == "resync_ack":
             if message["epoch"] != self._epoch or message.get("epoch_changed"):
                 self._epoch = message["epoch"]
                 self._passed = set(self._replayed)
                 self._begun = min(self._replayed, default=1) - 1
+                self._complete = 0
             if "oldest_available" in message:
                 self._passed.update(range(message["last_sequence"] + 1, message["oldest_available"]))
             if message["recovered"]:
@@ -404,7 +410,7 @@ class FakeRedis:
 
     def trim(self, size: int) -> None:
         """Keep only the newest `size` events."""
-        for sequence in sorted(self.history)[: max(0, len(self.history) - size)]:
+        for sequence in list(islice(self.history, max(0, len(self.history) - size))):
             del self.history[sequence]
 
     def rewind(self, sequence: int) -> None:
@@ -475,6 +481,11 @@ class FakeTransport:
         self.redis = redis
         self.kept = 0
         self._ears: list[asyncio.Queue[bytes | None]] = []
+
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions of this replica are alive."""
+        return len(self._ears)
 
     async def close(self) -> None:
         """End this replica's subscriptions."""

@@ -180,6 +180,7 @@ async def test_a_second_life(redis: FakeRedis) -> None:
 # -- what it tells about itself
 
 
+@pytest.mark.real_time
 async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
     """Section 12, start and stop: safe to call twice and at any moment, on a real Redis too."""
     for turns in range(6):

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
@@ -15,9 +16,9 @@ from kernel.clients.patterns import EVERYTHING
 from kernel.log import Encoding, WireEncoding
 from kernel.log.transport import Outgoing
 from kernel.messages.names import names_of
-from kernel.position import NOWHERE, Fence
+from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
-from tests.waiting import eventually
+from tests.virtual_time import at_every_turn, eventually
 
 _T = TypeVar("_T")
 
@@ -37,6 +38,9 @@ FAST = BroadcasterConfig(
 
 # The same for a replica that hears everything by its subscription, and checks only what it must.
 HEARING = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
+
+
+_transports: WeakKeyDictionary[EventBroadcaster, "GatedTransport"] = WeakKeyDictionary()
 
 
 class GatedTransport(FakeTransport):
@@ -79,16 +83,12 @@ def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}")
 
 def gated(broadcaster: EventBroadcaster) -> GatedTransport:
     """Return a replica's transport."""
-    transport = broadcaster._transport
-    assert isinstance(transport, GatedTransport)
-    return transport
+    return _transports[broadcaster]
 
 
 async def turns_until(condition: Callable[[], object]) -> None:
     """Wait until the condition holds, looking at every turn of the loop."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
+    await eventually(condition)
 
 
 def join(
@@ -131,35 +131,43 @@ async def replica(
     """Run a replica; when it stops, no task of it may be left."""
     before = asyncio.all_tasks()
     observers = [] if observer is None else [observer]
-    broadcaster = EventBroadcaster(transport or GatedTransport(redis), config, observers)
+    transport = transport or GatedTransport(redis)
+    broadcaster = EventBroadcaster(transport, config, observers, clock=asyncio.get_running_loop().time)
+    _transports[broadcaster] = transport
     await broadcaster.start(without_redis=without_redis)
-    pulse = asyncio.create_task(_pulse(broadcaster))
     try:
-        # the check that follows the subscription is over too
-        await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
-        yield broadcaster
+        with at_every_turn(_Invariants(broadcaster, transport)):
+            # the check that follows the subscription is over too
+            await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
+            yield broadcaster
     finally:
-        pulse.cancel()
-        await asyncio.wait([pulse])
         await broadcaster.stop()
         await asyncio.sleep(0)
         assert asyncio.all_tasks() <= before, "tasks are left"
         assert broadcaster.connections == 0
-        assert pulse.cancelled() or pulse.result()
 
 
-async def _pulse(broadcaster: EventBroadcaster) -> None:
-    """Look all the time whether a heartbeat would be ahead of what was written, or there is a second listener."""
+class _Invariants:
+    """What must hold at every moment of a replica: one subscription, and no client told of more than was written to it.
 
-    def look() -> None:
-        assert len(gated(broadcaster)._ears) <= 1, "two subscriptions"
-        for client in broadcaster.hub:
+    A heartbeat could be sent at any moment; it names the client's place, up to which all must have been written.
+    """
+
+    def __init__(self, broadcaster: EventBroadcaster, transport: GatedTransport) -> None:
+        self._broadcaster = broadcaster
+        self._transport = transport
+        # where each client stood at the last look, and how often it had been written to: mostly neither has changed
+        self._seen: WeakKeyDictionary[FakeSink, tuple[Position, int]] = WeakKeyDictionary()
+
+    def __call__(self) -> None:
+        """Look."""
+        assert self._transport.subscriptions <= 1, "two subscriptions"
+        for client in self._broadcaster.hub:
             if isinstance(client.sink, FakeSink):
-                client.sink.check_place(client.place.epoch, client.place.sequence)
-
-    while True:
-        look()
-        await asyncio.sleep(0.0005)
+                state = client.place, client.sink.writes
+                if self._seen.get(client.sink) != state:
+                    client.sink.check_place(client.place.epoch, client.place.sequence)
+                    self._seen[client.sink] = state
 
 
 def assert_faithful(

@@ -25,6 +25,8 @@ from tests.scripted_redis import ScriptedRedis
 from tests.transport_helpers import FRESH, ends, event, fails, hear, heard, kept, listening, outgoing, publish
 from tests.waiting import eventually
 
+pytestmark = pytest.mark.real_time
+
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 RECORD = "{security_events}:idempotency:publish-of-a"
 
