@@ -372,6 +372,10 @@ class FakeRedis:
         error = error or TransportUnavailable("fake: no connection")
         self._faults += [(type(error)(*error.args), after) for _ in range(count)]
 
+    def forget_faults(self) -> None:
+        """Let the next calls succeed, whatever `fail` was told."""
+        self._faults.clear()
+
     @property
     def down(self) -> bool:
         """Whether nobody gets through; going down ends the subscriptions too."""

@@ -438,7 +438,7 @@ async def test_keys_that_meet_in_one_call(replica: RedisTransport) -> None:
     assert await kept(replica, 1) == [(1, "a"), (2, "c"), (3, "f")]
 
 
-@pytest.mark.parametrize("bounds", [("_MOST_HEARD", 3), ("_MOST_BYTES", 100)])
+@pytest.mark.parametrize("bounds", [("MOST_HEARD", 3), ("MOST_BYTES", 100)])
 async def test_batches_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPatch, bounds: tuple[str, int]) -> None:
     """Bounded everything: of what has arrived, a batch is no more than can be decoded in one go."""
     monkeypatch.setattr(transport_module, *bounds)
@@ -601,7 +601,7 @@ async def test_dropped_at_any_moment(redis_url: str, call: str) -> None:
             under_way = asyncio.ensure_future(calls[call](replica))
             for _ in range(turns):
                 await asyncio.sleep(0)
-            await replica._hang_up()
+            await replica.disconnect()
             try:
                 await asyncio.wait_for(under_way, 10)
                 outcomes.add("done")
@@ -717,7 +717,9 @@ class Host(Observer):
 
 
 @pytest.mark.parametrize("wanted", ["second", "nobody of them"])
-async def test_a_call_runs_in_the_context_that_is_chosen(each_redis_url: str, wanted: str) -> None:
+async def test_a_call_runs_in_the_context_that_is_chosen(
+    each_redis_url: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Section 10, traces: publishes that share a call are made known, and it runs in the context of one of them."""
     host = Host(wanted)
     seen: list[str] = []
@@ -728,13 +730,13 @@ async def test_a_call_runs_in_the_context_that_is_chosen(each_redis_url: str, wa
 
     async with connected(each_redis_url, observers=[host]) as transport:
         await publish(transport, "script is loaded")
-        inner = transport._publisher.execute_command
+        execute = redis.Redis.execute_command
 
-        async def executed(*command: Any) -> Any:
+        async def executed(client: Any, *command: Any) -> Any:
             seen.append(NAME.get())
-            return await inner(*command)
+            return await execute(client, *command)
 
-        transport._publisher.execute_command = executed
+        monkeypatch.setattr(redis.Redis, "execute_command", executed)
         await asyncio.gather(*(named(transport, name) for name in ("first", "second", "third")))
     assert host.shared[-1] == ["first", "second", "third"]
     assert seen == ["second" if wanted == "second" else "first"]
