@@ -498,7 +498,7 @@ class FakeTransport:
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
         """As the real one does."""
-        return await self._call("publish", lambda: self.redis.run(fence, outgoing))
+        return await self.call("publish", lambda: self.redis.run(fence, outgoing))
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """As the real one does."""
@@ -510,7 +510,7 @@ class FakeTransport:
             self.kept = len(self.redis.history)
             return self.redis.place
 
-        return await self._call("probe" if probe else "position", check)
+        return await self.call("probe" if probe else "position", check)
 
     async def read(self, first: int, last: int) -> Page:
         """As the real one does."""
@@ -522,7 +522,7 @@ class FakeTransport:
             beyond = min((number for number in history if number > last), default=place.sequence + 1)
             return Page(place, oldest, [entry for entry in wanted if entry is not None], beyond)
 
-        return await self._call("read", page)
+        return await self.call("read", page)
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """As the real one does."""
@@ -541,7 +541,8 @@ class FakeTransport:
             for ears in (self._ears, self.redis.ears):
                 ears.remove(ear)
 
-    async def _call(self, name: str, act: Callable[[], _T]) -> _T:
+    async def call(self, name: str, act: Callable[[], _T]) -> _T:
+        """Make a call named `name` to the fake Redis; a subclass may hold it up."""
         await asyncio.sleep(0)
         error = self.redis.called(name)
         answer = act()

@@ -52,11 +52,12 @@ class GatedTransport(FakeTransport):
         self.after: defaultdict[str, asyncio.Event] = defaultdict(_open_gate)
         self.held: defaultdict[str, int] = defaultdict(int)
 
-    async def _call(self, name: str, act: Callable[[], _T]) -> _T:
+    async def call(self, name: str, act: Callable[[], _T]) -> _T:
+        """Make the call once it is let through, and return its answer once that is."""
         self.held[name] += 1
         try:
             await self.before[name].wait()
-            answer = await super()._call(name, act)
+            answer = await super().call(name, act)
             await self.after[name].wait()
             return answer
         finally:
