@@ -22,7 +22,7 @@ from kernel.clients import Resume
 from kernel.resilience.retry import backoff
 from tests.fakes import FakeRedis
 from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, fill, gated, join, replica
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 SCENE = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="unknown", similarity_score=0.5)
@@ -37,7 +37,7 @@ def redis() -> FakeRedis:
 
 
 def test_defaults() -> None:
-    """Section 11, settings: the kernel's numbers are those of the service."""
+    """The kernel's numbers are those of the service."""
     assert BroadcasterConfig() == BroadcasterConfig(
         message_buffer_size=100,
         max_retries=3,
@@ -54,7 +54,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("retries", [0, 3, 10, 1024, 10**12])
 def test_retry_lifetime(retries: int) -> None:
-    """Section 2, errors: a publish's id lives longer than its retries can take, deadlines and jitter included."""
+    """A publish's id lives longer than its retries can take, deadlines and jitter included."""
     config = BroadcasterConfig(max_retries=retries)
     few = min(retries, 10)
     longest = sum(backoff(n, 1.0, 30.0, 1.0) for n in range(few)) + (retries - few) * 39.0 + (retries + 1) * 5.0
@@ -65,7 +65,7 @@ def test_retry_lifetime(retries: int) -> None:
 
 
 async def test_twice(redis: FakeRedis) -> None:
-    """Section 12, start and stop: both are safe to call twice, also at the same time."""
+    """`start` and `stop` are safe to call twice, also at the same time."""
     broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
     await broadcaster.stop()
     await asyncio.gather(broadcaster.start(), broadcaster.start())
@@ -78,7 +78,7 @@ async def test_twice(redis: FakeRedis) -> None:
 
 
 async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
-    """Section 12, start: from its return on no publish is without this replica."""
+    """When `start` has returned, this replica receives every publish."""
     async with EventBroadcaster(GatedTransport(redis), FAST) as broadcaster:
         assert len(redis.ears) == 1
         _, sink = join(broadcaster)
@@ -87,7 +87,7 @@ async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
 
 
 async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
-    """Section 12, start: a subscription that takes its time comes later."""
+    """`start` does not wait for ever for a slow subscription."""
 
     class Silent(GatedTransport):
         async def listen(self, idle: float):  # type: ignore[no-untyped-def, override]
@@ -103,7 +103,7 @@ async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
 
 
 async def test_start_without_redis(redis: FakeRedis) -> None:
-    """Section 12, start: it raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
+    """`start` raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
 
     class Counting(GatedTransport):
         closed = 0
@@ -127,7 +127,7 @@ async def test_start_without_redis(redis: FakeRedis) -> None:
 
 
 async def test_start_degraded(redis: FakeRedis) -> None:
-    """Section 8, Redis down at start: degraded from the first second, not ready, and recovering by itself."""
+    """A replica that starts without Redis is degraded and not ready, and recovers by itself."""
     redis.down = True
     async with replica(redis, without_redis=True) as broadcaster:
         status = broadcaster.get_circuit_state()
@@ -143,14 +143,14 @@ async def test_start_degraded(redis: FakeRedis) -> None:
 
 
 async def test_start_without_redis_although_it_is_there(redis: FakeRedis) -> None:
-    """Section 8, Redis down at start: a service that may start without Redis starts normally with it."""
+    """A service that may start without Redis starts normally with it."""
     async with replica(redis, without_redis=True) as broadcaster:
         assert broadcaster.ready
         assert not broadcaster.is_degraded()
 
 
 async def test_stop_lets_go_of_everything(redis: FakeRedis) -> None:
-    """Section 12, stop: clients go, whatever they were doing, and so does every task."""
+    """`stop` disconnects every client, whatever it was doing, and ends every task."""
     async with replica(redis) as broadcaster:
         gated(broadcaster).before["read"].clear()
         join(broadcaster)
@@ -163,7 +163,7 @@ async def test_stop_lets_go_of_everything(redis: FakeRedis) -> None:
 
 
 async def test_a_second_life(redis: FakeRedis) -> None:
-    """Section 12, start and stop: a broadcaster can be started again, and what passed meanwhile is caught up with."""
+    """A broadcaster can be started again, and what passed meanwhile is caught up with."""
     broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
     await broadcaster.start()
     await broadcaster.stop()
@@ -182,7 +182,7 @@ async def test_a_second_life(redis: FakeRedis) -> None:
 
 @pytest.mark.real_time
 async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
-    """Section 12, start and stop: safe to call twice and at any moment, on a real Redis too."""
+    """`stop` is safe to call twice and at any moment after `start`, on a real Redis too."""
     for turns in range(6):
         broadcaster = EventBroadcaster(RedisTransport(redis_url))
         await broadcaster.start()
@@ -195,7 +195,7 @@ async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
 
 
 async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
-    """Section 8, leaving degraded: a start that reaches Redis is not degraded, whatever was before the stop."""
+    """A start that reaches Redis is not degraded, whatever was before the stop."""
     broadcaster = EventBroadcaster(GatedTransport(redis), replace(FAST, circuit_recovery_seconds=600.0))
     await broadcaster.start()
     redis.down = True
@@ -209,7 +209,7 @@ async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
 
 
 async def test_a_publish_under_way_at_the_stop(redis: FakeRedis) -> None:
-    """Section 12, stop: a publish that has failed once is not tried again behind it, and its caller is told so."""
+    """A publish that waits for its retry is not tried again after `stop`, and its caller is told so."""
     broadcaster = EventBroadcaster(GatedTransport(redis), replace(HEARING, base_delay=0.3, max_delay=0.3))
     await broadcaster.start()
     await eventually(lambda: redis.calls.count("position") == 2)
@@ -226,7 +226,7 @@ async def test_a_publish_under_way_at_the_stop(redis: FakeRedis) -> None:
 
 
 async def test_position(redis: FakeRedis) -> None:
-    """Section 10, health: epoch and sequence are those of the last event delivered here."""
+    """Epoch and sequence are those of the last event delivered here."""
     async with replica(redis) as broadcaster:
         assert (broadcaster.epoch, broadcaster.sequence, broadcaster.connections) == (E1, 30, 0)
         client, _ = join(broadcaster)
@@ -238,7 +238,7 @@ async def test_position(redis: FakeRedis) -> None:
 
 
 async def test_get_messages_since(redis: FakeRedis) -> None:
-    """Section 12, get_messages_since: what the replica has in memory, marked as replayed if asked for."""
+    """`get_messages_since` returns what the replica has in memory, marked as replayed if asked for."""
     async with replica(redis) as broadcaster:
         messages = broadcaster.get_messages_since(28)
         assert messages == [
@@ -255,13 +255,13 @@ async def test_get_messages_since(redis: FakeRedis) -> None:
 
 
 def test_get_broadcaster(redis: FakeRedis) -> None:
-    """Section 12, get_broadcaster: one instance per application, however many ask."""
+    """`get_broadcaster` returns one instance per application, however many ask."""
     state = SimpleNamespace(broadcaster=EventBroadcaster(GatedTransport(redis)))
     assert get_broadcaster(state) is get_broadcaster(state) is state.broadcaster
 
 
 async def test_an_observer_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixture) -> None:
-    """Manner: an observer is a guest; one that fails is logged and switched off, and events go on."""
+    """An observer that fails is logged and switched off, and delivery goes on."""
 
     class Broken(Observer):
         def delivered(self, delivered: object) -> None:
@@ -279,7 +279,7 @@ async def test_an_observer_that_fails(redis: FakeRedis, caplog: pytest.LogCaptur
 
 
 async def test_any_replica_will_do(redis: FakeRedis) -> None:
-    """Section 6, position: a client may reconnect to any replica, and misses nothing on the way."""
+    """A client may reconnect to any replica, and misses nothing on the way."""
     async with replica(redis) as one, replica(redis) as two:
         client, first = join(one)
         fill(redis, 10)
@@ -294,7 +294,7 @@ async def test_any_replica_will_do(redis: FakeRedis) -> None:
 
 
 async def test_replicas_agree(redis: FakeRedis) -> None:
-    """Section 7, epochs: whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
+    """Whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
     async with replica(redis) as one, replica(redis, HEARING) as two:
         sinks = [join(broadcaster)[1] for broadcaster in (one, two)]
         fill(redis, 5)
@@ -308,7 +308,7 @@ async def test_replicas_agree(redis: FakeRedis) -> None:
 
 
 async def test_a_long_outage(redis: FakeRedis) -> None:
-    """Section 8, degraded: connections are accepted, and when Redis is back all comes, to old and new clients."""
+    """During an outage connections are accepted; when Redis is back, old and new clients get every event."""
     config = replace(FAST, message_buffer_size=5)
     async with replica(redis, config) as broadcaster:
         _, old = join(broadcaster)

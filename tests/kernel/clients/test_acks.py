@@ -12,7 +12,7 @@ from kernel.log.frames import Frame
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import HEARING, WIRE, join, replica
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 
 def event(sequence: int, *, epoch: str = "e", wants: bool = True, type: str = "event") -> Frame:

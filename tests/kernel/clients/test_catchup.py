@@ -13,7 +13,7 @@ from kernel.observer import Replayed
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.world import HEARING, assert_faithful, fill, gated, join, replica, resync
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 

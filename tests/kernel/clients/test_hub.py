@@ -39,7 +39,7 @@ from tests.kernel.world import (
     resync,
     turns_until,
 )
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 

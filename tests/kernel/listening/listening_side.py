@@ -20,7 +20,7 @@ from kernel.resilience.circuit import CircuitBreaker, CircuitState
 from kernel.resilience.link import Link
 from tests.fakes import FakeRedis, FakeTransport
 from tests.kernel.world import GatedTransport, fill, tail
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 E1, E2, E3 = "epoch-1", "epoch-2", "epoch-3"
 

@@ -23,7 +23,7 @@ from tests.kernel.listening.listening_side import (
     listening_side,
 )
 from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, tail
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 
 @pytest.mark.parametrize("events", [0, 1, 19, 20, 21, 250])

@@ -16,7 +16,7 @@ from tests.kernel.listening.listening_side import (
     listening_side,
 )
 from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, turns_until
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 
 async def test_a_check_follows_each_subscription(redis: FakeRedis, observer: RecordingObserver) -> None:

@@ -11,7 +11,7 @@ from kernel.position import Fence, Position
 from tests.fakes import FakeRedis
 from tests.kernel.listening.listening_side import RecordingObserver, fill_unannounced, task_of
 from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, turns_until
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 
 @pytest.mark.parametrize("name", ["subscription", "position check"])

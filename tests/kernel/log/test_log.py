@@ -14,7 +14,7 @@ from kernel.log.log import Gone, Log, Moved
 from kernel.position import NOWHERE, Position
 from tests.fakes import FakeRedis, entry
 from tests.kernel.world import GatedTransport, fill
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 E1 = "epoch-1"
 
