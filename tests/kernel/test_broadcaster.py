@@ -21,7 +21,16 @@ from kernel import (
 from kernel.clients import Resume
 from kernel.resilience.retry import backoff
 from tests.fakes import FakeRedis
-from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, fill, gated, join, replica
+from tests.kernel.replicas import (
+    FAST,
+    RARE_CHECKS,
+    PausableTransport,
+    assert_faithful,
+    fill,
+    join,
+    replica,
+    transport_of,
+)
 from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
@@ -66,7 +75,7 @@ def test_retry_lifetime(retries: int) -> None:
 
 async def test_twice(redis: FakeRedis) -> None:
     """`start` and `stop` are safe to call twice, also at the same time."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    broadcaster = EventBroadcaster(PausableTransport(redis), FAST)
     await broadcaster.stop()
     await asyncio.gather(broadcaster.start(), broadcaster.start())
     await broadcaster.start()
@@ -79,7 +88,7 @@ async def test_twice(redis: FakeRedis) -> None:
 
 async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
     """When `start` has returned, this replica receives every publish."""
-    async with EventBroadcaster(GatedTransport(redis), FAST) as broadcaster:
+    async with EventBroadcaster(PausableTransport(redis), FAST) as broadcaster:
         assert len(redis.ears) == 1
         _, sink = join(broadcaster)
         fill(redis, 1)
@@ -89,7 +98,7 @@ async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
 async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
     """`start` does not wait for ever for a slow subscription."""
 
-    class Silent(GatedTransport):
+    class Silent(PausableTransport):
         async def listen(self, idle: float):  # type: ignore[no-untyped-def, override]
             await asyncio.Event().wait()
             yield
@@ -105,7 +114,7 @@ async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
 async def test_start_without_redis(redis: FakeRedis) -> None:
     """`start` raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
 
-    class Counting(GatedTransport):
+    class Counting(PausableTransport):
         closed = 0
 
         async def close(self) -> None:
@@ -152,19 +161,19 @@ async def test_start_without_redis_although_it_is_there(redis: FakeRedis) -> Non
 async def test_stop_lets_go_of_everything(redis: FakeRedis) -> None:
     """`stop` disconnects every client, whatever it was doing, and ends every task."""
     async with replica(redis) as broadcaster:
-        gated(broadcaster).before["read"].clear()
+        transport_of(broadcaster).before["read"].clear()
         join(broadcaster)
         join(broadcaster, room=10)
         join(broadcaster, resume=Resume("events", 0, E1))
         join(broadcaster, resume=Resume("events", 99, E1))
-        await eventually(lambda: gated(broadcaster).held["read"])
+        await eventually(lambda: transport_of(broadcaster).held["read"])
         fill(redis, 5)
         assert broadcaster.connections == 4
 
 
 async def test_a_second_life(redis: FakeRedis) -> None:
     """A broadcaster can be started again, and what passed meanwhile is caught up with."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    broadcaster = EventBroadcaster(PausableTransport(redis), FAST)
     await broadcaster.start()
     await broadcaster.stop()
     assert not broadcaster.is_listener_healthy()
@@ -196,7 +205,7 @@ async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
 
 async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
     """A start that reaches Redis is not degraded, whatever was before the stop."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), replace(FAST, circuit_recovery_seconds=600.0))
+    broadcaster = EventBroadcaster(PausableTransport(redis), replace(FAST, circuit_recovery_seconds=600.0))
     await broadcaster.start()
     redis.down = True
     await eventually(broadcaster.is_degraded)
@@ -210,7 +219,7 @@ async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
 
 async def test_a_publish_under_way_at_the_stop(redis: FakeRedis) -> None:
     """A publish that waits for its retry is not tried again after `stop`, and its caller is told so."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), replace(HEARING, base_delay=0.3, max_delay=0.3))
+    broadcaster = EventBroadcaster(PausableTransport(redis), replace(RARE_CHECKS, base_delay=0.3, max_delay=0.3))
     await broadcaster.start()
     await eventually(lambda: redis.calls.count("position") == 2)
     redis.fail()
@@ -256,7 +265,7 @@ async def test_get_messages_since(redis: FakeRedis) -> None:
 
 def test_get_broadcaster(redis: FakeRedis) -> None:
     """`get_broadcaster` returns one instance per application, however many ask."""
-    state = SimpleNamespace(broadcaster=EventBroadcaster(GatedTransport(redis)))
+    state = SimpleNamespace(broadcaster=EventBroadcaster(PausableTransport(redis)))
     assert get_broadcaster(state) is get_broadcaster(state) is state.broadcaster
 
 
@@ -295,7 +304,7 @@ async def test_any_replica_will_do(redis: FakeRedis) -> None:
 
 async def test_replicas_agree(redis: FakeRedis) -> None:
     """Whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
-    async with replica(redis) as one, replica(redis, HEARING) as two:
+    async with replica(redis) as one, replica(redis, RARE_CHECKS) as two:
         sinks = [join(broadcaster)[1] for broadcaster in (one, two)]
         fill(redis, 5)
         await eventually(lambda: one.sequence == two.sequence == 35)

@@ -6,8 +6,8 @@ from kernel.counters import OTHER, Counters, Histogram
 from kernel.observer import Delivered, Published, Written
 from kernel.position import Position
 from tests.fakes import FakeRedis
+from tests.kernel.replicas import RARE_CHECKS, fill, replica
 from tests.kernel.test_observer import DETAILS, HERE
-from tests.kernel.world import HEARING, fill, replica
 from tests.virtual_time import eventually
 
 
@@ -84,7 +84,7 @@ async def test_a_replica_knows_how_much_is_kept() -> None:
     """The depth of the history is that of the last position check."""
     redis = FakeRedis()
     fill(redis, 7)
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         assert broadcaster.history_depth == 7
 
 

@@ -23,7 +23,7 @@ from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
 from kernel.messages.decoding import decode_message
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import WIRE, GatedTransport
+from tests.kernel.replicas import WIRE, PausableTransport
 from tests.system.history import ClientRecord, Connection, History, Place, Reader, violations
 from tests.system.producers import marked
 from tests.virtual_time import VirtualTimeLoop
@@ -197,7 +197,7 @@ class Model(RuleBasedStateMachine):
         self.receipts: dict[str, object] = {}
         self.count = 0
         self.hubs: list[EventBroadcaster] = []
-        self.transports: list[GatedTransport] = []
+        self.transports: list[PausableTransport] = []
 
     def run(self, what: Coroutine[Any, Any, _T]) -> _T:
         """Let something happen."""
@@ -216,7 +216,7 @@ class Model(RuleBasedStateMachine):
 
     def _start(self, at: int) -> None:
         """Start a replica; it may take the place of another."""
-        transport = GatedTransport(self.redis)
+        transport = PausableTransport(self.redis)
         hub = EventBroadcaster(transport, CONFIG, clock=self.loop.time)
         self.run(hub.start())
         self.transports[at:], self.hubs[at:] = [transport, *self.transports[at + 1 :]], [hub, *self.hubs[at + 1 :]]

@@ -6,7 +6,7 @@ import pytest
 
 from kernel.clients.close_reasons import GOING_AWAY
 from tests.fakes import FakeRedis
-from tests.kernel.world import fill, join, replica
+from tests.kernel.replicas import fill, join, replica
 from tests.virtual_time import eventually
 
 

@@ -37,7 +37,7 @@ from kernel.messages import MAX_BATCH
 from kernel.messages.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
 from kernel.observer import Published, Retried
 from tests.fakes import FakeRedis
-from tests.kernel.world import FAST, HEARING, GatedTransport, fill, join, replica
+from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica
 from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
@@ -342,7 +342,7 @@ async def test_a_retry(redis: FakeRedis, ears: Ears) -> None:
 
 async def test_fate_unknown(redis: FakeRedis, ears: Ears) -> None:
     """A publish whose answer was lost is retried under its id, so it is never published twice."""
-    async with replica(redis, HEARING, observer=ears) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=ears) as broadcaster:
         _, sink = join(broadcaster)
         redis.fail(after=True)
         receipt = await broadcaster.broadcast_event(EVENT)
@@ -354,11 +354,11 @@ async def test_fate_unknown(redis: FakeRedis, ears: Ears) -> None:
 
 async def test_retries_are_exhausted(redis: FakeRedis) -> None:
     """After the last retry the publish fails, and says when to try again."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         redis.fail(2)
         with pytest.raises(BroadcastFailed, match="no connection") as failed:
             await broadcaster.broadcast_event(EVENT)
-        assert failed.value.retry_after == HEARING.base_delay
+        assert failed.value.retry_after == RARE_CHECKS.base_delay
         metrics = broadcaster.get_broadcast_metrics()
         assert (metrics.failed_broadcasts, metrics.retries_exhausted, metrics.total_attempts) == (1, 1, 2)
         assert broadcaster.get_circuit_state().failure_count == 2
@@ -378,7 +378,7 @@ async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None
 
 async def test_the_circuit_opens(redis: FakeRedis) -> None:
     """Failed publishes open the circuit, and are then refused at once."""
-    config = replace(HEARING, max_retries=3, circuit_recovery_seconds=60.0)
+    config = replace(RARE_CHECKS, max_retries=3, circuit_recovery_seconds=60.0)
     async with replica(redis, config) as broadcaster:
         redis.fail(5, WriteRefused("OOM"))
         with pytest.raises(BroadcastFailed, match="OOM"):
@@ -400,7 +400,7 @@ async def test_the_circuit_opens(redis: FakeRedis) -> None:
 
 async def test_the_last_failure_opens_the_circuit(redis: FakeRedis) -> None:
     """A publish that opens it on its last try tells how long it stays open."""
-    config = replace(HEARING, circuit_failure_threshold=2, circuit_recovery_seconds=60.0)
+    config = replace(RARE_CHECKS, circuit_failure_threshold=2, circuit_recovery_seconds=60.0)
     async with replica(redis, config) as broadcaster:
         redis.fail(2)
         with pytest.raises(BroadcastFailed) as failed:
@@ -410,7 +410,7 @@ async def test_the_last_failure_opens_the_circuit(redis: FakeRedis) -> None:
 
 async def test_a_success_ends_the_row(redis: FakeRedis) -> None:
     """Only failures in a row count."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         for _ in range(6):
             redis.fail()
             await broadcaster.broadcast_event(EVENT)
@@ -439,7 +439,7 @@ async def test_readonly_redis(redis: FakeRedis) -> None:
 
 async def test_a_publish_finds_the_fork(redis: FakeRedis) -> None:
     """A publish carries what this replica delivered, so that it finds a fork itself and begins the new epoch."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         _, sink = join(broadcaster)
         fill(redis, 5)
         await sink.until(lambda: sink.numbers == [1, 2, 3, 4, 5])
@@ -450,7 +450,7 @@ async def test_a_publish_finds_the_fork(redis: FakeRedis) -> None:
 
 async def test_not_started(redis: FakeRedis) -> None:
     """Publishing before `start` and after `stop` raises NotStarted."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), BroadcasterConfig())
+    broadcaster = EventBroadcaster(PausableTransport(redis), BroadcasterConfig())
     with pytest.raises(NotStarted):
         await broadcaster.broadcast_event(EVENT)
     await broadcaster.start()
@@ -505,7 +505,7 @@ async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis) -> None:
 
 async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
     """`stop` refuses the publishes that wait for room, and nothing is published any more."""
-    async with replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+    async with replica(redis, replace(RARE_CHECKS, most_ahead=5)) as broadcaster:
         redis.hold()
         publishes = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(7)]
         await eventually(lambda: redis.place.sequence == 5)
@@ -518,7 +518,7 @@ async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
 
 async def test_retries_do_not_wait_for_room(redis: FakeRedis) -> None:
     """A retry does not wait for room, so that it goes out before its id is forgotten."""
-    config = replace(HEARING, most_ahead=5, flow_patience_seconds=60.0)
+    config = replace(RARE_CHECKS, most_ahead=5, flow_patience_seconds=60.0)
     async with asyncio.timeout(5), replica(redis, config) as broadcaster:
         redis.hold()
         redis.fail(after=True)

@@ -6,7 +6,7 @@ from contextvars import copy_context
 import pytest
 
 from kernel.errors import TransportUnavailable
-from kernel.redis.publish_queue import PublishQueue, PendingPublish, fail
+from kernel.redis.publish_queue import PendingPublish, PublishQueue, fail
 from tests.transport_helpers import FRESH
 
 

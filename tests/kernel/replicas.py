@@ -1,4 +1,4 @@
-"""A small world for the kernel's tests: one Redis in memory, replicas on it, clients on them. No tests here."""
+"""Replicas for the kernel's tests: a Redis in memory, replicas that share it, and clients of these. No tests here."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ _T = TypeVar("_T")
 
 WIRE = WireEncoding(None, deflate=False, level=6)
 
-# Everything that the service does in seconds, in hundredths.
+# Intervals of hundredths of a second, where the service has seconds.
 FAST = BroadcasterConfig(
     message_buffer_size=20,
     max_retries=1,
@@ -36,20 +36,24 @@ FAST = BroadcasterConfig(
     chunk_bytes=1000,
 )
 
-# The same for a replica that hears everything by its subscription, and checks only what it must.
-HEARING = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
+# The same for a replica that gets its events by its subscription and makes no position check unless one is requested.
+RARE_CHECKS = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
 
 
-_transports: WeakKeyDictionary[EventBroadcaster, "GatedTransport"] = WeakKeyDictionary()
+_transports: WeakKeyDictionary[EventBroadcaster, "PausableTransport"] = WeakKeyDictionary()
 
 
-class GatedTransport(FakeTransport):
-    """A transport whose calls can be held up: before they take effect, or after it with their answers on the way."""
+class PausableTransport(FakeTransport):
+    """A transport whose calls can be held up, by name: before they take effect, or after it and before they return.
+
+    Clear `before[name]` or `after[name]` to hold up calls, and set it to let them go. `held[name]` counts those that
+    are under way.
+    """
 
     def __init__(self, redis: FakeRedis) -> None:
         super().__init__(redis)
-        self.before: defaultdict[str, asyncio.Event] = defaultdict(_open_gate)
-        self.after: defaultdict[str, asyncio.Event] = defaultdict(_open_gate)
+        self.before: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
+        self.after: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.held: defaultdict[str, int] = defaultdict(int)
 
     async def call(self, name: str, act: Callable[[], _T]) -> _T:
@@ -64,10 +68,10 @@ class GatedTransport(FakeTransport):
             self.held[name] -= 1
 
 
-def _open_gate() -> asyncio.Event:
-    gate = asyncio.Event()
-    gate.set()
-    return gate
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 def tail(id: str, type: str = "event", data: str = "{}") -> bytes:
@@ -76,20 +80,15 @@ def tail(id: str, type: str = "event", data: str = "{}") -> bytes:
 
 
 def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}") -> None:
-    """Publish so many events, one by one, as another replica would."""
+    """Publish `count` events, one by one, as another replica would."""
     for _ in range(count):
         id = f"{redis.place.epoch}-{redis.place.sequence + 1}"
         redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, data))]))
 
 
-def gated(broadcaster: EventBroadcaster) -> GatedTransport:
+def transport_of(broadcaster: EventBroadcaster) -> PausableTransport:
     """Return a replica's transport."""
     return _transports[broadcaster]
-
-
-async def turns_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds, looking at every turn of the loop."""
-    await eventually(condition)
 
 
 def join(
@@ -101,7 +100,7 @@ def join(
     encoding: Encoding = WIRE,
     **sink_options: Any,
 ) -> tuple[Client, FakeSink]:
-    """Connect a client as the server room does."""
+    """Connect a client with a fake sink, as the server does."""
     if resume is not None:
         sink_options.setdefault("since", resume.last_sequence)
         sink_options.setdefault("lossy", resume.epoch not in (None, broadcaster.epoch))
@@ -126,13 +125,13 @@ async def replica(
     config: BroadcasterConfig = FAST,
     *,
     observer: Observer | None = None,
-    transport: GatedTransport | None = None,
+    transport: PausableTransport | None = None,
     without_redis: bool = False,
 ) -> AsyncIterator[EventBroadcaster]:
     """Run a replica; when it stops, no task of it may be left."""
     before = asyncio.all_tasks()
     observers = [] if observer is None else [observer]
-    transport = transport or GatedTransport(redis)
+    transport = transport or PausableTransport(redis)
     broadcaster = EventBroadcaster(transport, config, observers, clock=asyncio.get_running_loop().time)
     _transports[broadcaster] = transport
     await broadcaster.start(without_redis=without_redis)
@@ -154,7 +153,7 @@ class _Invariants:
     A heartbeat could be sent at any moment; it names the client's place, up to which all must have been written.
     """
 
-    def __init__(self, broadcaster: EventBroadcaster, transport: GatedTransport) -> None:
+    def __init__(self, broadcaster: EventBroadcaster, transport: PausableTransport) -> None:
         self._broadcaster = broadcaster
         self._transport = transport
         # where each client stood at the last look, and how often it had been written to: mostly neither has changed
