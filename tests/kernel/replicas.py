@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -18,7 +19,8 @@ from kernel.log.transport import Outgoing
 from kernel.messages.names import names_of
 from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
-from tests.virtual_time import at_every_turn, eventually
+from tests.virtual_time import VirtualTimeLoop, at_every_turn
+from tests.waiting import eventually
 
 _T = TypeVar("_T")
 
@@ -128,15 +130,17 @@ async def replica(
     transport: PausableTransport | None = None,
     without_redis: bool = False,
 ) -> AsyncIterator[EventBroadcaster]:
-    """Run a replica; when it stops, no task of it may be left."""
+    """Run a replica; when it stops, no task of it may be left. On virtual time, its invariants are watched."""
     before = asyncio.all_tasks()
     observers = [] if observer is None else [observer]
     transport = transport or PausableTransport(redis)
-    broadcaster = EventBroadcaster(transport, config, observers, clock=asyncio.get_running_loop().time)
+    loop = asyncio.get_running_loop()
+    virtual = isinstance(loop, VirtualTimeLoop)
+    broadcaster = EventBroadcaster(transport, config, observers, clock=loop.time if virtual else time.time)
     _transports[broadcaster] = transport
     await broadcaster.start(without_redis=without_redis)
     try:
-        with at_every_turn(_Invariants(broadcaster, transport)):
+        with at_every_turn(_Invariants(broadcaster, transport)) if virtual else nullcontext():
             # the check that follows the subscription is over too
             await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
             yield broadcaster
