@@ -373,6 +373,16 @@ async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None
         assert broadcaster.get_circuit_state().total_failures == 0
 
 
+async def test_a_batch_that_was_validated(redis: FakeRedis) -> None:
+    """A batch that its caller has validated is not validated again: a value out of range is published as it is."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        message = EventMessage(data=replace(EVENT, risk_score=500))
+        await broadcaster.broadcast_batch([message], options=PublishOptions(validated=True))
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["data"]["risk_score"] == 500
+
+
 # -- circuit
 
 
