@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -102,6 +102,8 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
 class EventBroadcaster:
     """Publishes events to every replica and delivers those of every replica to its own clients.
 
+    `clock` returns the time in seconds since 1970; it dates events and decides when an open circuit is tried again.
+
     Use it as `async with EventBroadcaster(transport) as broadcaster`, or call `start()` and `stop()`; both are safe to
     call twice. Every method belongs to the event loop on which it was started.
 
@@ -111,21 +113,27 @@ class EventBroadcaster:
     """
 
     def __init__(
-        self, transport: Transport, config: BroadcasterConfig | None = None, observers: Iterable[Observer] = ()
+        self,
+        transport: Transport,
+        config: BroadcasterConfig | None = None,
+        observers: Iterable[Observer] = (),
+        *,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         config = config or BroadcasterConfig()
         delays = (config.base_delay, config.max_delay)
         self.counters = Counters()
+        self._clock = clock
         self._observer = observer = Observers([self.counters, *observers])
         self._transport = transport
         self._log = Log(transport, config.message_buffer_size)
         self.checks = CheckRequests()
         self._flow = FlowControl(config.most_ahead, self._log.ring, self.checks, patience=config.flow_patience_seconds)
-        self.hub = Hub(self._log, checks=self.checks, observer=observer, chunk=config.chunk_bytes)
+        self.hub = Hub(self._log, checks=self.checks, observer=observer, chunk=config.chunk_bytes, clock=clock)
         self._link = Link(
             CircuitBreaker(config.circuit_failure_threshold, config.circuit_recovery_seconds),
             observer=observer,
-            clock=time.time,
+            clock=clock,
             watchers=(self.hub, self.checks, self._flow),
         )
         self._publisher = Publisher(
@@ -136,8 +144,9 @@ class EventBroadcaster:
             observer=observer,
             max_retries=config.max_retries,
             delays=delays,
+            clock=clock,
         )
-        delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes)
+        delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes, clock=clock)
         deafness = DeafnessDetector(config.idle_seconds)
         self._position_check = PositionCheck(
             transport,
@@ -217,9 +226,9 @@ class EventBroadcaster:
     async def drain(self, seconds: float) -> None:
         """Take no more clients and let those that are here go, spread over `seconds`; publishing goes on."""
         self.draining = True
-        begin, clients = time.time(), list(self.hub)
+        begin, clients = self._clock(), list(self.hub)
         await drain(clients, seconds)
-        self._observer.drained(Drained(len(clients), begin, time.time()))
+        self._observer.drained(Drained(len(clients), begin, self._clock()))
 
     async def __aenter__(self) -> Self:
         await self.start()

@@ -5,6 +5,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from itertools import islice
 from typing import Any, TypeVar
 
 import msgspec
@@ -211,6 +212,7 @@ class FakeSink:
         self._epoch = ""
         self._passed: set[int] = set()
         self._begun = 0
+        self._complete = 0
         self._replayed: list[int] = []
         self._free = asyncio.Event()
         self._free.set()
@@ -258,8 +260,11 @@ class FakeSink:
             return
         if self._begun < 0:
             self._begun = min(self._passed, default=sequence + 1) - 1
-        missing = set(range(max(self._begun, self.claims) + 1, sequence + 1)) - self._passed
+        first = max(self._begun, self.claims, self._complete) + 1
+        missing = set(range(first, sequence + 1)) - self._passed
         assert all(map(self.skips, missing)), f"{sequence} is ahead of what was written, {sorted(missing)} are missing"
+        # what was once complete stays so, and is not looked at again
+        self._complete = max(self._complete, sequence)
 
     def drain(self) -> None:
         """Let the peer read everything."""
@@ -306,12 +311,13 @@ class FakeSink:
             self._begun = 0 if self._epoch else -1
             self._epoch = message["epoch"]
             self._passed.clear()
-            self.claims = 0
+            self.claims = self._complete = 0
         elif kind == "resync_ack":
             if message["epoch"] != self._epoch or message.get("epoch_changed"):
                 self._epoch = message["epoch"]
                 self._passed = set(self._replayed)
                 self._begun = min(self._replayed, default=1) - 1
+                self._complete = 0
             if "oldest_available" in message:
                 self._passed.update(range(message["last_sequence"] + 1, message["oldest_available"]))
             if message["recovered"]:
@@ -366,6 +372,10 @@ class FakeRedis:
         error = error or TransportUnavailable("fake: no connection")
         self._faults += [(type(error)(*error.args), after) for _ in range(count)]
 
+    def forget_faults(self) -> None:
+        """Let the next calls succeed, whatever `fail` was told."""
+        self._faults.clear()
+
     @property
     def down(self) -> bool:
         """Whether nobody gets through; going down ends the subscriptions too."""
@@ -404,7 +414,7 @@ class FakeRedis:
 
     def trim(self, size: int) -> None:
         """Keep only the newest `size` events."""
-        for sequence in sorted(self.history)[: max(0, len(self.history) - size)]:
+        for sequence in list(islice(self.history, max(0, len(self.history) - size))):
             del self.history[sequence]
 
     def rewind(self, sequence: int) -> None:
@@ -476,6 +486,11 @@ class FakeTransport:
         self.kept = 0
         self._ears: list[asyncio.Queue[bytes | None]] = []
 
+    @property
+    def subscriptions(self) -> int:
+        """How many subscriptions of this replica are alive."""
+        return len(self._ears)
+
     async def close(self) -> None:
         """End this replica's subscriptions."""
         for ear in self._ears:
@@ -483,7 +498,7 @@ class FakeTransport:
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
         """As the real one does."""
-        return await self._call("publish", lambda: self.redis.run(fence, outgoing))
+        return await self.call("publish", lambda: self.redis.run(fence, outgoing))
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """As the real one does."""
@@ -495,7 +510,7 @@ class FakeTransport:
             self.kept = len(self.redis.history)
             return self.redis.place
 
-        return await self._call("probe" if probe else "position", check)
+        return await self.call("probe" if probe else "position", check)
 
     async def read(self, first: int, last: int) -> Page:
         """As the real one does."""
@@ -507,7 +522,7 @@ class FakeTransport:
             beyond = min((number for number in history if number > last), default=place.sequence + 1)
             return Page(place, oldest, [entry for entry in wanted if entry is not None], beyond)
 
-        return await self._call("read", page)
+        return await self.call("read", page)
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """As the real one does."""
@@ -526,7 +541,8 @@ class FakeTransport:
             for ears in (self._ears, self.redis.ears):
                 ears.remove(ear)
 
-    async def _call(self, name: str, act: Callable[[], _T]) -> _T:
+    async def call(self, name: str, act: Callable[[], _T]) -> _T:
+        """Make a call named `name` to the fake Redis; a subclass may hold it up."""
         await asyncio.sleep(0)
         error = self.redis.called(name)
         answer = act()

@@ -14,10 +14,6 @@ from kernel.position import Fence
 
 __all__ = ["PendingPublish", "PublishQueue", "fail"]
 
-# The bounds of one call. Redis serves no other client during the call, and replicas decode its payload in one go.
-_MOST_EVENTS = 1000
-_MOST_BYTES = 1024 * 1024
-
 
 class PendingPublish(NamedTuple):
     """A publish that waits for its call.
@@ -36,9 +32,15 @@ class PendingPublish(NamedTuple):
 
 
 class PublishQueue:
-    """The pending publishes, in order of arrival; false if there is none."""
+    """The pending publishes, in order of arrival; false if there is none.
 
-    def __init__(self) -> None:
+    `most_events` and `most_bytes` bound one call. Redis serves no other client during the call, and replicas decode its
+    payload in one go.
+    """
+
+    def __init__(self, *, most_events: int = 1000, most_bytes: int = 1024 * 1024) -> None:
+        self._most_events = most_events
+        self._most_bytes = most_bytes
         self._pending: list[PendingPublish] = []
 
     def __len__(self) -> int:
@@ -54,7 +56,7 @@ class PublishQueue:
         for publish in self._pending:
             events += publish.events
             size += publish.size
-            if count and (events > _MOST_EVENTS or size > _MOST_BYTES):
+            if count and (events > self._most_events or size > self._most_bytes):
                 break
             count += 1
         group, self._pending = self._pending[:count], self._pending[count:]

@@ -49,8 +49,8 @@ _BROKEN = (RedisError, OSError, RuntimeError, AttributeError)
 _KEY_LIFETIME = 300.0
 # The bounds of one batch from the subscription, in messages and bytes. It is decoded without yielding to the event
 # loop.
-_MOST_HEARD = 1024
-_MOST_BYTES = 128 * 1024
+MOST_HEARD = 1024
+MOST_BYTES = 128 * 1024
 
 _T = TypeVar("_T")
 
@@ -107,7 +107,13 @@ class RedisTransport:
             # A task that is cancelled before its first step never reaches its `finally`: its publishers would hang.
             await asyncio.sleep(0)
             await end([flusher])
-        await self._hang_up()
+        await self.disconnect()
+
+    async def disconnect(self) -> None:
+        """Close all connections, so that the next call reconnects: the current server may be a former primary."""
+        for pubsub in tuple(self._subscriptions):
+            await pubsub.connection.disconnect(nowait=True)
+        await self._drop(self._publisher, self._reader)
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
         """Number, store and announce events in one step; a repeated id or key returns the first publication again."""
@@ -184,7 +190,7 @@ class RedisTransport:
                         raise TransportUnavailable("the subscription was interrupted")
                     payloads.append(message["data"])
                     size += len(message["data"])
-                    full = size >= _MOST_BYTES or len(payloads) >= _MOST_HEARD
+                    full = size >= MOST_BYTES or len(payloads) >= MOST_HEARD
                     message = None if full else await self._heard(pubsub, 0)
                 announcements = [a for p in payloads if (a := decode_announcement(p)) is not None]
                 yield Batch(announcements, len(payloads) - len(announcements))
@@ -253,14 +259,8 @@ class RedisTransport:
             raise TransportUnavailable(f"Redis did not answer within {self._deadline:g} s") from error
         except _BROKEN as error:
             if _read_only(error):
-                await self._hang_up()
+                await self.disconnect()
             raise _translated(error) from error
-
-    async def _hang_up(self) -> None:
-        """Close all connections, so that the next call reconnects: the current server may be a former primary."""
-        for pubsub in tuple(self._subscriptions):
-            await pubsub.connection.disconnect(nowait=True)
-        await self._drop(self._publisher, self._reader)
 
     async def _drop(self, *clients: Any) -> None:  # noqa: ANN401
         disconnects = (client.connection_pool.disconnect(inuse_connections=True) for client in clients)

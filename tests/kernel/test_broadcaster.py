@@ -21,8 +21,17 @@ from kernel import (
 from kernel.clients import Resume
 from kernel.resilience.retry import backoff
 from tests.fakes import FakeRedis
-from tests.kernel.world import FAST, HEARING, GatedTransport, assert_faithful, fill, gated, join, replica
-from tests.waiting import eventually
+from tests.kernel.replicas import (
+    FAST,
+    RARE_CHECKS,
+    PausableTransport,
+    assert_faithful,
+    fill,
+    join,
+    replica,
+    transport_of,
+)
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 SCENE = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="unknown", similarity_score=0.5)
@@ -37,7 +46,7 @@ def redis() -> FakeRedis:
 
 
 def test_defaults() -> None:
-    """Section 11, settings: the kernel's numbers are those of the service."""
+    """The kernel's numbers are those of the service."""
     assert BroadcasterConfig() == BroadcasterConfig(
         message_buffer_size=100,
         max_retries=3,
@@ -54,7 +63,7 @@ def test_defaults() -> None:
 
 @pytest.mark.parametrize("retries", [0, 3, 10, 1024, 10**12])
 def test_retry_lifetime(retries: int) -> None:
-    """Section 2, errors: a publish's id lives longer than its retries can take, deadlines and jitter included."""
+    """A publish's id lives longer than its retries can take, deadlines and jitter included."""
     config = BroadcasterConfig(max_retries=retries)
     few = min(retries, 10)
     longest = sum(backoff(n, 1.0, 30.0, 1.0) for n in range(few)) + (retries - few) * 39.0 + (retries + 1) * 5.0
@@ -65,8 +74,8 @@ def test_retry_lifetime(retries: int) -> None:
 
 
 async def test_twice(redis: FakeRedis) -> None:
-    """Section 12, start and stop: both are safe to call twice, also at the same time."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    """`start` and `stop` are safe to call twice, also at the same time."""
+    broadcaster = EventBroadcaster(PausableTransport(redis), FAST)
     await broadcaster.stop()
     await asyncio.gather(broadcaster.start(), broadcaster.start())
     await broadcaster.start()
@@ -78,8 +87,8 @@ async def test_twice(redis: FakeRedis) -> None:
 
 
 async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
-    """Section 12, start: from its return on no publish is without this replica."""
-    async with EventBroadcaster(GatedTransport(redis), FAST) as broadcaster:
+    """When `start` has returned, this replica receives every publish."""
+    async with EventBroadcaster(PausableTransport(redis), FAST) as broadcaster:
         assert len(redis.ears) == 1
         _, sink = join(broadcaster)
         fill(redis, 1)
@@ -87,9 +96,9 @@ async def test_start_waits_until_it_listens(redis: FakeRedis) -> None:
 
 
 async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
-    """Section 12, start: a subscription that takes its time comes later."""
+    """`start` does not wait for ever for a slow subscription."""
 
-    class Silent(GatedTransport):
+    class Silent(PausableTransport):
         async def listen(self, idle: float):  # type: ignore[no-untyped-def, override]
             await asyncio.Event().wait()
             yield
@@ -103,9 +112,9 @@ async def test_start_does_not_wait_for_ever(redis: FakeRedis) -> None:
 
 
 async def test_start_without_redis(redis: FakeRedis) -> None:
-    """Section 12, start: it raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
+    """`start` raises if Redis cannot be reached, leaves nothing behind, and may be tried again."""
 
-    class Counting(GatedTransport):
+    class Counting(PausableTransport):
         closed = 0
 
         async def close(self) -> None:
@@ -127,7 +136,7 @@ async def test_start_without_redis(redis: FakeRedis) -> None:
 
 
 async def test_start_degraded(redis: FakeRedis) -> None:
-    """Section 8, Redis down at start: degraded from the first second, not ready, and recovering by itself."""
+    """A replica that starts without Redis is degraded and not ready, and recovers by itself."""
     redis.down = True
     async with replica(redis, without_redis=True) as broadcaster:
         status = broadcaster.get_circuit_state()
@@ -143,28 +152,28 @@ async def test_start_degraded(redis: FakeRedis) -> None:
 
 
 async def test_start_without_redis_although_it_is_there(redis: FakeRedis) -> None:
-    """Section 8, Redis down at start: a service that may start without Redis starts normally with it."""
+    """A service that may start without Redis starts normally with it."""
     async with replica(redis, without_redis=True) as broadcaster:
         assert broadcaster.ready
         assert not broadcaster.is_degraded()
 
 
 async def test_stop_lets_go_of_everything(redis: FakeRedis) -> None:
-    """Section 12, stop: clients go, whatever they were doing, and so does every task."""
+    """`stop` disconnects every client, whatever it was doing, and ends every task."""
     async with replica(redis) as broadcaster:
-        gated(broadcaster).before["read"].clear()
+        transport_of(broadcaster).before["read"].clear()
         join(broadcaster)
         join(broadcaster, room=10)
         join(broadcaster, resume=Resume("events", 0, E1))
         join(broadcaster, resume=Resume("events", 99, E1))
-        await eventually(lambda: gated(broadcaster).held["read"])
+        await eventually(lambda: transport_of(broadcaster).held["read"])
         fill(redis, 5)
         assert broadcaster.connections == 4
 
 
 async def test_a_second_life(redis: FakeRedis) -> None:
-    """Section 12, start and stop: a broadcaster can be started again, and what passed meanwhile is caught up with."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), FAST)
+    """A broadcaster can be started again, and what passed meanwhile is caught up with."""
+    broadcaster = EventBroadcaster(PausableTransport(redis), FAST)
     await broadcaster.start()
     await broadcaster.stop()
     assert not broadcaster.is_listener_healthy()
@@ -180,8 +189,9 @@ async def test_a_second_life(redis: FakeRedis) -> None:
 # -- what it tells about itself
 
 
+@pytest.mark.real_time
 async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
-    """Section 12, start and stop: safe to call twice and at any moment, on a real Redis too."""
+    """`stop` is safe to call twice and at any moment after `start`, on a real Redis too."""
     for turns in range(6):
         broadcaster = EventBroadcaster(RedisTransport(redis_url))
         await broadcaster.start()
@@ -194,8 +204,8 @@ async def test_a_stop_right_behind_the_start(redis_url: str) -> None:
 
 
 async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
-    """Section 8, leaving degraded: a start that reaches Redis is not degraded, whatever was before the stop."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), replace(FAST, circuit_recovery_seconds=600.0))
+    """A start that reaches Redis is not degraded, whatever was before the stop."""
+    broadcaster = EventBroadcaster(PausableTransport(redis), replace(FAST, circuit_recovery_seconds=600.0))
     await broadcaster.start()
     redis.down = True
     await eventually(broadcaster.is_degraded)
@@ -208,8 +218,8 @@ async def test_a_second_life_after_an_outage(redis: FakeRedis) -> None:
 
 
 async def test_a_publish_under_way_at_the_stop(redis: FakeRedis) -> None:
-    """Section 12, stop: a publish that has failed once is not tried again behind it, and its caller is told so."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), replace(HEARING, base_delay=0.3, max_delay=0.3))
+    """A publish that waits for its retry is not tried again after `stop`, and its caller is told so."""
+    broadcaster = EventBroadcaster(PausableTransport(redis), replace(RARE_CHECKS, base_delay=0.3, max_delay=0.3))
     await broadcaster.start()
     await eventually(lambda: redis.calls.count("position") == 2)
     redis.fail()
@@ -225,7 +235,7 @@ async def test_a_publish_under_way_at_the_stop(redis: FakeRedis) -> None:
 
 
 async def test_position(redis: FakeRedis) -> None:
-    """Section 10, health: epoch and sequence are those of the last event delivered here."""
+    """Epoch and sequence are those of the last event delivered here."""
     async with replica(redis) as broadcaster:
         assert (broadcaster.epoch, broadcaster.sequence, broadcaster.connections) == (E1, 30, 0)
         client, _ = join(broadcaster)
@@ -237,7 +247,7 @@ async def test_position(redis: FakeRedis) -> None:
 
 
 async def test_get_messages_since(redis: FakeRedis) -> None:
-    """Section 12, get_messages_since: what the replica has in memory, marked as replayed if asked for."""
+    """`get_messages_since` returns what the replica has in memory, marked as replayed if asked for."""
     async with replica(redis) as broadcaster:
         messages = broadcaster.get_messages_since(28)
         assert messages == [
@@ -254,13 +264,13 @@ async def test_get_messages_since(redis: FakeRedis) -> None:
 
 
 def test_get_broadcaster(redis: FakeRedis) -> None:
-    """Section 12, get_broadcaster: one instance per application, however many ask."""
-    state = SimpleNamespace(broadcaster=EventBroadcaster(GatedTransport(redis)))
+    """`get_broadcaster` returns one instance per application, however many ask."""
+    state = SimpleNamespace(broadcaster=EventBroadcaster(PausableTransport(redis)))
     assert get_broadcaster(state) is get_broadcaster(state) is state.broadcaster
 
 
 async def test_an_observer_that_fails(redis: FakeRedis, caplog: pytest.LogCaptureFixture) -> None:
-    """Manner: an observer is a guest; one that fails is logged and switched off, and events go on."""
+    """An observer that fails is logged and switched off, and delivery goes on."""
 
     class Broken(Observer):
         def delivered(self, delivered: object) -> None:
@@ -278,7 +288,7 @@ async def test_an_observer_that_fails(redis: FakeRedis, caplog: pytest.LogCaptur
 
 
 async def test_any_replica_will_do(redis: FakeRedis) -> None:
-    """Section 6, position: a client may reconnect to any replica, and misses nothing on the way."""
+    """A client may reconnect to any replica, and misses nothing on the way."""
     async with replica(redis) as one, replica(redis) as two:
         client, first = join(one)
         fill(redis, 10)
@@ -293,8 +303,8 @@ async def test_any_replica_will_do(redis: FakeRedis) -> None:
 
 
 async def test_replicas_agree(redis: FakeRedis) -> None:
-    """Section 7, epochs: whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
-    async with replica(redis) as one, replica(redis, HEARING) as two:
+    """Whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
+    async with replica(redis) as one, replica(redis, RARE_CHECKS) as two:
         sinks = [join(broadcaster)[1] for broadcaster in (one, two)]
         fill(redis, 5)
         await eventually(lambda: one.sequence == two.sequence == 35)
@@ -307,7 +317,7 @@ async def test_replicas_agree(redis: FakeRedis) -> None:
 
 
 async def test_a_long_outage(redis: FakeRedis) -> None:
-    """Section 8, degraded: connections are accepted, and when Redis is back all comes, to old and new clients."""
+    """During an outage connections are accepted; when Redis is back, old and new clients get every event."""
     config = replace(FAST, message_buffer_size=5)
     async with replica(redis, config) as broadcaster:
         _, old = join(broadcaster)

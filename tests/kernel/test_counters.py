@@ -6,9 +6,9 @@ from kernel.counters import OTHER, Counters, Histogram
 from kernel.observer import Delivered, Published, Written
 from kernel.position import Position
 from tests.fakes import FakeRedis
+from tests.kernel.replicas import RARE_CHECKS, fill, replica
 from tests.kernel.test_observer import DETAILS, HERE
-from tests.kernel.world import HEARING, fill, replica
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def published(*types: str, replayed: bool = False) -> Published:
 
 
 def test_publishes(counters: Counters) -> None:
-    """Section 10, metrics: published and failed events by type; a repetition under a key is none; the time of all."""
+    """Published and failed events are counted by type; a repetition under a key counts as none, but its time does."""
     counters.published(published("event", "event", "alert_created"))
     counters.published(published("event", replayed=True))
     counters.published(published("of tomorrow"))
@@ -37,7 +37,7 @@ def test_publishes(counters: Counters) -> None:
 
 
 def test_deliveries(counters: Counters) -> None:
-    """Section 10, metrics: batches, messages over all clients, bytes saved, acks wanted; lag for each stamped event."""
+    """Deliveries count batches, messages to all clients, bytes saved, acks wanted, and the lag of each event."""
     lags = [(1.0, 1), (-1.5, 1), (0.5, 1)]
     counters.delivered(Delivered(HERE, Position("e", 6), 99.9, 100.5, 4, Written(41, 10, 7), lags, []))
     counters.caught_up(Written(2, 1, 3))
@@ -49,7 +49,7 @@ def test_deliveries(counters: Counters) -> None:
 
 
 def test_the_rest(counters: Counters) -> None:
-    """Section 10, metrics: replays by source and verdict, gaps, refills, slow clients, acks, foreign documents."""
+    """Replays by source and verdict, gaps, refills, slow clients, acks and foreign messages are counted."""
     for hook in ("replayed", "refilled", "lost", "renumbered", "listener_restarted", "acknowledged"):
         getattr(counters, hook)(DETAILS[hook])
     counters.foreign(3)
@@ -64,7 +64,7 @@ def test_the_rest(counters: Counters) -> None:
 
 @pytest.mark.parametrize(("code", "label"), [(1000, "1000"), (4008, "4008"), (3999, OTHER), (0, OTHER)])
 def test_close_codes(counters: Counters, code: int, label: str) -> None:
-    """Section 10, metrics: closes by code, and codes that a client makes up do not make the table grow."""
+    """Closes are counted by code, and codes that a client makes up do not make the table grow."""
     size = len(counters.closes)
     counters.closed(code)
     assert counters.closes[label] == 1
@@ -81,15 +81,15 @@ def test_histogram() -> None:
 
 
 async def test_a_replica_knows_how_much_is_kept() -> None:
-    """Section 10, metrics: the depth of the history is that of the last position check."""
+    """The depth of the history is that of the last position check."""
     redis = FakeRedis()
     fill(redis, 7)
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         assert broadcaster.history_depth == 7
 
 
 async def test_a_new_epoch_is_counted() -> None:
-    """Section 7: a numbering that began anew is counted on every replica, once."""
+    """A new epoch is counted once by every replica."""
     redis = FakeRedis()
     fill(redis, 7)
     async with replica(redis) as one, replica(redis) as other:

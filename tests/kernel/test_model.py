@@ -9,7 +9,6 @@ was told of every loss. The examples are always the same, but for
 import asyncio
 import json
 import os
-import selectors
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -24,9 +23,10 @@ from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
 from kernel.messages.decoding import decode_message
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import WIRE, GatedTransport
+from tests.kernel.replicas import WIRE, PausableTransport
 from tests.system.history import ClientRecord, Connection, History, Place, Reader, violations
 from tests.system.producers import marked
+from tests.virtual_time import VirtualTimeLoop
 
 _T = TypeVar("_T")
 
@@ -37,37 +37,6 @@ CONFIG = BroadcasterConfig(message_buffer_size=5, chunk_bytes=1000)
 
 replicas = st.integers(0, 1)
 clients = st.integers(0, 3)
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop whose time passes when there is nothing to do, and only then."""
-
-    def __init__(self) -> None:
-        self._now = 0.0
-        super().__init__(_Impatient(self))
-
-    def time(self) -> float:
-        """Seconds, none of which anybody has waited for."""
-        return self._now
-
-    def skip(self, seconds: float) -> None:
-        """Let time pass, a nanosecond at least: who waits for a rest that is lost in rounding would wait for ever."""
-        self._now += max(seconds, 1e-9)
-
-
-class _Impatient(selectors.SelectSelector):
-    """Waits for nothing: there is no input but what the test makes."""
-
-    def __init__(self, loop: VirtualLoop) -> None:
-        super().__init__()
-        self._loop = loop
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        """Skip the time that should be waited."""
-        if timeout is None:
-            raise AssertionError("nothing will ever happen again")
-        self._loop.skip(timeout)
-        return super().select(0)
 
 
 class Recording(FakeRedis):
@@ -220,7 +189,7 @@ class Model(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.loop = VirtualLoop()
+        self.loop = VirtualTimeLoop()
         self.redis = Recording()
         self.history = History()
         self.parties = [Party(number) for number in range(4)]
@@ -228,6 +197,7 @@ class Model(RuleBasedStateMachine):
         self.receipts: dict[str, object] = {}
         self.count = 0
         self.hubs: list[EventBroadcaster] = []
+        self.transports: list[PausableTransport] = []
 
     def run(self, what: Coroutine[Any, Any, _T]) -> _T:
         """Let something happen."""
@@ -237,17 +207,19 @@ class Model(RuleBasedStateMachine):
     def begin(self, kept: int) -> None:
         """Two replicas on a Redis that has had a few events, and a client on each."""
         self.redis.history_size = 30
-        self.hubs = [self.run(self._started()) for _ in range(2)]
+        for at in range(2):
+            self._start(at)
         for _ in range(kept):
             self.publish(0, "event", 1, "")
         for number, party in enumerate(self.parties[:2]):
             self.run(_call(party.connect, self.hubs[number], None))
 
-    async def _started(self) -> EventBroadcaster:
-        hub = EventBroadcaster(GatedTransport(self.redis), CONFIG)
-        hub._link._clock = self.loop.time  # the one clock that is not the loop's
-        await hub.start()
-        return hub
+    def _start(self, at: int) -> None:
+        """Start a replica; it may take the place of another."""
+        transport = PausableTransport(self.redis)
+        hub = EventBroadcaster(transport, CONFIG, clock=self.loop.time)
+        self.run(hub.start())
+        self.transports[at:], self.hubs[at:] = [transport, *self.transports[at + 1 :]], [hub, *self.hubs[at + 1 :]]
 
     # -- producers
 
@@ -334,8 +306,7 @@ class Model(RuleBasedStateMachine):
     @rule(at=replicas, name=st.sampled_from(CALLS), answers=st.booleans())
     def hold_calls(self, at: int, name: str, answers: bool) -> None:
         """A replica's calls of a kind, or their answers, are on their way for long."""
-        transport = self.hubs[at]._transport
-        assert isinstance(transport, GatedTransport)
+        transport = self.transports[at]
         (transport.after if answers else transport.before)[name].clear()
 
     @rule(at=replicas)
@@ -345,8 +316,7 @@ class Model(RuleBasedStateMachine):
             gate.set()
 
     def _gates(self, at: int) -> Iterator[asyncio.Event]:
-        transport = self.hubs[at]._transport
-        assert isinstance(transport, GatedTransport)
+        transport = self.transports[at]
         yield from (*transport.before.values(), *transport.after.values())
 
     @rule(size=st.integers(0, 8))
@@ -446,8 +416,8 @@ class Model(RuleBasedStateMachine):
             if party.hub is self.hubs[at]:
                 self.run(_call(party.leave))
         self.run(self.hubs[at].stop())
-        self.redis._faults.clear()
-        self.hubs[at] = self.run(self._started())
+        self.redis.forget_faults()
+        self._start(at)
 
     @rule(turns=st.integers(1, 30))
     def turn(self, turns: int) -> None:
@@ -465,7 +435,7 @@ class Model(RuleBasedStateMachine):
         redis = self.redis
         redis.deaf = redis.down = False
         redis.release()
-        redis._faults.clear()
+        redis.forget_faults()
         for at in range(2):
             self.release_calls(at)
         self.run(self._healed())

@@ -14,7 +14,7 @@ from kernel.counters import Histogram
 from telemetry import METRICS, Exposition
 from telemetry.metrics import Meter, watch_loop
 from tests.fakes import FakeRedis, FakeTransport
-from tests.kernel.world import HEARING, join, replica
+from tests.kernel.replicas import RARE_CHECKS, join, replica
 from tests.system.replica import ROOT
 from tests.waiting import eventually
 
@@ -50,7 +50,7 @@ def numbers(metric: Metric) -> dict[tuple[str, ...], float]:
 
 async def test_both_ways() -> None:
     """OTLP data has the same metrics, labels and values as `/metrics`, cumulative since the start."""
-    async with replica(FakeRedis(), HEARING) as broadcaster:
+    async with replica(FakeRedis(), RARE_CHECKS) as broadcaster:
         _, sink = join(broadcaster)
         await broadcaster.broadcast_scene_change(DATA)
         await eventually(lambda: len(sink.messages) == 2)
@@ -82,7 +82,7 @@ async def test_both_ways() -> None:
 
 async def test_a_histogram() -> None:
     """The buckets of a histogram are cumulative in Prometheus text and separate in OTLP, with the same sum."""
-    async with replica(FakeRedis(), HEARING) as broadcaster:
+    async with replica(FakeRedis(), RARE_CHECKS) as broadcaster:
         for value in (0.0004, 0.002, 0.002, 99.0):
             broadcaster.counters.loop_lag.observe(value)
         text, _ = Exposition(broadcaster)("")

@@ -14,7 +14,7 @@ from kernel.log.transport import Outgoing
 from kernel.observer import Publishing, TraceContext
 from kernel.position import NOWHERE, Fence
 from tests.fakes import FakeRedis
-from tests.kernel.world import HEARING, GatedTransport, join, replica, resync
+from tests.kernel.replicas import RARE_CHECKS, PausableTransport, join, replica, resync
 from tests.telemetry.conftest import Watch
 from tests.waiting import eventually
 
@@ -38,7 +38,7 @@ def put(redis: FakeRedis, traceparents: Sequence[str | None], at: float = 1.0) -
 async def hear(watch: Watch, traceparents: Sequence[str | None], at: float = 1.0) -> list[ReadableSpan]:
     """Deliver these events as one batch to a replica with two clients, and return its deliver spans."""
     redis = FakeRedis()
-    async with replica(redis, HEARING, observer=watch.tracing) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=watch.tracing) as broadcaster:
         clients = [join(broadcaster) for _ in range(2)]
         redis.hold()
         put(redis, traceparents, at)
@@ -135,7 +135,7 @@ async def attempt(broadcaster: EventBroadcaster) -> None:
 
 async def test_retries(redis: FakeRedis, watch: Watch) -> None:
     """A retry is a span until the next attempt is due; a publish that succeeds after retries is no error."""
-    config = replace(HEARING, max_retries=2, base_delay=0.02)
+    config = replace(RARE_CHECKS, max_retries=2, base_delay=0.02)
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
@@ -160,7 +160,7 @@ async def test_retries(redis: FakeRedis, watch: Watch) -> None:
 
 async def test_a_failure(redis: FakeRedis, watch: Watch) -> None:
     """The span of a failed publish is an error with the class of its cause as `error.type`."""
-    async with replica(redis, HEARING, observer=watch.tracing) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
     (publish,) = watch.named("publish c")
@@ -171,7 +171,7 @@ async def test_a_failure(redis: FakeRedis, watch: Watch) -> None:
 
 async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> None:
     """A publish that is cancelled while it waits for a retry ends its spans at once."""
-    config = replace(HEARING, base_delay=60.0, max_delay=60.0)
+    config = replace(RARE_CHECKS, base_delay=60.0, max_delay=60.0)
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail()
         publishing = asyncio.create_task(attempt(broadcaster))
@@ -188,7 +188,7 @@ async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> Non
 
 async def test_the_circuit(redis: FakeRedis, watch: Watch) -> None:
     """A transition of the circuit has a span, linked to the publish that caused it, if one did."""
-    config = replace(HEARING, circuit_failure_threshold=2, circuit_recovery_seconds=0.02)
+    config = replace(RARE_CHECKS, circuit_failure_threshold=2, circuit_recovery_seconds=0.02)
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
@@ -209,8 +209,8 @@ async def test_the_circuit(redis: FakeRedis, watch: Watch) -> None:
 async def test_the_circuit_by_itself(redis: FakeRedis, watch: Watch) -> None:
     """If Redis is unreachable at the start, the circuit's span has no link, as no publish caused it."""
     redis.down = True
-    config = replace(HEARING, circuit_recovery_seconds=60.0)
-    transport = GatedTransport(redis)
+    config = replace(RARE_CHECKS, circuit_recovery_seconds=60.0)
+    transport = PausableTransport(redis)
     async with replica(redis, config, observer=watch.tracing, transport=transport, without_redis=True):
         (opened,) = watch.named("circuit closed -> open")
     assert opened.links == ()
@@ -218,7 +218,7 @@ async def test_the_circuit_by_itself(redis: FakeRedis, watch: Watch) -> None:
 
 async def test_unsampled_publishes(redis: FakeRedis, unsampled: Watch) -> None:
     """An event that is not sampled gets no span, and carries its producer's context, or none."""
-    async with replica(redis, HEARING, observer=unsampled.tracing) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=unsampled.tracing) as broadcaster:
         _, sink = join(broadcaster)
         for options in (None, PublishOptions(traceparent=header(7, sampled=False))):
             await broadcaster.broadcast_scene_change(DATA, options=options)

@@ -11,8 +11,8 @@ from kernel.log.envelope import Entry
 from kernel.log.frames import Frame
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import HEARING, WIRE, join, replica
-from tests.waiting import eventually
+from tests.kernel.replicas import RARE_CHECKS, WIRE, join, replica
+from tests.virtual_time import eventually
 
 
 def event(sequence: int, *, epoch: str = "e", wants: bool = True, type: str = "event") -> Frame:
@@ -126,7 +126,7 @@ async def test_a_replica_keeps_count() -> None:
         summary="s",
         reasoning="r",
     )
-    async with replica(FakeRedis(), HEARING) as broadcaster:
+    async with replica(FakeRedis(), RARE_CHECKS) as broadcaster:
         counters = broadcaster.counters
         clients = [join(broadcaster)[0] for _ in range(3)]
         other, _ = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda _: True)

@@ -12,8 +12,8 @@ from kernel.clients.close_reasons import SLOW_CLIENT
 from kernel.observer import Replayed
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import HEARING, assert_faithful, fill, gated, join, replica, resync
-from tests.waiting import eventually
+from tests.kernel.replicas import RARE_CHECKS, assert_faithful, fill, join, replica, resync, transport_of
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 
@@ -162,7 +162,7 @@ async def test_beyond_redis(redis: FakeRedis, last: int, epoch: str | None) -> N
 
 async def test_beyond_the_replica(redis: FakeRedis) -> None:
     """A resume from a number that Redis has and this replica does not have yet waits until it does."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         redis.hold()
         fill(redis, 10)
         assert broadcaster.sequence == 250
@@ -396,7 +396,7 @@ async def test_the_epoch_changed_before_a_replay(redis: FakeRedis, epoch: str | 
 
 async def test_a_client_that_knows_the_new_epoch_first(redis: FakeRedis) -> None:
     """A resume from an epoch that this replica has not heard of yet waits for it, announces it and is recovered."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         redis.hold()
         redis.flush()
         fill(redis, 10)
@@ -526,7 +526,7 @@ async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:
 
 async def test_too_slow(redis: FakeRedis) -> None:
     """A client whose position has left the history is closed with 4008."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
         await eventually(lambda: broadcaster.sequence == 350)
@@ -596,7 +596,7 @@ async def test_a_slow_client_far_back_in_the_old_epoch(redis: FakeRedis) -> None
 
 async def test_redis_goes_during_catch_up(redis: FakeRedis) -> None:
     """A slow client that needs the history while Redis is away waits for it and misses nothing."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
         await eventually(lambda: broadcaster.sequence == 350)
@@ -634,11 +634,11 @@ async def test_a_resync_of_a_slow_client(redis: FakeRedis) -> None:
 
 async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
     """A replay that is requested while the history is being read is not forgotten."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 100)
         await eventually(lambda: broadcaster.sequence == 350)
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         transport.before["read"].clear()
         sink.room = None
         sink.drain()
@@ -654,7 +654,7 @@ async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
 async def test_going_away_during_a_read(redis: FakeRedis) -> None:
     """A client that disconnects while the history is read for it gets nothing more and leaves no task."""
     async with replica(redis) as broadcaster:
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         transport.before["read"].clear()
         client, sink = join(broadcaster, resume=Resume("events", 0, E1))
         await eventually(lambda: transport.held["read"])

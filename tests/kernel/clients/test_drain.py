@@ -6,8 +6,8 @@ import pytest
 
 from kernel.clients.close_reasons import GOING_AWAY
 from tests.fakes import FakeRedis
-from tests.kernel.world import fill, join, replica
-from tests.waiting import eventually
+from tests.kernel.replicas import fill, join, replica
+from tests.virtual_time import eventually
 
 
 @pytest.fixture

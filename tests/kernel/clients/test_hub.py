@@ -27,19 +27,18 @@ from kernel.observer import Observer
 from kernel.position import Position
 from kernel.resilience.circuit import CircuitState
 from tests.fakes import FakeRedis, FakeSink
-from tests.kernel.world import (
+from tests.kernel.replicas import (
     FAST,
-    HEARING,
+    RARE_CHECKS,
     WIRE,
-    GatedTransport,
+    PausableTransport,
     assert_faithful,
     fill,
     join,
     replica,
     resync,
-    turns_until,
 )
-from tests.waiting import eventually
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 
@@ -240,7 +239,7 @@ async def test_heartbeat(redis: FakeRedis) -> None:
 
 async def test_heartbeats_of_the_slow(redis: FakeRedis) -> None:
     """The heartbeat of a client that is behind holds its own place, not the replica's."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         client, sink = join(broadcaster, room=10)
         fill(redis, 5)
         await eventually(lambda: broadcaster.sequence == 255)
@@ -255,7 +254,7 @@ async def walking(redis: FakeRedis, broadcaster: Any, client: Client) -> None:
     """Publish one event and return while its walk is under way and has not reached this client."""
     before = client.place
     fill(redis, 1)
-    await turns_until(lambda: broadcaster.sequence == redis.place.sequence)
+    await eventually(lambda: broadcaster.sequence == redis.place.sequence)
     assert client.place == before
 
 
@@ -341,7 +340,7 @@ async def test_falling_behind_during_a_walk(redis: FakeRedis) -> None:
 @pytest.mark.usefixtures("slow_walk")
 async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
     """A run of frames whose delivery is cancelled half-way still reaches every client."""
-    log = Log(GatedTransport(redis), 20)
+    log = Log(PausableTransport(redis), 20)
     hub = Hub(log, checks=CheckRequests(), observer=Observer(), chunk=100)
     log.ring.start(Position(E1, 240))
     sinks = [FakeSink() for _ in range(5)]
@@ -350,7 +349,7 @@ async def test_a_delivery_that_is_cancelled(redis: FakeRedis) -> None:
     frames = await log.stored(Position(E1, 240), 244)
     log.append(frames)
     delivery = asyncio.create_task(hub.deliver(frames, 0.0))
-    await turns_until(lambda: sinks[1].numbers)
+    await eventually(lambda: sinks[1].numbers)
     assert not sinks[-1].numbers
     delivery.cancel()
     await asyncio.wait([delivery])
@@ -369,7 +368,7 @@ async def test_a_delivery_that_fails(redis: FakeRedis) -> None:
                 raise ZeroDivisionError
             super().write(data)
 
-    log = Log(GatedTransport(redis), 20)
+    log = Log(PausableTransport(redis), 20)
     hub = Hub(log, checks=CheckRequests(), observer=Observer(), chunk=100)
     log.ring.start(Position(E1, 240))
     sinks = [FakeSink(), BrokenSink(), FakeSink()]
@@ -515,7 +514,7 @@ async def test_leaving_while_it_is_closed(redis: FakeRedis) -> None:
             super().close(reason)
             broadcaster.disconnect(client)
 
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         sink = ImpatientSink(room=10)
         client = broadcaster.connect(sink, WIRE)
         broadcaster.hub.fall_behind(client)

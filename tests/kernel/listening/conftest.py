@@ -4,7 +4,7 @@ import pytest
 
 from tests.fakes import FakeRedis
 from tests.kernel.listening.listening_side import RecordingObserver
-from tests.kernel.world import fill
+from tests.kernel.replicas import fill
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from kernel.observer import CircuitMoved, Lost, Refilled, Written
 from kernel.resilience.circuit import CircuitBreaker, CircuitState
 from kernel.resilience.link import Link
 from tests.fakes import FakeRedis, FakeTransport
-from tests.kernel.world import GatedTransport, fill, tail
-from tests.waiting import eventually
+from tests.kernel.replicas import PausableTransport, fill, tail
+from tests.virtual_time import eventually
 
 E1, E2, E3 = "epoch-1", "epoch-2", "epoch-3"
 
@@ -174,7 +174,7 @@ async def listening_side(
 ) -> AsyncIterator[ListeningSide]:
     """Run a listening side, from after the check that follows the subscription."""
     side = ListeningSide(
-        GatedTransport(redis),
+        PausableTransport(redis),
         observer or Observer(),
         idle=idle,
         check_seconds=check_seconds,

@@ -12,7 +12,7 @@ from kernel.log.frames import Frame
 from kernel.observer import Observer, TraceContext, Written
 from kernel.position import Position
 from tests.fakes import FakeSink, entry
-from tests.kernel.world import WIRE
+from tests.kernel.replicas import WIRE
 
 TRACED = "00-1-2-01"
 

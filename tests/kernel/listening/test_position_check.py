@@ -22,8 +22,8 @@ from tests.kernel.listening.listening_side import (
     fill_unannounced,
     listening_side,
 )
-from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, tail
-from tests.waiting import eventually
+from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica, tail, transport_of
+from tests.virtual_time import eventually
 
 
 @pytest.mark.parametrize("events", [0, 1, 19, 20, 21, 250])
@@ -52,7 +52,7 @@ async def test_a_short_history_at_the_start(redis: FakeRedis, kept: int) -> None
 
 async def test_events_that_are_trimmed_while_it_starts(redis: FakeRedis) -> None:
     """Events that are trimmed while a replica reads them at the start are skipped."""
-    transport = GatedTransport(redis)
+    transport = PausableTransport(redis)
     broadcaster = EventBroadcaster(transport, replace(FAST, message_buffer_size=200))
     transport.before["read"].clear()
     start = asyncio.create_task(broadcaster.start())
@@ -66,7 +66,7 @@ async def test_events_that_are_trimmed_while_it_starts(redis: FakeRedis) -> None
 
 async def test_a_new_epoch_while_it_starts(redis: FakeRedis) -> None:
     """If a new epoch begins during the first contact, the first contact is made again."""
-    transport = GatedTransport(redis)
+    transport = PausableTransport(redis)
     broadcaster = EventBroadcaster(transport, FAST)
     transport.before["read"].clear()
     start = asyncio.create_task(broadcaster.start())
@@ -91,7 +91,7 @@ async def test_an_empty_redis() -> None:
 
 async def test_a_hole_is_refilled(redis: FakeRedis, observer: RecordingObserver) -> None:
     """A hole in the numbers is filled from the history at once, in order, each event once."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         fill_unannounced(redis, 30)
         assert broadcaster.sequence == 250
@@ -127,7 +127,7 @@ async def test_a_late_announcement(redis: FakeRedis, observer: RecordingObserver
 
 async def test_lost_events(redis: FakeRedis, observer: RecordingObserver, caplog: pytest.LogCaptureFixture) -> None:
     """A hole is reported as a gap, with both ends, only if the history no longer has the events."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         fill_unannounced(redis, 30)
         redis.trim(10)
@@ -140,20 +140,20 @@ async def test_lost_events(redis: FakeRedis, observer: RecordingObserver, caplog
 
 async def test_a_position_far_ahead(redis: FakeRedis, observer: RecordingObserver) -> None:
     """If somebody sets the position far ahead, that is one gap, and the next event is delivered at once."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         redis.place = redis.place._replace(sequence=10**5)
         fill(redis, 1)
         await sink.until(lambda: sink.numbers == [10**5 + 1])
         assert sink.outline[1:] == [f"gap 251-{10**5}", str(10**5 + 1)]
         assert observer.losses == [Lost(E1, 251, 10**5)]
-    async with replica(redis, HEARING) as late:
+    async with replica(redis, RARE_CHECKS) as late:
         assert late.sequence == 10**5 + 1
 
 
 async def test_holes_in_the_history(redis: FakeRedis, observer: RecordingObserver) -> None:
     """Each hole in the history is reported in its place."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         fill_unannounced(redis, 10)
         for number in (252, 253, 257):
@@ -195,7 +195,7 @@ async def test_a_history_that_is_lost(redis: FakeRedis, observer: RecordingObser
 )
 async def test_an_announcement_that_does_not_fit(redis: FakeRedis, observer: RecordingObserver, forged: bytes) -> None:
     """An announcement that Redis's own position does not explain is counted and skipped."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         redis.announce(forged)
         await eventually(lambda: observer.foreign_count == 1)
@@ -207,8 +207,8 @@ async def test_an_announcement_that_does_not_fit(redis: FakeRedis, observer: Rec
 
 async def test_one_check_at_a_time(redis: FakeRedis, observer: RecordingObserver) -> None:
     """One check is under way at a time, however many announcements do not fit."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
-        transport = gated(broadcaster)
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
+        transport = transport_of(broadcaster)
         checks = redis.calls.count("position")
         transport.before["position"].clear()
         for _ in range(500):
@@ -222,7 +222,7 @@ async def test_one_check_at_a_time(redis: FakeRedis, observer: RecordingObserver
 
 async def test_a_real_hole_is_not_foreign(redis: FakeRedis, observer: RecordingObserver) -> None:
     """An announcement that Redis's position explains is not foreign, also if forged ones arrive with it."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         fill_unannounced(redis, 3)
         redis.announce(document(999))
@@ -290,7 +290,7 @@ async def test_a_lagging_copy(redis: FakeRedis) -> None:
 
 async def test_a_copy_with_another_past(redis: FakeRedis) -> None:
     """Two events are not delivered under one number, even if Redis has other events and is ahead again."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         _, sink = join(broadcaster)
         fill(redis, 3)
         await sink.until(lambda: sink.numbers == [251, 252, 253])
@@ -309,7 +309,7 @@ async def test_a_position_overtaken_by_events(redis: FakeRedis) -> None:
     """A position that was read before newer events arrived is not taken for a step back."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         transport.after["position"].clear()
         await eventually(lambda: transport.held["position"])
         fill(redis, 5)
@@ -325,7 +325,7 @@ async def test_two_new_epochs_in_a_row(redis: FakeRedis) -> None:
     """If another epoch begins while the events of a new one are read, both markers are delivered."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         transport.before["read"].clear()
         redis.flush()
         fill(redis, 3)
@@ -400,7 +400,7 @@ async def test_a_failure_after_the_trial(redis: FakeRedis, observer: RecordingOb
     """A read that fails after the trial has succeeded is an ordinary failure, and is retried."""
     async with replica(redis, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         redis.down = True
         await eventually(broadcaster.is_degraded)
         fill_unannounced(redis, 3)
@@ -416,7 +416,7 @@ async def test_a_failure_after_the_trial(redis: FakeRedis, observer: RecordingOb
 
 async def test_a_failed_check_is_made_again_soon(redis: FakeRedis) -> None:
     """A caller that waits for a check that failed does not have to wait for the next regular one."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         redis.fail(2)
         async with asyncio.timeout(5):
             await broadcaster.checks.completed()

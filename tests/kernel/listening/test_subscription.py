@@ -15,16 +15,16 @@ from tests.kernel.listening.listening_side import (
     fill_unannounced,
     listening_side,
 )
-from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, turns_until
-from tests.waiting import eventually
+from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica, transport_of
+from tests.virtual_time import eventually
 
 
 async def test_a_check_follows_each_subscription(redis: FakeRedis, observer: RecordingObserver) -> None:
     """Events that were published while the subscription was away are fetched once it is back."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         redis.hang_up()
-        await turns_until(lambda: not broadcaster.is_listener_healthy())
+        await eventually(lambda: not broadcaster.is_listener_healthy())
         fill_unannounced(redis, 3)
         await sink.until(lambda: sink.numbers == [251, 252, 253])
         await eventually(broadcaster.is_listener_healthy)
@@ -55,7 +55,7 @@ async def test_slow_but_not_deaf(redis: FakeRedis, observer: RecordingObserver) 
         for number in range(251, 256):
             redis.hold()
             fill(redis, 1)
-            await turns_until(lambda number=number: broadcaster.sequence == number)
+            await eventually(lambda number=number: broadcaster.sequence == number)
             redis.release()
             checks = redis.calls.count("position")
             await eventually(lambda checks=checks: redis.calls.count("position") >= checks + 2)
@@ -65,7 +65,7 @@ async def test_slow_but_not_deaf(redis: FakeRedis, observer: RecordingObserver) 
 async def test_a_refill_is_not_deafness(redis: FakeRedis, observer: RecordingObserver) -> None:
     """Announcements that have to wait for a refill do not make the subscription deaf."""
     async with replica(redis, observer=observer) as broadcaster:
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         transport.before["read"].clear()
         redis.hold()
         fill(redis, 30)
@@ -95,7 +95,7 @@ async def test_an_outage_is_not_deafness(redis: FakeRedis, observer: RecordingOb
     """Events that were published before the subscription do not make it deaf."""
     async with replica(redis, observer=observer) as broadcaster:
         redis.hang_up()
-        await turns_until(lambda: not broadcaster.is_listener_healthy())
+        await eventually(lambda: not broadcaster.is_listener_healthy())
         fill_unannounced(redis, 3)
         await eventually(lambda: broadcaster.sequence == 253 and broadcaster.is_listener_healthy())
         await asyncio.sleep(4 * FAST.position_check_seconds)
@@ -114,7 +114,7 @@ async def test_a_hole_is_not_deafness(redis: FakeRedis, observer: RecordingObser
 
 async def test_many_checks_are_not_deafness(redis: FakeRedis, observer: RecordingObserver) -> None:
     """Events in flight have time to arrive, however often checks are requested."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         redis.hold()
         fill(redis, 3)
         for _ in range(5):
@@ -139,7 +139,7 @@ async def test_silence_is_not_deafness(redis: FakeRedis, observer: RecordingObse
 )
 async def test_a_message_that_is_no_announcement(redis: FakeRedis, observer: RecordingObserver, payload: bytes) -> None:
     """A message that is not a valid announcement is counted and skipped; nothing restarts or asks Redis for it."""
-    async with replica(redis, HEARING, observer=observer) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         checks = redis.calls.count("position")
         for _ in range(3):
@@ -155,7 +155,7 @@ async def test_skipped_messages_are_logged_once_a_minute(
     redis: FakeRedis, observer: RecordingObserver, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Skipped messages cause at most one log line a minute."""
-    async with replica(redis, HEARING, observer=observer):
+    async with replica(redis, RARE_CHECKS, observer=observer):
         for count in range(1, 6):
             redis.announce(b"hello")
             redis.announce(document(999))
@@ -168,7 +168,7 @@ async def test_an_unexpected_error(
 ) -> None:
     """An unexpected error is logged, and the subscription is made again."""
 
-    class BrokenTransport(GatedTransport):
+    class BrokenTransport(PausableTransport):
         broken = False
 
         def listen(self, idle: float) -> AsyncIterator[Any]:  # type: ignore[override]
@@ -191,7 +191,7 @@ async def test_an_unexpected_error(
 
 async def test_failures_back_off(redis: FakeRedis, caplog: pytest.LogCaptureFixture) -> None:
     """Failed subscriptions back off like publishes; a message that arrives resets the attempts."""
-    config = replace(HEARING, base_delay=0.04, max_delay=0.1, circuit_failure_threshold=100)
+    config = replace(RARE_CHECKS, base_delay=0.04, max_delay=0.1, circuit_failure_threshold=100)
     async with replica(redis, config) as broadcaster:
         _, sink = join(broadcaster)
         for number in (251, 252):

@@ -10,8 +10,8 @@ from kernel.clients import fanout
 from kernel.position import Fence, Position
 from tests.fakes import FakeRedis
 from tests.kernel.listening.listening_side import RecordingObserver, fill_unannounced, task_of
-from tests.kernel.world import FAST, HEARING, GatedTransport, fill, gated, join, replica, turns_until
-from tests.waiting import eventually
+from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica, transport_of
+from tests.virtual_time import eventually
 
 
 @pytest.mark.parametrize("name", ["subscription", "position check"])
@@ -31,8 +31,8 @@ async def test_a_task_that_was_cancelled(redis: FakeRedis, observer: RecordingOb
 
 async def test_a_check_that_was_cancelled(redis: FakeRedis) -> None:
     """A caller that waited for a cancelled check gets the result of the next one."""
-    async with replica(redis, HEARING) as broadcaster:
-        transport = gated(broadcaster)
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        transport = transport_of(broadcaster)
         transport.before["position"].clear()
         waiting = asyncio.create_task(broadcaster.checks.completed())
         await eventually(lambda: transport.held["position"])
@@ -42,7 +42,7 @@ async def test_a_check_that_was_cancelled(redis: FakeRedis) -> None:
             await waiting
 
 
-class SwallowingTransport(GatedTransport):
+class SwallowingTransport(PausableTransport):
     """Swallows the first cancellation of a check, as redis-py may on Python 3.11."""
 
     swallowed = False
@@ -61,7 +61,7 @@ class SwallowingTransport(GatedTransport):
 async def test_a_cancellation_that_is_swallowed(redis: FakeRedis) -> None:
     """Stopping ends a task even if the library in between swallows the first cancellation."""
     transport = SwallowingTransport(redis)
-    async with replica(redis, HEARING, transport=transport) as broadcaster:
+    async with replica(redis, RARE_CHECKS, transport=transport) as broadcaster:
         transport.before["position"].clear()
         waiting = asyncio.create_task(broadcaster.checks.completed())
         await eventually(lambda: transport.held["position"])
@@ -77,7 +77,7 @@ async def test_a_trial_that_was_cancelled(redis: FakeRedis, observer: RecordingO
     async with replica(redis, observer=observer) as broadcaster:
         redis.down = True
         await eventually(broadcaster.is_degraded)
-        transport = gated(broadcaster)
+        transport = transport_of(broadcaster)
         transport.before["probe"].clear()
         await eventually(lambda: transport.held["probe"])
         task_of("position check").cancel()
@@ -92,7 +92,7 @@ async def test_a_delivery_that_was_cancelled(redis: FakeRedis, monkeypatch: pyte
     async with replica(redis) as broadcaster:
         sinks = [join(broadcaster)[1] for _ in range(30)]
         fill(redis, 50)
-        await turns_until(lambda: sinks[5].numbers)
+        await eventually(lambda: sinks[5].numbers)
         assert not sinks[-1].numbers
         task_of("subscription").cancel()
         for sink in sinks:
@@ -104,7 +104,7 @@ async def test_an_unexpected_error_in_a_check(
 ) -> None:
     """A position check that fails unexpectedly is restarted after the restart delay, each time."""
 
-    class BrokenTransport(GatedTransport):
+    class BrokenTransport(PausableTransport):
         broken = 0
 
         async def position(self, fence: Any, *, probe: bool = False) -> Position:
@@ -139,7 +139,7 @@ async def test_a_stale_check_is_not_healthy(redis: FakeRedis) -> None:
     """A listening side whose last check is too long ago is not healthy."""
     async with replica(redis) as broadcaster:
         assert broadcaster.is_listener_healthy()
-        gated(broadcaster).before["position"].clear()
+        transport_of(broadcaster).before["position"].clear()
         await eventually(lambda: not broadcaster.is_listener_healthy())
-        gated(broadcaster).before["position"].set()
+        transport_of(broadcaster).before["position"].set()
         await eventually(broadcaster.is_listener_healthy)

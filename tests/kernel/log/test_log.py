@@ -13,8 +13,8 @@ from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
 from kernel.position import NOWHERE, Position
 from tests.fakes import FakeRedis, entry
-from tests.kernel.world import GatedTransport, fill
-from tests.waiting import eventually
+from tests.kernel.replicas import PausableTransport, fill
+from tests.virtual_time import eventually
 
 E1 = "epoch-1"
 
@@ -35,7 +35,7 @@ class World:
     def __init__(self, events: int, *, data: str = "{}") -> None:
         self.redis = FakeRedis()
         fill(self.redis, events, data=data)
-        self.transport = GatedTransport(self.redis)
+        self.transport = PausableTransport(self.redis)
         self.log = Log(self.transport, 10)
         self.log.ring.start(self.redis.place)
 
@@ -97,7 +97,7 @@ def test_after_a_misfit_it_goes_on() -> None:
 
 def test_before_redis_was_reached_nothing_follows() -> None:
     """Section 8, Redis down at start: without an epoch no announcement can be judged."""
-    log = Log(GatedTransport(FakeRedis()), 10)
+    log = Log(PausableTransport(FakeRedis()), 10)
     assert offered(log, events(1)) == ([], [at(1)])
 
 
@@ -381,7 +381,7 @@ async def test_reading_on_and_on(kept: int, holes: set[int], place: int, size: i
     redis.trim(kept)
     for hole in holes:
         redis.history.pop(hole, None)
-    log = Log(GatedTransport(redis), size)
+    log = Log(PausableTransport(redis), size)
     log.ring.start(at(450 - in_memory))
     log.append(Frame.of(E1, entry(number)) for number in range(451 - in_memory, 451))
 

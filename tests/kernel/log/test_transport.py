@@ -15,6 +15,8 @@ from tests.conftest import emptied
 from tests.fakes import FakeRedis, FakeTransport
 from tests.transport_helpers import FRESH, NOTHING, ends, event, fails, hear, heard, kept, listening, outgoing, publish
 
+pytestmark = pytest.mark.real_time
+
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 
 

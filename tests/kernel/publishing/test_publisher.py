@@ -37,8 +37,8 @@ from kernel.messages import MAX_BATCH
 from kernel.messages.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
 from kernel.observer import Published, Retried
 from tests.fakes import FakeRedis
-from tests.kernel.world import FAST, HEARING, GatedTransport, fill, join, replica
-from tests.waiting import eventually
+from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica
+from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
 
@@ -151,7 +151,7 @@ def batch(count: int) -> list[Message]:
 
 @pytest.mark.parametrize(("method", "wire_type", "arguments"), FAMILIES)
 async def test_each_family(redis: FakeRedis, method: str, wire_type: str, arguments: Sequence[Any]) -> None:
-    """Section 12: one method per message family takes its struct, returns the receipt, and reaches the clients."""
+    """Each message family has a method that takes its struct, publishes it to the clients and returns the receipt."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         receipt = await getattr(broadcaster, method)(*arguments)
@@ -164,7 +164,7 @@ async def test_each_family(redis: FakeRedis, method: str, wire_type: str, argume
 
 
 async def test_numbers_of_several_replicas(redis: FakeRedis) -> None:
-    """Section 6, position: it is given once, in Redis, whichever replica publishes; `subscribers` are the replicas."""
+    """Redis numbers each event once, whichever replica publishes; `subscribers` is the number of replicas."""
     async with replica(redis) as one, replica(redis) as two:
         _, sink = join(two)
         receipts = [await broadcaster.broadcast_event(EVENT) for broadcaster in (one, two, one)]
@@ -173,16 +173,17 @@ async def test_numbers_of_several_replicas(redis: FakeRedis) -> None:
 
 
 async def test_nobody_listens(redis: FakeRedis) -> None:
-    """Section 2, publish: 0 subscribers is a success."""
+    """A publish that reaches 0 subscribers succeeds."""
     async with replica(redis) as broadcaster:
+        subscriptions = redis.ears.copy()
         redis.ears.clear()
         receipt = await broadcaster.broadcast_event(EVENT)
         assert receipt.subscribers == 0
-        redis.ears += broadcaster._transport._ears  # type: ignore[attr-defined]
+        redis.ears += subscriptions
 
 
 async def test_a_batch(redis: FakeRedis, ears: Ears) -> None:
-    """Section 2, batch: any mix, numbered consecutively in the order given, in one round trip."""
+    """A batch of any mix is numbered consecutively in the order given, in one round trip."""
     async with replica(redis, observer=ears) as broadcaster:
         _, sink = join(broadcaster)
         fill(redis, 1)
@@ -200,7 +201,7 @@ async def test_a_batch(redis: FakeRedis, ears: Ears) -> None:
 
 @pytest.mark.parametrize("count", [0, MAX_BATCH + 1])
 async def test_a_batch_of_any_other_size(redis: FakeRedis, count: int) -> None:
-    """Section 2, batch: it has 1 to 1,000 messages, otherwise nothing is published."""
+    """A batch has 1 to 1,000 messages; otherwise nothing is published."""
     async with replica(redis) as broadcaster:
         with pytest.raises(MessageInvalid, match="1 to 1,000"):
             await broadcaster.broadcast_batch(batch(count))
@@ -212,7 +213,7 @@ async def test_a_batch_of_any_other_size(redis: FakeRedis, count: int) -> None:
     ("score", "level", "expected"), [(79, "high", False), (80, "low", True), (0, "critical", True), (100, "low", True)]
 )
 async def test_requires_ack(redis: FakeRedis, score: int, level: str, expected: bool) -> None:
-    """Section 3, requires_ack: true for an event of a risk from 80 on or of a critical one."""
+    """`requires_ack` is true for an event whose risk is 80 or more, or critical."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         await broadcaster.broadcast_event(replace(EVENT, risk_score=score, risk_level=level))
@@ -221,7 +222,7 @@ async def test_requires_ack(redis: FakeRedis, score: int, level: str, expected: 
 
 
 async def test_timestamps(redis: FakeRedis) -> None:
-    """Section 3, envelope timestamp: a service's is the present unless given, a worker's is null unless given."""
+    """The timestamp of a service status is the present unless given; that of a worker status is null unless given."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         service = ServiceStatusData(service="s", status="running")
@@ -237,7 +238,7 @@ async def test_timestamps(redis: FakeRedis) -> None:
 
 
 async def test_trace_context(redis: FakeRedis) -> None:
-    """Section 10, traces: the context travels in the payload, and its traceparent to the clients."""
+    """The trace context travels in the payload, and its traceparent to the clients."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         options = PublishOptions(traceparent="00-ab-cd-01", tracestate="a=b", baggage="c=d")
@@ -261,7 +262,7 @@ async def test_trace_context(redis: FakeRedis) -> None:
     ],
 )
 async def test_alerts_of_no_kind(redis: FakeRedis, data: AlertData | AlertDeletedData, event_type: str) -> None:
-    """Section 12, broadcast_alert: another kind, or data of another kind, is refused before anything is published."""
+    """An alert of another kind, or with data of another kind, is refused before anything is published."""
     async with replica(redis) as broadcaster:
         with pytest.raises(MessageInvalid):
             await broadcaster.broadcast_alert(data, event_type)
@@ -269,7 +270,7 @@ async def test_alerts_of_no_kind(redis: FakeRedis, data: AlertData | AlertDelete
 
 
 async def test_messages_built_in_python_are_checked(redis: FakeRedis, ears: Ears) -> None:
-    """Section 12: what breaks the rules of section 3 is refused with its fields before anything is published."""
+    """An invalid message is refused with the fields at fault before anything is published."""
     bad: Any = {"id": "x", "risk_score": 500, "risk_level": "nope"}
     async with replica(redis, observer=ears) as broadcaster:
         with pytest.raises(MessageInvalid) as caught:
@@ -283,7 +284,7 @@ async def test_messages_built_in_python_are_checked(redis: FakeRedis, ears: Ears
 
 
 async def test_enums_in_lower_case(redis: FakeRedis) -> None:
-    """Section 3, enums: from Python too they are taken in any letter case and emitted in lower case."""
+    """Enums from Python are taken in any letter case and sent in lower case."""
     async with replica(redis) as broadcaster:
         _, sink = join(broadcaster)
         await broadcaster.broadcast_event(replace(EVENT, risk_level="CRITICAL"))
@@ -296,7 +297,7 @@ async def test_enums_in_lower_case(redis: FakeRedis) -> None:
 
 
 async def test_the_same_key_again(redis: FakeRedis, ears: Ears) -> None:
-    """Section 2, idempotency: the same key returns the first receipt, says so, and publishes nothing."""
+    """The same idempotency key returns the first receipt, says so, and publishes nothing."""
     async with replica(redis, observer=ears) as broadcaster:
         options = PublishOptions(idempotency_key="POST /broadcast/event key")
         first = await broadcaster.broadcast_event(EVENT, options=options)
@@ -309,7 +310,7 @@ async def test_the_same_key_again(redis: FakeRedis, ears: Ears) -> None:
 
 
 async def test_the_same_key_for_a_batch(redis: FakeRedis) -> None:
-    """Section 2, idempotency: a batch gets all its receipts again, whatever the new body."""
+    """A repeated batch gets all its receipts again, whatever the new body."""
     async with replica(redis) as broadcaster:
         options = PublishOptions(idempotency_key="k")
         first = await broadcaster.broadcast_batch(batch(3), options=options)
@@ -321,7 +322,7 @@ async def test_the_same_key_for_a_batch(redis: FakeRedis) -> None:
 
 
 async def test_a_retry(redis: FakeRedis, ears: Ears) -> None:
-    """Section 8, publish retry: a failed attempt is made again, with back-off, and counted."""
+    """A failed attempt is made again, with back-off, and counted."""
     async with replica(redis, observer=ears) as broadcaster:
         redis.fail()
         assert (await broadcaster.broadcast_event(EVENT)).sequence == 1
@@ -340,8 +341,8 @@ async def test_a_retry(redis: FakeRedis, ears: Ears) -> None:
 
 
 async def test_fate_unknown(redis: FakeRedis, ears: Ears) -> None:
-    """Section 2, errors: a publish whose answer was lost is retried under its id, so it is never published twice."""
-    async with replica(redis, HEARING, observer=ears) as broadcaster:
+    """A publish whose answer was lost is retried under its id, so it is never published twice."""
+    async with replica(redis, RARE_CHECKS, observer=ears) as broadcaster:
         _, sink = join(broadcaster)
         redis.fail(after=True)
         receipt = await broadcaster.broadcast_event(EVENT)
@@ -352,19 +353,19 @@ async def test_fate_unknown(redis: FakeRedis, ears: Ears) -> None:
 
 
 async def test_retries_are_exhausted(redis: FakeRedis) -> None:
-    """Section 8, publish retry: after the last one the publish fails, and says when it makes sense to come again."""
-    async with replica(redis, HEARING) as broadcaster:
+    """After the last retry the publish fails, and says when to try again."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         redis.fail(2)
         with pytest.raises(BroadcastFailed, match="no connection") as failed:
             await broadcaster.broadcast_event(EVENT)
-        assert failed.value.retry_after == HEARING.base_delay
+        assert failed.value.retry_after == RARE_CHECKS.base_delay
         metrics = broadcaster.get_broadcast_metrics()
         assert (metrics.failed_broadcasts, metrics.retries_exhausted, metrics.total_attempts) == (1, 1, 2)
         assert broadcaster.get_circuit_state().failure_count == 2
 
 
 async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None:
-    """Section 8, publish retry: a message that cannot be encoded is the caller's fault and says nothing of the link."""
+    """A message that cannot be encoded is the caller's fault and says nothing of the link."""
     async with replica(redis, observer=ears) as broadcaster:
         with pytest.raises(TypeError):
             await broadcaster.broadcast_event(replace(EVENT, summary=object()), options=PublishOptions(validated=True))
@@ -372,12 +373,22 @@ async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None
         assert broadcaster.get_circuit_state().total_failures == 0
 
 
+async def test_a_batch_that_was_validated(redis: FakeRedis) -> None:
+    """A batch that its caller has validated is not validated again: a value out of range is published as it is."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        message = EventMessage(data=replace(EVENT, risk_score=500))
+        await broadcaster.broadcast_batch([message], options=PublishOptions(validated=True))
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["data"]["risk_score"] == 500
+
+
 # -- circuit
 
 
 async def test_the_circuit_opens(redis: FakeRedis) -> None:
-    """Section 8, circuit breaker: publishes open it as well, and are then refused at once."""
-    config = replace(HEARING, max_retries=3, circuit_recovery_seconds=60.0)
+    """Failed publishes open the circuit, and are then refused at once."""
+    config = replace(RARE_CHECKS, max_retries=3, circuit_recovery_seconds=60.0)
     async with replica(redis, config) as broadcaster:
         redis.fail(5, WriteRefused("OOM"))
         with pytest.raises(BroadcastFailed, match="OOM"):
@@ -398,8 +409,8 @@ async def test_the_circuit_opens(redis: FakeRedis) -> None:
 
 
 async def test_the_last_failure_opens_the_circuit(redis: FakeRedis) -> None:
-    """Section 8, circuit breaker: a publish that opens it on its last try tells how long it stays open."""
-    config = replace(HEARING, circuit_failure_threshold=2, circuit_recovery_seconds=60.0)
+    """A publish that opens it on its last try tells how long it stays open."""
+    config = replace(RARE_CHECKS, circuit_failure_threshold=2, circuit_recovery_seconds=60.0)
     async with replica(redis, config) as broadcaster:
         redis.fail(2)
         with pytest.raises(BroadcastFailed) as failed:
@@ -408,8 +419,8 @@ async def test_the_last_failure_opens_the_circuit(redis: FakeRedis) -> None:
 
 
 async def test_a_success_ends_the_row(redis: FakeRedis) -> None:
-    """Section 8, circuit breaker: only failures in a row count."""
-    async with replica(redis, HEARING) as broadcaster:
+    """Only failures in a row count."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         for _ in range(6):
             redis.fail()
             await broadcaster.broadcast_event(EVENT)
@@ -419,7 +430,7 @@ async def test_a_success_ends_the_row(redis: FakeRedis) -> None:
 
 
 async def test_readonly_redis(redis: FakeRedis) -> None:
-    """Section 8, what counts: refused writes degrade the service although checks succeed, and it recovers by itself."""
+    """Refused writes degrade the service although checks succeed, and it recovers by itself."""
     async with replica(redis) as broadcaster:
         redis.read_only = True
         while not broadcaster.is_degraded():
@@ -437,8 +448,8 @@ async def test_readonly_redis(redis: FakeRedis) -> None:
 
 
 async def test_a_publish_finds_the_fork(redis: FakeRedis) -> None:
-    """Section 7, forks: the publish itself is given what this replica delivered, and begins the new epoch."""
-    async with replica(redis, HEARING) as broadcaster:
+    """A publish carries what this replica delivered, so that it finds a fork itself and begins the new epoch."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         _, sink = join(broadcaster)
         fill(redis, 5)
         await sink.until(lambda: sink.numbers == [1, 2, 3, 4, 5])
@@ -448,8 +459,8 @@ async def test_a_publish_finds_the_fork(redis: FakeRedis) -> None:
 
 
 async def test_not_started(redis: FakeRedis) -> None:
-    """Section 12, start and stop: before and after, publishing is an error of the caller."""
-    broadcaster = EventBroadcaster(GatedTransport(redis), BroadcasterConfig())
+    """Publishing before `start` and after `stop` raises NotStarted."""
+    broadcaster = EventBroadcaster(PausableTransport(redis), BroadcasterConfig())
     with pytest.raises(NotStarted):
         await broadcaster.broadcast_event(EVENT)
     await broadcaster.start()
@@ -463,7 +474,7 @@ async def test_not_started(redis: FakeRedis) -> None:
 
 
 async def test_no_farther_ahead_than_the_window(redis: FakeRedis) -> None:
-    """Flow control: with the subscription held up, publishes wait at the window's end, and go on behind it."""
+    """While announcements are held up, publishes wait at `most_ahead`; they go on once events are delivered."""
     async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
         await eventually(broadcaster.is_listener_healthy)
         redis.hold()
@@ -478,7 +489,7 @@ async def test_no_farther_ahead_than_the_window(redis: FakeRedis) -> None:
 
 
 async def test_deaf_subscription_holds_nobody_up(redis: FakeRedis) -> None:
-    """Flow control: where the subscription does not hear, publishes wait no longer than a look at the history takes."""
+    """If the subscription receives nothing, publishes wait no longer than it takes to read the history."""
     async with replica(redis, replace(FAST, most_ahead=5, position_check_seconds=60)) as broadcaster:
         await eventually(broadcaster.is_listener_healthy)
         redis.deaf = True
@@ -488,7 +499,7 @@ async def test_deaf_subscription_holds_nobody_up(redis: FakeRedis) -> None:
 
 
 async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis) -> None:
-    """Flow control: nobody waits long for what Redis has lost before it was delivered, in the same epoch."""
+    """Publishes do not wait long for events that Redis lost before they were delivered, in the same epoch."""
     config = replace(FAST, most_ahead=5, position_check_seconds=60, flow_patience_seconds=0.01)
     async with replica(redis, config) as broadcaster:
         await eventually(broadcaster.is_listener_healthy)
@@ -503,8 +514,8 @@ async def test_a_lost_tail_holds_nobody_up(redis: FakeRedis) -> None:
 
 
 async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
-    """Section 12, stop: a publish that waits for room is refused, and nothing goes out any more."""
-    async with replica(redis, replace(HEARING, most_ahead=5)) as broadcaster:
+    """`stop` refuses the publishes that wait for room, and nothing is published any more."""
+    async with replica(redis, replace(RARE_CHECKS, most_ahead=5)) as broadcaster:
         redis.hold()
         publishes = [asyncio.ensure_future(broadcaster.broadcast_event(EVENT)) for _ in range(7)]
         await eventually(lambda: redis.place.sequence == 5)
@@ -516,8 +527,8 @@ async def test_stop_ends_the_waiting(redis: FakeRedis) -> None:
 
 
 async def test_retries_do_not_wait_for_room(redis: FakeRedis) -> None:
-    """Section 2, errors: a retry goes out before its id is forgotten, however many wait for the replica to deliver."""
-    config = replace(HEARING, most_ahead=5, flow_patience_seconds=60.0)
+    """A retry does not wait for room, so that it goes out before its id is forgotten."""
+    config = replace(RARE_CHECKS, most_ahead=5, flow_patience_seconds=60.0)
     async with asyncio.timeout(5), replica(redis, config) as broadcaster:
         redis.hold()
         redis.fail(after=True)

@@ -27,7 +27,7 @@ def half_open(at: float = 130.0) -> CircuitBreaker:
 
 
 def test_names() -> None:
-    """Section 10, health: the states are called closed, open and half_open, and a new circuit is closed and blank."""
+    """The states are called closed, open and half_open, and a new circuit is closed and blank."""
     assert [str(state) for state in CircuitState] == ["closed", "open", "half_open"]
     assert CircuitBreaker(5, 30.0).status() == CircuitStatus(
         state=CLOSED,
@@ -42,7 +42,7 @@ def test_names() -> None:
 
 
 def test_opens_at_the_fifth_failure_in_a_row() -> None:
-    """Section 8, circuit breaker: it opens at the 5th consecutive failure."""
+    """The circuit opens at the 5th consecutive failure."""
     circuit = CircuitBreaker(5, 30.0)
     assert [circuit.failed(float(now), "refused") for now in range(4)] == [None] * 4
     assert circuit.allows(4.0)
@@ -54,7 +54,7 @@ def test_opens_at_the_fifth_failure_in_a_row() -> None:
 
 
 def test_a_success_ends_the_row() -> None:
-    """Section 8, circuit breaker: only consecutive failures count."""
+    """Only consecutive failures count."""
     circuit = CircuitBreaker(2, 30.0)
     circuit.failed(1.0, "refused")
     circuit.succeeded(2.0)
@@ -65,7 +65,7 @@ def test_a_success_ends_the_row() -> None:
 
 
 def test_trip() -> None:
-    """Section 8, degraded: a failed first connection opens the circuit directly, and counts as one failure."""
+    """A failed first connection opens the circuit directly, and counts as one failure."""
     circuit = CircuitBreaker(5, 30.0)
     assert circuit.trip(1.0, "no connection") == Transition(CLOSED, OPEN, "no connection", 1)
     assert circuit.status().total_failures == 1
@@ -74,7 +74,7 @@ def test_trip() -> None:
 
 
 def test_one_trial_after_the_recovery_time() -> None:
-    """Section 8, circuit breaker: after 30 s exactly one trial call is granted, and ordinary calls still are not."""
+    """After 30 s exactly one trial call is granted, and ordinary calls still are not."""
     circuit = opened(at=100.0)
     assert circuit.trial(129.9) is None
     assert circuit.trial(130.0) == Transition(OPEN, HALF_OPEN, "recovery time is over", 1)
@@ -84,12 +84,12 @@ def test_one_trial_after_the_recovery_time() -> None:
 
 
 def test_no_trial_while_closed() -> None:
-    """Section 8, circuit breaker: a closed circuit has nothing to try."""
+    """A closed circuit has nothing to try."""
     assert CircuitBreaker(5, 30.0).trial(1000.0) is None
 
 
 def test_trial_succeeds() -> None:
-    """Section 8, circuit breaker: a trial's success closes the circuit and starts a new row."""
+    """A trial's success closes the circuit and starts a new row."""
     circuit = half_open(at=130.0)
     assert circuit.trial_succeeded(131.0) == Transition(HALF_OPEN, CLOSED, "trial succeeded", 1)
     assert circuit.allows(131.0)
@@ -99,7 +99,7 @@ def test_trial_succeeds() -> None:
 
 
 def test_trial_fails() -> None:
-    """Section 8, circuit breaker: a trial's failure opens the circuit for another 30 s."""
+    """A trial's failure opens the circuit for another 30 s."""
     circuit = half_open(at=130.0)
     assert circuit.trial_failed(132.0, "still down") == Transition(HALF_OPEN, OPEN, "still down", 2)
     assert (circuit.status().opened_at, circuit.status().last_failure_time) == (132.0, 132.0)
@@ -108,7 +108,7 @@ def test_trial_fails() -> None:
 
 
 def test_trial_abandoned() -> None:
-    """Section 8, circuit breaker: a trial that was cancelled says nothing, so the next is due at once."""
+    """A trial that was cancelled says nothing, so the next is due at once."""
     circuit = half_open(at=130.0)
     assert circuit.trial_abandoned(131.0) == Transition(HALF_OPEN, OPEN, "trial abandoned", 1)
     assert circuit.status().opened_at == 100.0
@@ -117,7 +117,7 @@ def test_trial_abandoned() -> None:
 
 @pytest.mark.parametrize("make", [opened, half_open])
 def test_late_outcomes(make: Callable[[], CircuitBreaker]) -> None:
-    """Section 8, circuit breaker: what was in flight when it opened neither closes it nor keeps it open for longer."""
+    """Calls in flight when the circuit opened neither close it nor keep it open for longer."""
     circuit = make()
     before = circuit.status()
     circuit.succeeded(135.0)
@@ -129,7 +129,7 @@ def test_late_outcomes(make: Callable[[], CircuitBreaker]) -> None:
 
 @pytest.mark.parametrize("make", [opened, lambda: CircuitBreaker(5, 30.0)])
 def test_no_trial_under_way(make: Callable[[], CircuitBreaker]) -> None:
-    """Section 8, circuit breaker: only the outcome of a trial that was granted decides."""
+    """Only the outcome of a trial that was granted decides."""
     circuit = make()
     before = circuit.status()
     assert circuit.trial_succeeded(136.0) is None
@@ -139,14 +139,14 @@ def test_no_trial_under_way(make: Callable[[], CircuitBreaker]) -> None:
 
 
 def test_retry_after() -> None:
-    """Section 2, 503: Retry-After is what is left of the recovery time."""
+    """Retry-After is what is left of the recovery time."""
     assert CircuitBreaker(5, 30.0).retry_after(1.0) == 0.0
     circuit = opened(at=100.0)
     assert [circuit.retry_after(now) for now in (100.0, 110.0, 130.0, 500.0)] == [30.0, 20.0, 0.0, 0.0]
 
 
 def test_clock_set_back() -> None:
-    """Section 8, circuit breaker: a clock set back does not keep the circuit open."""
+    """A clock set back does not keep the circuit open."""
     circuit = opened(at=100.0)
     assert circuit.retry_after(50.0) == 0.0
     assert circuit.trial(50.0) is not None

@@ -61,7 +61,7 @@ def world() -> World:
 
 
 def test_a_closed_circuit_lets_calls_through(world: World) -> None:
-    """Section 8, circuit breaker: while it is closed nothing is refused and nothing is to be waited for."""
+    """While the circuit is closed, no call is refused and there is nothing to wait for."""
     world.link.require()
     assert world.link.closed.is_set()
     assert world.link.retry_after == 0.0
@@ -69,7 +69,7 @@ def test_a_closed_circuit_lets_calls_through(world: World) -> None:
 
 
 def test_failures_in_a_row_open_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 8, degraded: entered when the circuit opens, with one critical log line."""
+    """The circuit opens after failures in a row, with one critical log line."""
     for _ in range(3):
         assert world.moves == []
         world.link.failed(away())
@@ -82,7 +82,7 @@ def test_failures_in_a_row_open_it(world: World, caplog: pytest.LogCaptureFixtur
 
 
 def test_an_open_circuit_refuses(world: World) -> None:
-    """Section 8, degraded: publishes are refused at once, and told when it makes sense to come again."""
+    """Publishes are refused at once, and told when it makes sense to come again."""
     link = world.open()
     world.now += 10
     with pytest.raises(CircuitOpen) as refused:
@@ -92,7 +92,7 @@ def test_an_open_circuit_refuses(world: World) -> None:
 
 
 def test_a_successful_call_ends_the_row(world: World) -> None:
-    """Section 8, circuit breaker: only failures in a row count, and reads are calls as well as writes."""
+    """Only failures in a row count, and reads are calls as well as writes."""
     for succeeded in (world.link.read, world.link.wrote):
         world.link.failed(away())
         world.link.failed(away())
@@ -102,7 +102,7 @@ def test_a_successful_call_ends_the_row(world: World) -> None:
 
 
 def test_a_read_says_nothing_about_refused_writes(world: World) -> None:
-    """Section 8, what counts: a refused write is a failure, and a successful read does not reset it."""
+    """A refused write is a failure, and a successful read does not reset it."""
     for _ in range(2):
         world.link.failed(refused())
         world.link.read()
@@ -111,7 +111,7 @@ def test_a_read_says_nothing_about_refused_writes(world: World) -> None:
 
 
 def test_a_write_says_all(world: World) -> None:
-    """Section 8, what counts: after a successful write reads count again."""
+    """After a successful write reads count again."""
     world.link.failed(refused())
     world.link.wrote()
     world.link.failed(away())
@@ -120,7 +120,7 @@ def test_a_write_says_all(world: World) -> None:
 
 
 def test_a_trial_closes_it(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 8, leaving degraded: through half-open, when the one trial call succeeds."""
+    """The circuit closes through half-open, when the one trial call succeeds."""
     caplog.set_level(logging.INFO)
     world.link.failed(refused())
     link = world.open()
@@ -142,7 +142,7 @@ def test_a_trial_closes_it(world: World, caplog: pytest.LogCaptureFixture) -> No
 
 
 def test_a_failed_trial_opens_it_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
-    """Section 8, circuit breaker: failure opens it for another 30 s; clients are not told again."""
+    """A failed trial opens the circuit for another 30 s; clients are not told again."""
     link = world.open()
     world.now += 30
     assert link.trial()
@@ -154,7 +154,7 @@ def test_a_failed_trial_opens_it_again(world: World, caplog: pytest.LogCaptureFi
 
 
 def test_an_abandoned_trial_is_made_again(world: World) -> None:
-    """Section 8, circuit breaker: a trial without outcome does not use up the recovery time."""
+    """A trial without outcome does not use up the recovery time."""
     link = world.open()
     world.now += 30
     assert link.trial()
@@ -164,7 +164,7 @@ def test_an_abandoned_trial_is_made_again(world: World) -> None:
 
 
 def test_outcomes_without_a_trial(world: World) -> None:
-    """Section 8, circuit breaker: an outcome that nobody waits for moves nothing."""
+    """The outcome of a trial that was not granted moves nothing."""
     world.link.trial_abandoned()
     world.link.trial_succeeded()
     world.link.trial_failed(away())
@@ -172,7 +172,7 @@ def test_outcomes_without_a_trial(world: World) -> None:
 
 
 async def test_waiting_for_it_to_close(world: World) -> None:
-    """Section 8, leaving degraded: whoever waits for the circuit goes on as soon as it closes."""
+    """A task that waits for the circuit goes on as soon as it closes."""
     link = world.open()
     waiting = asyncio.create_task(link.closed.wait())
     world.now += 30
@@ -183,7 +183,7 @@ async def test_waiting_for_it_to_close(world: World) -> None:
 
 
 def test_a_call_that_many_share_fails_once(world: World) -> None:
-    """Section 8, circuit breaker: forty publishes that went to Redis together and failed together are one failure."""
+    """Forty publishes that went to Redis together and failed together are one failure."""
     for error in (away(), away()):
         for _ in range(40):
             world.link.failed(error)
@@ -192,14 +192,14 @@ def test_a_call_that_many_share_fails_once(world: World) -> None:
 
 
 def test_nobody_calls_before_the_start(world: World) -> None:
-    """Section 12, start: before it and after the stop nothing is sent."""
+    """Before the start and after the stop nothing is sent."""
     world.link.in_use = False
     with pytest.raises(NotStarted):
         world.link.require()
 
 
 def test_a_start_that_connects_closes_it(world: World) -> None:
-    """Section 8, leaving degraded: what an earlier life knew of Redis does not outlive a start that reached it."""
+    """A start that reaches Redis closes the circuit, whatever was before the stop."""
     world.link.connected()
     assert world.moves == []
     world.open().connected()

@@ -39,7 +39,7 @@ def down(number: int = 0) -> TransportUnavailable:
 
 
 def test_delays_double_up_to_the_maximum() -> None:
-    """Section 8, publish retry: the delay is min(1.0·2^k, 30.0) s plus 10 to 30 % of it."""
+    """The delay is min(1.0·2^k, 30.0) s plus 10 to 30 % of it."""
     assert [backoff(k, 1.0, 30.0, 0.0) for k in range(7)] == pytest.approx([1.1, 2.2, 4.4, 8.8, 17.6, 33.0, 33.0])
     assert [backoff(k, 1.0, 30.0, 1.0) for k in range(7)] == pytest.approx([1.3, 2.6, 5.2, 10.4, 20.8, 39.0, 39.0])
 
@@ -47,13 +47,13 @@ def test_delays_double_up_to_the_maximum() -> None:
 @settings(deadline=None)
 @given(st.integers(0, 5000), st.floats(0.001, 60), st.floats(0, 3600), st.floats(0, 1))
 def test_delays_are_bounded(attempt: int, base: float, maximum: float, jitter: float) -> None:
-    """Section 8, listener: the same back-off, however many attempts an outage takes."""
+    """The delay stays within its bounds, however many attempts an outage takes."""
     bound = float(min(Fraction(base) * 2**attempt, Fraction(maximum)))
     assert backoff(attempt, base, maximum, jitter) == pytest.approx(bound * (1.1 + 0.2 * jitter))
 
 
 async def test_success_at_once() -> None:
-    """Section 8, publish retry: what succeeds is not tried again, and its result is returned."""
+    """What succeeds is not tried again, and its result is returned."""
     calls, metrics = Calls("done"), BroadcastRetryMetrics()
     assert await broadcast_with_retry(calls, "event", metrics=metrics, sleep=calls.sleep) == "done"
     assert calls.slept == []
@@ -61,7 +61,7 @@ async def test_success_at_once() -> None:
 
 
 async def test_up_to_three_retries() -> None:
-    """Section 8, publish retry: up to 3 retries by default, with growing delays."""
+    """There are up to 3 retries by default, with growing delays."""
     calls, metrics = Calls(down(), down(), down(), "done"), BroadcastRetryMetrics()
     result = await broadcast_with_retry(calls, "event", metrics=metrics, sleep=calls.sleep, jitter=lambda: 0.5)
     assert result == "done"
@@ -77,7 +77,7 @@ async def test_up_to_three_retries() -> None:
 
 
 async def test_exhausted() -> None:
-    """Section 8, publish retry: when the retries are exhausted the last error is raised as it is."""
+    """When the retries are exhausted the last error is raised as it is."""
     errors = [down(number) for number in range(4)]
     calls, metrics = Calls(*errors), BroadcastRetryMetrics()
     with pytest.raises(TransportUnavailable) as raised:
@@ -94,7 +94,7 @@ async def test_exhausted() -> None:
 
 
 async def test_no_retries_allowed() -> None:
-    """Section 11, settings: BROADCAST_MAX_RETRIES 0 means one attempt."""
+    """BROADCAST_MAX_RETRIES 0 means one attempt."""
     calls, metrics = Calls(down(), "never reached"), BroadcastRetryMetrics()
     with pytest.raises(TransportUnavailable):
         await broadcast_with_retry(calls, "event", max_retries=0, metrics=metrics, sleep=calls.sleep)
@@ -102,7 +102,7 @@ async def test_no_retries_allowed() -> None:
 
 
 async def test_own_delays() -> None:
-    """Section 12, broadcast_with_retry: base and maximum of the delay are the caller's, and metrics are optional."""
+    """Base and maximum of the delay are the caller's, and metrics are optional."""
     calls = Calls(down(), down(), "done")
     await broadcast_with_retry(calls, "event", base_delay=2.0, max_delay=3.0, sleep=calls.sleep, jitter=lambda: 0.0)
     assert calls.slept == pytest.approx([2.2, 3.3])
@@ -118,7 +118,7 @@ async def test_own_delays() -> None:
     ],
 )
 async def test_validation_errors(error: Exception) -> None:
-    """Section 8, publish retry: validation errors are never retried, and are no broadcasts in the metrics."""
+    """Validation errors are never retried, and are no broadcasts in the metrics."""
     calls, metrics = Calls(error, "never reached"), BroadcastRetryMetrics()
     with pytest.raises(type(error)) as raised:
         await broadcast_with_retry(calls, "event", metrics=metrics, sleep=calls.sleep)
@@ -128,7 +128,7 @@ async def test_validation_errors(error: Exception) -> None:
 
 
 async def test_circuit_open() -> None:
-    """Section 8, degraded: an open circuit is not worth a retry; the broadcast failed without exhausting any."""
+    """An open circuit is not worth a retry; the broadcast failed without exhausting any."""
     calls, metrics = Calls(down(), CircuitOpen(12.0), "never reached"), BroadcastRetryMetrics()
     with pytest.raises(CircuitOpen):
         await broadcast_with_retry(calls, "event", metrics=metrics, sleep=calls.sleep)
@@ -137,7 +137,7 @@ async def test_circuit_open() -> None:
 
 
 async def test_cancelled_call() -> None:
-    """Section 8, publish retry: cancellation passes through at once and counts as a failed broadcast."""
+    """Cancellation passes through at once and counts as a failed broadcast."""
     calls, metrics = Calls(asyncio.CancelledError(), "never reached"), BroadcastRetryMetrics()
     with pytest.raises(asyncio.CancelledError):
         await broadcast_with_retry(calls, "event", metrics=metrics, sleep=calls.sleep)
@@ -145,7 +145,7 @@ async def test_cancelled_call() -> None:
 
 
 async def test_cancelled_delay() -> None:
-    """Section 8, publish retry: cancellation between two attempts passes through and counts the one that was made."""
+    """Cancellation between two attempts passes through and counts the one that was made."""
 
     async def sleep(delay: float) -> None:
         raise asyncio.CancelledError
@@ -157,7 +157,7 @@ async def test_cancelled_delay() -> None:
 
 
 async def test_on_retry() -> None:
-    """Section 10, traces: each retry is told before its delay, with its number, delay and error."""
+    """Each retry is told before its delay, with its number, delay and error."""
     errors = [down(1), down(2)]
     calls = Calls(*errors, "done")
     told: list[tuple[int, float, Exception, int]] = []
@@ -171,7 +171,7 @@ async def test_on_retry() -> None:
 
 
 async def test_warnings(caplog: pytest.LogCaptureFixture) -> None:
-    """Section 10, logs: one warning a retry, with the message type and the error's class, never with its text."""
+    """Each retry logs one warning with the message type and the error's class, never with its text."""
     calls = Calls(down(), "done")
     with caplog.at_level(logging.WARNING, "kernel.resilience.retry"):
         await broadcast_with_retry(calls, "event", sleep=calls.sleep, jitter=lambda: 0.0)
@@ -181,7 +181,7 @@ async def test_warnings(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_metrics_of_several_broadcasts() -> None:
-    """Section 10, health: retry counts are in order; the success rate counts broadcasts, 1.0 before the first."""
+    """Retry counts are in order; the success rate counts broadcasts, 1.0 before the first."""
     metrics = BroadcastRetryMetrics()
     assert metrics.success_rate == 1.0
     for retries in (2, 0, 0):
@@ -200,6 +200,6 @@ def test_metrics_of_several_broadcasts() -> None:
 
 
 async def test_real_sleep() -> None:
-    """Section 12, broadcast_with_retry: it works alone, with no more than a function and a name."""
+    """`broadcast_with_retry` works with no more than a function and a name."""
     calls: Callable[[], Awaitable[str]] = Calls(down(), "done")
     assert await broadcast_with_retry(calls, "event", base_delay=0.0) == "done"

@@ -21,7 +21,7 @@ async def _failing() -> None:
 
 
 async def test_none_is_left() -> None:
-    """Section 12, stop: tasks end although one loses cancellations, one has failed and one is over."""
+    """Tasks end although one loses cancellations, one has failed and one is over."""
     over = asyncio.create_task(asyncio.sleep(0))
     tasks = [over, *(asyncio.create_task(_stubborn(losses)) for losses in (0, 1, 3)), asyncio.create_task(_failing())]
     await over
@@ -32,5 +32,5 @@ async def test_none_is_left() -> None:
 
 
 async def test_nothing_to_end() -> None:
-    """Section 12, stop: where there is no task there is nothing to wait for."""
+    """Where there is no task there is nothing to wait for."""
     await end([])

@@ -1,11 +1,13 @@
-"""A small world for the kernel's tests: one Redis in memory, replicas on it, clients on them. No tests here."""
+"""Replicas for the kernel's tests: a Redis in memory, replicas that share it, and clients of these. No tests here."""
 
 import asyncio
 import json
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from msgspec.structs import replace
 
@@ -15,15 +17,16 @@ from kernel.clients.patterns import EVERYTHING
 from kernel.log import Encoding, WireEncoding
 from kernel.log.transport import Outgoing
 from kernel.messages.names import names_of
-from kernel.position import NOWHERE, Fence
+from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
+from tests.virtual_time import VirtualTimeLoop, at_every_turn
 from tests.waiting import eventually
 
 _T = TypeVar("_T")
 
 WIRE = WireEncoding(None, deflate=False, level=6)
 
-# Everything that the service does in seconds, in hundredths.
+# Intervals of hundredths of a second, where the service has seconds.
 FAST = BroadcasterConfig(
     message_buffer_size=20,
     max_retries=1,
@@ -35,34 +38,42 @@ FAST = BroadcasterConfig(
     chunk_bytes=1000,
 )
 
-# The same for a replica that hears everything by its subscription, and checks only what it must.
-HEARING = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
+# The same for a replica that gets its events by its subscription and makes no position check unless one is requested.
+RARE_CHECKS = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
 
 
-class GatedTransport(FakeTransport):
-    """A transport whose calls can be held up: before they take effect, or after it with their answers on the way."""
+_transports: WeakKeyDictionary[EventBroadcaster, "PausableTransport"] = WeakKeyDictionary()
+
+
+class PausableTransport(FakeTransport):
+    """A transport whose calls can be held up, by name: before they take effect, or after it and before they return.
+
+    Clear `before[name]` or `after[name]` to hold up calls, and set it to let them go. `held[name]` counts those that
+    are under way.
+    """
 
     def __init__(self, redis: FakeRedis) -> None:
         super().__init__(redis)
-        self.before: defaultdict[str, asyncio.Event] = defaultdict(_open_gate)
-        self.after: defaultdict[str, asyncio.Event] = defaultdict(_open_gate)
+        self.before: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
+        self.after: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.held: defaultdict[str, int] = defaultdict(int)
 
-    async def _call(self, name: str, act: Callable[[], _T]) -> _T:
+    async def call(self, name: str, act: Callable[[], _T]) -> _T:
+        """Make the call once it is let through, and return its answer once that is."""
         self.held[name] += 1
         try:
             await self.before[name].wait()
-            answer = await super()._call(name, act)
+            answer = await super().call(name, act)
             await self.after[name].wait()
             return answer
         finally:
             self.held[name] -= 1
 
 
-def _open_gate() -> asyncio.Event:
-    gate = asyncio.Event()
-    gate.set()
-    return gate
+def _set_event() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
 
 
 def tail(id: str, type: str = "event", data: str = "{}") -> bytes:
@@ -71,24 +82,15 @@ def tail(id: str, type: str = "event", data: str = "{}") -> bytes:
 
 
 def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}") -> None:
-    """Publish so many events, one by one, as another replica would."""
+    """Publish `count` events, one by one, as another replica would."""
     for _ in range(count):
         id = f"{redis.place.epoch}-{redis.place.sequence + 1}"
         redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, data))]))
 
 
-def gated(broadcaster: EventBroadcaster) -> GatedTransport:
+def transport_of(broadcaster: EventBroadcaster) -> PausableTransport:
     """Return a replica's transport."""
-    transport = broadcaster._transport
-    assert isinstance(transport, GatedTransport)
-    return transport
-
-
-async def turns_until(condition: Callable[[], object]) -> None:
-    """Wait until the condition holds, looking at every turn of the loop."""
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0)
+    return _transports[broadcaster]
 
 
 def join(
@@ -100,7 +102,7 @@ def join(
     encoding: Encoding = WIRE,
     **sink_options: Any,
 ) -> tuple[Client, FakeSink]:
-    """Connect a client as the server room does."""
+    """Connect a client with a fake sink, as the server does."""
     if resume is not None:
         sink_options.setdefault("since", resume.last_sequence)
         sink_options.setdefault("lossy", resume.epoch not in (None, broadcaster.epoch))
@@ -125,41 +127,51 @@ async def replica(
     config: BroadcasterConfig = FAST,
     *,
     observer: Observer | None = None,
-    transport: GatedTransport | None = None,
+    transport: PausableTransport | None = None,
     without_redis: bool = False,
 ) -> AsyncIterator[EventBroadcaster]:
-    """Run a replica; when it stops, no task of it may be left."""
+    """Run a replica; when it stops, no task of it may be left. On virtual time, its invariants are watched."""
     before = asyncio.all_tasks()
     observers = [] if observer is None else [observer]
-    broadcaster = EventBroadcaster(transport or GatedTransport(redis), config, observers)
+    transport = transport or PausableTransport(redis)
+    loop = asyncio.get_running_loop()
+    virtual = isinstance(loop, VirtualTimeLoop)
+    broadcaster = EventBroadcaster(transport, config, observers, clock=loop.time if virtual else time.time)
+    _transports[broadcaster] = transport
     await broadcaster.start(without_redis=without_redis)
-    pulse = asyncio.create_task(_pulse(broadcaster))
     try:
-        # the check that follows the subscription is over too
-        await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
-        yield broadcaster
+        with at_every_turn(_Invariants(broadcaster, transport)) if virtual else nullcontext():
+            # the check that follows the subscription is over too
+            await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
+            yield broadcaster
     finally:
-        pulse.cancel()
-        await asyncio.wait([pulse])
         await broadcaster.stop()
         await asyncio.sleep(0)
         assert asyncio.all_tasks() <= before, "tasks are left"
         assert broadcaster.connections == 0
-        assert pulse.cancelled() or pulse.result()
 
 
-async def _pulse(broadcaster: EventBroadcaster) -> None:
-    """Look all the time whether a heartbeat would be ahead of what was written, or there is a second listener."""
+class _Invariants:
+    """What must hold at every moment of a replica: one subscription, and no client told of more than was written to it.
 
-    def look() -> None:
-        assert len(gated(broadcaster)._ears) <= 1, "two subscriptions"
-        for client in broadcaster.hub:
+    A heartbeat could be sent at any moment; it names the client's place, up to which all must have been written.
+    """
+
+    def __init__(self, broadcaster: EventBroadcaster, transport: PausableTransport) -> None:
+        self._broadcaster = broadcaster
+        self._transport = transport
+        # where each client stood at the last look, and how often it had been written to: mostly neither has changed
+        self._seen: WeakKeyDictionary[FakeSink, tuple[Position, int]] = WeakKeyDictionary()
+
+    def __call__(self) -> None:
+        """Look."""
+        assert self._transport.subscriptions <= 1, "two subscriptions"
+        for client in self._broadcaster.hub:
             if isinstance(client.sink, FakeSink):
-                client.sink.check_place(client.place.epoch, client.place.sequence)
-
-    while True:
-        look()
-        await asyncio.sleep(0.0005)
+                state = client.place, client.sink.writes
+                if self._seen.get(client.sink) != state:
+                    client.sink.check_place(client.place.epoch, client.place.sequence)
+                    self._seen[client.sink] = state
 
 
 def assert_faithful(
