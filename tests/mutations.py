@@ -111,7 +111,7 @@ MUTATIONS: Final = (
         "kernel/listening/subscription.py",
         "                await self._link.present()\n",
         "",
-        ("tests/kernel/listening/test_subscription.py", "tests/system/test_degraded.py -k test_in_and_out"),
+        ("tests/kernel/listening/test_subscription.py", "tests/system/test_degraded.py -k test_degraded_mode"),
     ),
     Mutation(
         "a second listener is started if the first is unhealthy",

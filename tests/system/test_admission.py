@@ -1,4 +1,4 @@
-"""Who may connect, and how connections end: credentials, origins, the cap, sizes, silence."""
+"""Access to the WebSocket and the end of connections: credentials, origins, limits, message sizes, idle timeout."""
 
 import asyncio
 import time
@@ -21,7 +21,7 @@ TOKEN = {"token": "secret"}
 
 @pytest.fixture(scope="module")
 def guarded(start_for_module: ReplicaFactory, valkey: str) -> Replica:
-    """A replica that lets three at a time in, with key, token and from one origin."""
+    """A replica that requires key, token and a known origin, and accepts three connections at a time."""
     return start_for_module(
         redis_url=valkey,
         redis_event_channel="guarded",
@@ -34,13 +34,13 @@ def guarded(start_for_module: ReplicaFactory, valkey: str) -> Replica:
 
 @pytest.fixture(scope="module")
 def keyed(start_for_module: ReplicaFactory, valkey: str) -> Replica:
-    """A replica that asks for a key only."""
+    """A replica that requires only a key."""
     return start_for_module(redis_url=valkey, redis_event_channel="keyed", api_keys="first,second")
 
 
 @pytest.fixture(scope="module")
 def strict(start_for_module: ReplicaFactory, valkey: str) -> Replica:
-    """A replica with small limits."""
+    """A replica with a small message size and a short idle timeout."""
     return start_for_module(
         redis_url=valkey,
         redis_event_channel="strict",
@@ -54,7 +54,7 @@ def strict(start_for_module: ReplicaFactory, valkey: str) -> Replica:
 
 
 async def accepted(url: str, **options: object) -> bool:
-    """Whether a client gets in; one that does not is accepted first, and closed with 1008."""
+    """Return True if a client is admitted; otherwise check that it is accepted first and then closed with 1008."""
     async with connected(url, **options) as client:
         await client.until(lambda: client.frames or client.close[0])
         if client.frames:
@@ -65,7 +65,7 @@ async def accepted(url: str, **options: object) -> bool:
 
 
 async def test_key(keyed: Replica) -> None:
-    """Section 4, credentials: a key as query parameter, header, bearer or subprotocol."""
+    """A key is accepted as query parameter, header, bearer token or subprotocol (protocol: websocket)."""
     assert await accepted(keyed.websocket(api_key="first"))
     assert await accepted(keyed.websocket(api_key="second"))
     assert await accepted(keyed.websocket(), headers=KEY)
@@ -74,7 +74,7 @@ async def test_key(keyed: Replica) -> None:
 
 
 async def test_wrong_key(keyed: Replica) -> None:
-    """Section 4, credentials: without a key, or with a wrong one, a client is accepted and closed with 1008."""
+    """A client without a key, or with a wrong one, is accepted and then closed with 1008 (protocol: close codes)."""
     assert not await accepted(keyed.websocket())
     assert not await accepted(keyed.websocket(api_key=""))
     assert not await accepted(keyed.websocket(api_key="third"))
@@ -84,21 +84,21 @@ async def test_wrong_key(keyed: Replica) -> None:
 
 
 async def test_subprotocol(keyed: Replica) -> None:
-    """Section 4, credentials: the subprotocol that carries the key is echoed, to refused clients too."""
+    """The subprotocol that carries the key is echoed, to refused clients too (protocol: websocket)."""
     for offered, key in ((["chat", "api-key.first"], "api-key.first"), (["api-key.wrong", "chat"], "api-key.wrong")):
         async with connected(keyed.websocket(), subprotocols=offered) as client:
             assert client.socket.subprotocol == key
 
 
 async def test_other_subprotocols(replica: Replica) -> None:
-    """Section 4, credentials: other subprotocols are not spoken here, and do no harm."""
+    """Subprotocols without a key are ignored, and none is selected."""
     async with raw_websocket(replica, Sec_WebSocket_Protocol="chat, graphql-ws") as raw:
         assert raw.status == 101
         assert "sec-websocket-protocol" not in raw.headers
 
 
 async def test_key_and_token(guarded: Replica) -> None:
-    """Section 4, credentials: with a key and a token set a client needs both."""
+    """If both a key and a token are set, a client needs both."""
     assert await accepted(guarded.websocket(api_key="first", token="secret"))
     assert await accepted(guarded.websocket(**TOKEN), headers=KEY)
     assert await accepted(guarded.websocket(**TOKEN), headers=BEARER)
@@ -114,18 +114,18 @@ async def test_key_and_token(guarded: Replica) -> None:
 
 
 async def test_secrets_stay_secret(guarded: Replica) -> None:
-    """Section 10, logs: no credential gets into the log."""
+    """No credential appears in the log."""
     await accepted(guarded.websocket(api_key="second-wrong-key", token="wrong-token"), subprotocols=["api-key.sub"])
     await accepted(guarded.websocket(api_key="first", token="secret"))
     for secret in ("second-wrong-key", "wrong-token", "api-key.sub", "first", "secret"):
         assert secret not in guarded.log
 
 
-# -- origins, cap -----------------------------------------------------------------------------------------------
+# -- origins, connection limit ----------------------------------------------------------------------------------------
 
 
 async def test_origins(guarded: Replica) -> None:
-    """Section 11, ALLOWED_ORIGINS: an upgrade from elsewhere is a 403; one that names no origin is let in."""
+    """An upgrade from an origin that is not in ALLOWED_ORIGINS gets 403; one without an origin is accepted."""
     url = guarded.websocket(api_key="first", token="secret")
     for origin in ("https://good.example", "http://localhost:3000", None):
         assert await accepted(url, origin=origin)
@@ -136,12 +136,12 @@ async def test_origins(guarded: Replica) -> None:
 
 
 async def test_any_origin(replica: Replica) -> None:
-    """Section 11, ALLOWED_ORIGINS: unset, every origin is welcome."""
+    """Without ALLOWED_ORIGINS every origin is accepted."""
     assert await accepted(replica.websocket(), origin="https://anywhere.example")
 
 
 async def test_cap(guarded: Replica) -> None:
-    """Section 4, close codes: over the cap a client is closed with 1013, and who leaves makes room."""
+    """A client over the connection limit is closed with 1013; once another client leaves, a new one is accepted."""
     url = guarded.websocket(api_key="first", token="secret")
     await eventually(lambda: guarded.health()["connections"] == 0, 15)
     async with AsyncExitStack() as stack:
@@ -163,7 +163,7 @@ async def test_cap(guarded: Replica) -> None:
 
 @pytest.fixture
 async def client(strict: Replica) -> AsyncIterator[Client]:
-    """A client under small limits."""
+    """A client of the replica with small limits."""
     async with connected(strict.websocket(), deflate=True) as client:
         await client.next()
         yield client
@@ -174,19 +174,19 @@ def _padded(size: int) -> str:
 
 
 async def test_largest_message(client: Client) -> None:
-    """Section 4, message size: one of the limit is answered, also when it came compressed."""
+    """A message of exactly the largest size is answered, also if it was sent compressed."""
     await client.send(_padded(1024))
     assert await client.next() == {"type": "pong"}
 
 
 async def test_too_big(client: Client) -> None:
-    """Section 4, message size: one byte more, counted after inflating, closes with 1009."""
+    """A message one byte over the limit, counted after decompression, closes the connection with 1009."""
     await client.send(_padded(1025))
     assert (await client.closed())[0] == 1009
 
 
 async def test_too_big_when_inflated(strict: Replica) -> None:
-    """Section 4, message size: a small frame that inflates to a large message closes with 1009."""
+    """A small frame that inflates to a large message closes the connection with 1009."""
     compressor = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = (compressor.compress(b" " * 1_000_000) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
     assert len(bomb) < 1024
@@ -196,7 +196,7 @@ async def test_too_big_when_inflated(strict: Replica) -> None:
 
 
 async def test_too_big_in_fragments(strict: Replica) -> None:
-    """Section 4, message size: fragments count together; a message of fragments within the limit is one message."""
+    """The fragments of a message count together, and a fragmented message within the limit is read as one."""
     async with raw_websocket(strict) as raw:
         for opcode, part in ((TEXT, b'{"type":'), (PING, b"between"), (CONTINUATION, b'"ping"')):
             raw.send(opcode, part, fin=opcode == PING)
@@ -212,15 +212,15 @@ async def test_too_big_in_fragments(strict: Replica) -> None:
         assert (await raw.receive_close()).code == 1009
 
 
-async def test_announced_too_big(strict: Replica) -> None:
-    """Section 4, message size: the head of a frame is enough."""
+async def test_too_big_by_its_header(strict: Replica) -> None:
+    """A frame whose header announces too much is refused without waiting for its payload."""
     async with raw_websocket(strict) as raw:
         raw.send_bytes(bytes([0x81, 0xFF]) + (1 << 40).to_bytes(8) + bytes(4))
         assert (await raw.receive_close()).code == 1009
 
 
-async def test_too_big_for_the_default(replica: Replica) -> None:
-    """Section 11, WEBSOCKET_MAX_MESSAGE_SIZE: 65,536 bytes by default, also of one that goes on sending."""
+async def test_default_message_size(replica: Replica) -> None:
+    """By default a message may have 65,536 bytes; a larger one is refused even if the client keeps sending."""
     async with connected(replica.websocket()) as client:
         await client.next()
         await client.send(_padded(65536))
@@ -233,22 +233,22 @@ async def test_too_big_for_the_default(replica: Replica) -> None:
     ("data", "code"),
     [
         (bytes([0x81, 0x02]) + b"{}", 1002),  # not masked
-        (bytes([0x83, 0x80]) + bytes(4), 1002),  # an opcode that there is not
+        (bytes([0x83, 0x80]) + bytes(4), 1002),  # an unknown opcode
         (bytes([0xC1, 0x80]) + bytes(4), 1002),  # RSV1 without an extension
-        (bytes([0x80, 0x80]) + bytes(4), 1002),  # a continuation of nothing
-        (bytes([0x81, 0x81]) + bytes(4) + b"\xff", 1007),  # no UTF-8
+        (bytes([0x80, 0x80]) + bytes(4), 1002),  # a continuation without a first frame
+        (bytes([0x81, 0x81]) + bytes(4) + b"\xff", 1007),  # invalid UTF-8
     ],
 )
 async def test_broken_protocol(replica: Replica, data: bytes, code: int) -> None:
-    """RFC 6455: what is no WebSocket frame, or no text, closes with the code that says so."""
+    """Invalid frames and invalid text close the connection with the code that RFC 6455 assigns."""
     async with raw_websocket(replica) as raw:
         raw.send_bytes(data)
         assert (await raw.receive_close()).code == code
         await raw.ended()
 
 
-async def test_no_websocket(replica: Replica) -> None:
-    """The WebSocket's path is of no use to plain HTTP, and other paths are of none to a WebSocket."""
+async def test_wrong_path_or_protocol(replica: Replica) -> None:
+    """A plain HTTP request to the WebSocket path gets 426, and an upgrade on any other path gets 404."""
     answer = await replica.request("GET", "/ws/events")
     assert answer.status_code == 426
     assert [answer.headers[name] for name in ("upgrade", "connection")] == ["websocket", "upgrade"]
@@ -269,17 +269,17 @@ async def test_no_websocket(replica: Replica) -> None:
         ("/ws/events", {"Sec_WebSocket_Extensions": "permessage-deflate; server_max_window_bits=99"}, 101),
     ],
 )
-async def test_unreadable_upgrade(replica: Replica, path: str, headers: dict[str, str], status: int) -> None:
-    """An upgrade that cannot be read is answered, and does not hang; an offer that cannot be used is passed over."""
+async def test_unusable_upgrade(replica: Replica, path: str, headers: dict[str, str], status: int) -> None:
+    """An upgrade that cannot be parsed gets an error response; an extension offer that cannot be used is ignored."""
     async with raw_websocket(replica, path, receive_buffer=None, **headers) as raw:
         assert raw.status == status
 
 
-# -- silence ------------------------------------------------------------------------------------------------------
+# -- idle timeout -----------------------------------------------------------------------------------------------------
 
 
 async def test_idle_timeout(strict: Replica) -> None:
-    """Section 4, idle timeout: who says nothing is closed with 1000 `Idle timeout`, however much it is told."""
+    """A client that sends nothing is closed with 1000 `Idle timeout`, although the server keeps sending to it."""
     started = time.monotonic()
     async with connected(strict.websocket()) as client:
         assert await client.closed() == (1000, "Idle timeout")
@@ -288,7 +288,7 @@ async def test_idle_timeout(strict: Replica) -> None:
 
 
 async def test_protocol_pongs_are_silence(strict: Replica) -> None:
-    """Section 4, idle timeout: WebSocket-level pings and pongs do not count as messages."""
+    """WebSocket-level pings and pongs do not count as messages for the idle timeout."""
     async with raw_websocket(strict) as raw:
 
         async def be_polite() -> None:
@@ -305,7 +305,7 @@ async def test_protocol_pongs_are_silence(strict: Replica) -> None:
 
 @pytest.mark.parametrize(("opcode", "message"), [(TEXT, b'{"type":"pong"}'), (TEXT, b"nonsense"), (BINARY, b"\x00")])
 async def test_any_message_counts(strict: Replica, opcode: int, message: bytes) -> None:
-    """Section 4, idle timeout: any message, text or binary, keeps the connection."""
+    """Any message, text or binary, valid or not, restarts the idle timeout."""
     async with raw_websocket(strict) as raw:
         started = time.monotonic()
         while time.monotonic() - started < 1.5:
@@ -315,8 +315,8 @@ async def test_any_message_counts(strict: Replica, opcode: int, message: bytes) 
         assert (await raw.receive()).opcode == TEXT
 
 
-async def test_leaving(strict: Replica) -> None:
-    """Section 4, close codes: a client's own close is answered; it is gone from the count, as is one that vanished."""
+async def test_close_by_client(strict: Replica) -> None:
+    """A client's close is answered; closed and aborted connections both leave the connection count."""
     polite, rude = await Client.open(strict.websocket()), await Client.open(strict.websocket())
     for client in (polite, rude):
         await client.next()

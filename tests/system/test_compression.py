@@ -1,4 +1,4 @@
-"""How frames come: plain, as `format=zlib`, with permessage-deflate, and both at once."""
+"""Encodings of frames: plain, `format=zlib`, permessage-deflate, and both at once."""
 
 import json
 import zlib
@@ -25,14 +25,14 @@ async def publish(replica: Replica, size: int, mark: str = "x") -> dict[str, Any
 
 
 async def next_event(raw: RawWebSocket) -> RawFrame:
-    """The next frame that is an event."""
-    while b'"sequence"' not in _plain(frame := await raw.receive()):
+    """Return the next frame that is an event."""
+    while b'"sequence"' not in _decompressed(frame := await raw.receive()):
         pass
     return frame
 
 
-def _plain(frame: RawFrame) -> bytes:
-    """The message in a frame, whatever it is packed in."""
+def _decompressed(frame: RawFrame) -> bytes:
+    """Return the message of a frame, decompressed."""
     if frame.opcode == TEXT:
         return frame.text.encode()
     data = frame.inflated()
@@ -45,24 +45,24 @@ def _plain(frame: RawFrame) -> bytes:
 
 @pytest.mark.parametrize("deflate", [False, True])
 async def test_zlib(replica: Replica, deflate: bool) -> None:
-    """Section 4, format=zlib: a message of the threshold's size is 0x00 and a zlib stream, a smaller one is text."""
+    """With `format=zlib` a message of the threshold's size is 0x00 and a zlib stream; a smaller one is text."""
     async with connected(replica.websocket(format="zlib"), deflate=deflate) as client:
         await client.next()
-        base = len(json.dumps((await _sized(replica, client, "")), separators=(",", ":")))
+        base = len(json.dumps((await _publish_with_reason(replica, client, "")), separators=(",", ":")))
         for missing, kind in ((1, str), (0, bytes)):
-            frame = await _sized(replica, client, "r" * (1024 - missing - base))
+            frame = await _publish_with_reason(replica, client, "r" * (1024 - missing - base))
             assert len(json.dumps(frame, separators=(",", ":"))) == 1024 - missing
             assert client.kind_of(frame) is kind
 
 
-async def _sized(replica: Replica, client: Client, reason: str) -> dict[str, Any]:
-    """A frame as it comes out; its number has a constant width, in a test as short as this one nearly always."""
+async def _publish_with_reason(replica: Replica, client: Client, reason: str) -> dict[str, Any]:
+    """Publish an event and return its frame; its size is constant unless the sequence number gains a digit."""
     await replica.post("/broadcast/alert/deleted", {"id": "x", "reason": reason})
     return await client.next()
 
 
 async def test_zlib_counts_bytes(replica: Replica) -> None:
-    """Section 4, format=zlib: the size is in UTF-8 bytes, not in characters."""
+    """The threshold of `format=zlib` counts UTF-8 bytes, not characters."""
     async with connected(replica.websocket(format="zlib")) as client:
         await client.next()
         await replica.post("/broadcast/alert/deleted", {"id": "x", "reason": "🚪" * 256})
@@ -71,7 +71,7 @@ async def test_zlib_counts_bytes(replica: Replica) -> None:
 
 
 async def test_zlib_of_answers_and_replay(replica: Replica) -> None:
-    """Section 4, format=zlib: whatever the message, long answers and replayed events too."""
+    """`format=zlib` applies to all long messages, replies and replayed events included."""
     receipt = await publish(replica, 3000)
     await replica.delivers(receipt["sequence"])
     async with connected(replica.websocket(format="zlib", since=receipt["sequence"] - 1)) as client:
@@ -87,7 +87,7 @@ async def test_zlib_of_answers_and_replay(replica: Replica) -> None:
 
 @pytest.mark.parametrize("query", [{}, {"format": "json"}, {"format": "xml"}, {"format": "ZLIB"}])
 async def test_text_only(replica: Replica, query: dict[str, str]) -> None:
-    """Section 4, format: json is the default, and means text frames only."""
+    """The default format is json: every message is a text frame."""
     async with connected(replica.websocket(**query)) as client:
         receipt = await publish(replica, 5000)
         await client.reached(receipt["sequence"])
@@ -99,7 +99,7 @@ async def test_text_only(replica: Replica, query: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("offer", [CHROME, FIREFOX, LIBRARY, SAFARI])
 async def test_negotiated(replica: Replica, offer: str) -> None:
-    """Section 4, permessage-deflate: what browsers and libraries offer is taken, without context takeover."""
+    """The offers of browsers and libraries are accepted, without context takeover."""
     async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         agreed = [part.strip() for part in raw.headers["sec-websocket-extensions"].split(";")]
         assert agreed[0] == "permessage-deflate"
@@ -107,7 +107,7 @@ async def test_negotiated(replica: Replica, offer: str) -> None:
         assert (await raw.receive()).json["type"] == "connected"
         for mark in ("one", "two"):
             await publish(replica, 2000, mark)
-            # each is inflated by itself: nothing of the one before is needed
+            # inflated on its own: without context takeover no frame needs the one before
             frame = await next_event(raw)
             assert (frame.opcode, frame.compressed, frame.json["data"]["id"]) == (TEXT, True, mark)
             assert len(frame.payload) < 500
@@ -115,7 +115,7 @@ async def test_negotiated(replica: Replica, offer: str) -> None:
 
 @pytest.mark.parametrize("bits", [8, 9, 10, 11])
 async def test_window_too_small(replica: Replica, bits: int) -> None:
-    """Section 4, permessage-deflate: who needs a smaller window than the shared one gets no extension, and no RSV1."""
+    """An offer that requires a smaller window than the shared one is declined, and frames are uncompressed."""
     async with raw_websocket(
         replica, Sec_WebSocket_Extensions=f"permessage-deflate; server_max_window_bits={bits}"
     ) as raw:
@@ -144,7 +144,7 @@ async def test_window_too_small(replica: Replica, bits: int) -> None:
     ],
 )
 async def test_malformed_offer(replica: Replica, offer: str, status: int) -> None:
-    """RFC 7692, 7.1: an offer with a bad parameter is passed over, a broken header is a 400; none is logged."""
+    """An offer with an invalid parameter is declined, a malformed header gets 400, and neither is logged (RFC 7692)."""
     before = replica.log
     async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         assert raw.status == status
@@ -153,7 +153,7 @@ async def test_malformed_offer(replica: Replica, offer: str, status: int) -> Non
 
 
 async def test_window_is_kept(replica: Replica) -> None:
-    """Section 4, permessage-deflate: no frame needs a larger window than was agreed."""
+    """Every frame can be inflated with the window that was agreed."""
     offer = "permessage-deflate; server_max_window_bits=12"
     async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         assert "server_max_window_bits=12" in raw.headers["sec-websocket-extensions"]
@@ -171,7 +171,7 @@ async def test_window_is_kept(replica: Replica) -> None:
     ],
 )
 async def test_second_choice(replica: Replica, offer: str) -> None:
-    """Section 4, permessage-deflate: of several offers the first that suits is taken."""
+    """The first acceptable offer of several is accepted."""
     async with raw_websocket(replica, Sec_WebSocket_Extensions=offer) as raw:
         assert raw.headers["sec-websocket-extensions"].startswith("permessage-deflate")
         await publish(replica, 2000)
@@ -179,7 +179,7 @@ async def test_second_choice(replica: Replica, offer: str) -> None:
 
 
 async def test_no_offer(replica: Replica) -> None:
-    """Section 4, permessage-deflate: who does not offer it does not get it."""
+    """A client that does not offer permessage-deflate gets uncompressed frames."""
     async with raw_websocket(replica) as raw:
         assert "sec-websocket-extensions" not in raw.headers
         await publish(replica, 2000)
@@ -188,26 +188,26 @@ async def test_no_offer(replica: Replica) -> None:
 
 
 async def test_messages_to_the_server(replica: Replica) -> None:
-    """Section 4, permessage-deflate: what the client sends may be compressed too, message by message."""
+    """A client may compress its own messages too, each independently."""
     async with connected(replica.websocket(), deflate=True) as client:
         for number in range(3):
             await client.send({"type": "subscribe", "data": {"events": [f"pattern-{number}" * 20]}})
             assert (await client.take(action="subscribed"))["events"] == [f"pattern-{number}" * 20]
 
 
-async def test_both(replica: Replica) -> None:
-    """Section 4, permessage-deflate: it is independent of format=zlib; what zlib has packed is binary all the same."""
+async def test_zlib_and_deflate(replica: Replica) -> None:
+    """With permessage-deflate and `format=zlib` together, zlib messages are still binary frames."""
     async with raw_websocket(replica, "/ws/events?format=zlib", Sec_WebSocket_Extensions=CHROME) as raw:
         assert "sec-websocket-extensions" in raw.headers
         for size, opcode in ((500, TEXT), (3000, BINARY)):
             await publish(replica, size)
             frame = await next_event(raw)
             assert frame.opcode == opcode
-            assert json.loads(_plain(frame))["data"]["reason"] == "abc " * (size // 4)
+            assert json.loads(_decompressed(frame))["data"]["reason"] == "abc " * (size // 4)
 
 
 async def test_all_kinds_of_clients(replica: Replica, other: Replica) -> None:
-    """Section 4, compression: clients of every kind, on both replicas, get the same messages in the same order."""
+    """Clients of every encoding, on both replicas, get the same messages in the same order."""
     first: list[Client] = []
     for each in (replica, other):
         for query in ({}, {"format": "zlib"}):

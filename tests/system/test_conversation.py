@@ -1,4 +1,4 @@
-"""The conversation on the WebSocket: first frame, live frames, heartbeats, questions and answers, bad input."""
+"""Messages on the WebSocket: first frame, live frames, heartbeats, replies to commands, bad input."""
 
 import json
 import re
@@ -18,14 +18,14 @@ SUPPORTED = ["ping", "pong", "subscribe", "unsubscribe", "resync", "ack"]
 
 @pytest.fixture
 async def client(replica: Replica) -> AsyncIterator[Client]:
-    """A client that has had its first frame."""
+    """A client that has received its first frame."""
     async with connected(replica.websocket()) as client:
         await client.next()
         yield client
 
 
 async def publish(replica: Replica, kind: str = "alert_deleted", mark: str = "x") -> dict[str, Any]:
-    """Publish a message; returns the receipt."""
+    """Publish a message and return the receipt."""
     answer = await replica.post(route_of(kind), marked(kind, mark))
     assert answer.status_code == 202
     receipt: dict[str, Any] = answer.json()
@@ -36,7 +36,7 @@ async def publish(replica: Replica, kind: str = "alert_deleted", mark: str = "x"
 
 
 async def test_first_frame(replica: Replica) -> None:
-    """Section 4, first frame: it says hello, names the connection, and where this replica stands."""
+    """The first frame has the connection's id and the position of the replica; the events after it follow live."""
     receipt = await publish(replica)
     await replica.delivers(receipt["sequence"])
     async with connected(replica.websocket()) as client, connected(replica.websocket()) as second:
@@ -66,7 +66,7 @@ async def test_first_frame(replica: Replica) -> None:
     ],
 )
 async def test_unusable_parameter(replica: Replica, query: dict[str, str], parameter: str) -> None:
-    """Section 4, query: what is not usable counts as absent, and is told after the first frame."""
+    """An unusable query parameter counts as absent, and is reported after the first frame (protocol: websocket)."""
     async with connected(replica.websocket(**query)) as client:
         assert (await client.next())["type"] == "connected"
         error = await client.next()
@@ -78,7 +78,7 @@ async def test_unusable_parameter(replica: Replica, query: dict[str, str], param
 
 
 async def test_several_unusable_parameters(replica: Replica) -> None:
-    """Section 4, query: each unusable parameter is told; those that are usable hold."""
+    """Each unusable query parameter is reported on its own, and the usable ones apply."""
     query = {"events": "x" * 300, "since": "never", "epoch": "e", "format": "zlib"}
     async with connected(replica.websocket(**query)) as client:
         await client.next()
@@ -90,7 +90,7 @@ async def test_several_unusable_parameters(replica: Replica) -> None:
 
 
 async def test_most_patterns(replica: Replica) -> None:
-    """Section 4, query: 100 patterns of 256 characters are usable."""
+    """The query accepts 100 patterns of 256 characters each."""
     patterns = [f"{number:0>254}-{'*' if number else 'x'}" for number in range(99)]
     async with connected(replica.websocket(events=",".join([*patterns, "alert*"]))) as client:
         await client.next()
@@ -99,7 +99,7 @@ async def test_most_patterns(replica: Replica) -> None:
 
 
 async def test_unknown_parameter(replica: Replica) -> None:
-    """Section 4, query: parameters of others are none of ours."""
+    """Unknown query parameters are ignored."""
     async with connected(replica.websocket(utm_source="mail", format="json")) as client:
         await client.next()
         receipt = await publish(replica)
@@ -111,7 +111,7 @@ async def test_unknown_parameter(replica: Replica) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_live_frame(replica: Replica, client: Client, kind: str) -> None:
-    """Section 4, live frame: type, data, number, whether an ack is wanted, and a timestamp where the type has one."""
+    """A live frame has type, data, sequence number and `requires_ack`, and a timestamp if its type has one."""
     answer = await replica.post(route_of(kind), EXAMPLES[kind])
     frame = await client.next()
     timestamp = {"timestamp": EXAMPLES[kind]["timestamp"]} if "timestamp" in EXAMPLES[kind] else {}
@@ -130,14 +130,14 @@ async def test_live_frame(replica: Replica, client: Client, kind: str) -> None:
     [(79, "high", False), (80, "low", True), (0, "CRITICAL", True), (100, "critical", True)],
 )
 async def test_requires_ack(replica: Replica, client: Client, score: int, level: str, wanted: bool) -> None:
-    """Section 3, requires_ack: an event of risk 80 or more, or of level critical."""
+    """`requires_ack` is true for an event with a risk score of 80 or more, or of level critical."""
     await replica.post("/broadcast/event", marked("event", "x") | {"risk_score": score, "risk_level": level})
     frame = await client.next()
     assert (frame["requires_ack"], frame["data"]["risk_level"]) == (wanted, level.lower())
 
 
-async def test_rules_of_messages(replica: Replica, client: Client) -> None:
-    """Section 3, messages: defaults are filled in, letter case is evened out, unknown fields are dropped."""
+async def test_normalized_fields(replica: Replica, client: Client) -> None:
+    """Defaults are filled in, enums are emitted in lower case, unknown fields are dropped (protocol: messages)."""
     await replica.post("/broadcast/service-status", {"name": "s", "status": "HEALTHY", "unknown": 1})
     frame = await client.next()
     assert frame["data"] == {"service": "s", "status": "healthy", "message": None}
@@ -161,7 +161,7 @@ async def test_rules_of_messages(replica: Replica, client: Client) -> None:
 
 
 async def test_exact_data(replica: Replica, client: Client) -> None:
-    """Section 3, messages: data comes out as it went in: empty lists, large numbers, fractions, every script."""
+    """Data is delivered exactly as published: empty lists, large integers, fractions, any script."""
     details = {"empty": [], "none": {}, "large": 2**53 + 1, "small": 0.1, "text": 'Tür "öffnen" \u2028 \\ 🚪'}
     await replica.post("/broadcast/camera-status", marked("camera_status", "🚪") | {"details": details})
     assert (await client.next())["data"]["details"] == details
@@ -173,7 +173,7 @@ async def test_exact_data(replica: Replica, client: Client) -> None:
 
 
 async def test_heartbeats(replica: Replica) -> None:
-    """Section 4, heartbeat: at its interval, with this client's own place; what its filter skipped counts as passed."""
+    """Heartbeats carry the client's own position, which also covers events that its patterns exclude."""
     async with connected(replica.websocket(events="nothing.of.this")) as client:
         hello = await client.next()
         receipt = await publish(replica)
@@ -188,12 +188,12 @@ async def test_heartbeats(replica: Replica) -> None:
         assert client.events == []
 
 
-# -- questions and answers ----------------------------------------------------------------------------------------
+# -- commands and replies ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("ping", ["ping", '{"type":"ping"}', '{"type":"PING"}', '{"type":"Ping","data":null,"x":1}'])
 async def test_ping(client: Client, ping: str) -> None:
-    """Section 4, ping: text or object, in any letter case, is answered by a pong."""
+    """A ping, as text or as an object with its type in any letter case, gets a pong."""
     await client.send(ping)
     assert await client.next() == {"type": "pong"}
 
@@ -208,14 +208,14 @@ async def test_ping(client: Client, ping: str) -> None:
     ],
 )
 async def test_no_answer(client: Client, message: dict[str, Any]) -> None:
-    """Section 4, pong and ack: nothing is answered."""
+    """`pong` and `ack` get no reply."""
     await client.send(message)
     await client.send("ping")
     assert await client.next() == {"type": "pong"}
 
 
-async def test_answers_go_to_the_asker(replica: Replica, client: Client) -> None:
-    """Section 4, answers: nobody else gets them."""
+async def test_replies_go_to_the_sender(replica: Replica, client: Client) -> None:
+    """Replies go only to the client that sent the command."""
     async with connected(replica.websocket()) as asker:
         await asker.send({"type": "subscribe", "data": {"events": ["*"]}})
         await asker.send("nonsense")
@@ -265,7 +265,7 @@ ERRORS: dict[str, tuple[Any, str, str]] = {
 
 @pytest.mark.parametrize("case", ERRORS)
 async def test_bad_input(client: Client, case: str) -> None:
-    """Section 4, bad input: one error frame for each bad frame, and the connection stays."""
+    """Each bad frame gets one error frame, and the connection stays open."""
     message, code, detail = ERRORS[case]
     await client.send(message)
     await client.send("ping")
@@ -278,7 +278,7 @@ async def test_bad_input(client: Client, case: str) -> None:
 
 
 async def test_details_of_errors(client: Client) -> None:
-    """Section 4, bad input: previews have 100 characters, null for nothing; unknown types are named; examples work."""
+    """Error details are useful: a preview of 100 characters, the unknown type, an example that works."""
     await client.send("x" * 101)
     assert (await client.next())["details"]["raw_data_preview"] == "x" * 100
     await client.send("")
@@ -293,7 +293,7 @@ async def test_details_of_errors(client: Client) -> None:
 
 
 async def test_patterns_of_a_connection(client: Client) -> None:
-    """Section 4, bad input: 100 patterns are what a connection may have in all; the same ones again are no more."""
+    """A connection may have 100 patterns in all; repeating one does not count again."""
     patterns = [f"pattern-{number}" for number in range(100)]
     for events, answer in (
         (patterns[:60], {"action": "subscribed", "events": patterns[:60]}),
@@ -306,18 +306,18 @@ async def test_patterns_of_a_connection(client: Client) -> None:
 
 
 async def test_flood_of_bad_input(client: Client) -> None:
-    """Section 4, bad input: however much of it comes, each gets its answer, in order."""
+    """Every bad frame of a flood gets its error, in order."""
     for number in range(500):
         await client.send(json.dumps({"type": f"unknown-{number}"}))
     for number in range(500):
         assert f"unknown-{number}" in (await client.next())["message"]
 
 
-# -- our fault ----------------------------------------------------------------------------------------------------
+# -- unexpected errors ------------------------------------------------------------------------------------------------
 
 
 async def test_unexpected_error(start: ReplicaFactory, valkey: str) -> None:
-    """Section 4, close codes: a bug costs its own connection, by 1011, and the log a line that quotes nobody."""
+    """An unexpected error closes only the connection that caused it, with 1011, and its log line quotes no message."""
     replica = start(module="tests.system.broken_hub serve", redis_url=valkey)
     async with connected(replica.websocket()) as recorder, connected(replica.websocket()) as client:
         await client.next()

@@ -1,4 +1,4 @@
-"""Degraded: entered and left without help, clients accepted and told, and all that they missed delivered afterwards."""
+"""Degraded mode: entered and left automatically; clients stay, are notified, and get what they missed afterwards."""
 
 import asyncio
 import os
@@ -21,8 +21,8 @@ from tests.waiting import eventually
 BOTH = ["degraded open", "healthy closed"]
 
 
-async def answers(client: Client) -> None:
-    """Check that a conversation goes on: replies and heartbeats."""
+async def check_conversation(client: Client) -> None:
+    """Check that the client still gets replies and heartbeats."""
     await client.send({"type": "ping"})
     await client.take(type="pong")
     before = len(client.heartbeats)
@@ -30,7 +30,7 @@ async def answers(client: Client) -> None:
 
 
 def circuit_log(replica: Replica) -> list[str]:
-    """The states of the circuit, in order, as the log has them."""
+    """Return the states of the circuit in the order of the log."""
     return re.findall(r" kernel\.resilience\.link: circuit (open|half_open|closed)", replica.log)
 
 
@@ -38,7 +38,7 @@ def circuit_log(replica: Replica) -> list[str]:
 
 
 async def test_start_without_redis(env: FaultEnvironment) -> None:
-    """Section 8, Redis down at start: degraded from the first second and not ready; healed when Redis comes."""
+    """A replica started without Redis is alive, degraded and not ready, and becomes healthy once Redis is there."""
     env.server.kill()
     (replica,) = await env.start_replicas(ready=False)
     assert (await replica.request("GET", "/health/live")).status_code == 200
@@ -52,7 +52,7 @@ async def test_start_without_redis(env: FaultEnvironment) -> None:
         hello = client.frames[0]
         assert (hello["type"], hello["epoch"], hello["lastSeq"]) == ("connected", "", 0)
         assert degraded_notices([await client.next()]) == BOTH[:1]
-        await answers(client)
+        await check_conversation(client)
         assert client.heartbeats[0] == {"type": "ping", "lastSeq": 0, "epoch": ""}
     assert await env.publish(replica) == [None]
     env.server.start()
@@ -62,13 +62,13 @@ async def test_start_without_redis(env: FaultEnvironment) -> None:
     await env.check_history()
     for recorder in recorders:
         _, *rest = [frame for frame in recorder.frames if frame.get("type") not in ("ping", "pong")]
-        assert degraded_notices(rest[:2]) == BOTH, "nothing between"
+        assert degraded_notices(rest[:2]) == BOTH, "no other frame between the notices"
         assert rest[2] == {"type": "epoch_changed", "epoch": epoch}
         assert all("sequence" in frame for frame in rest[3:])
 
 
-async def test_late_to_a_full_redis(env: FaultEnvironment) -> None:
-    """Section 8, Redis down at start: where others have published, the live events begin at what is newest."""
+async def test_first_contact_with_a_full_redis(env: FaultEnvironment) -> None:
+    """A replica that first reaches a Redis with events goes live at the newest one; resumes get their replay."""
     (first,) = await env.start_replicas()
     await env.publish(first, 30)
     epoch = (await health(first))["epoch"]
@@ -84,7 +84,7 @@ async def test_late_to_a_full_redis(env: FaultEnvironment) -> None:
         for client in (plain.open_connection, knows, mistaken, beyond):
             assert (await client.next())["epoch"] == ""
             assert degraded_notices([await client.next()]) == BOTH[:1]
-            await answers(client)
+            await check_conversation(client)
         await env.proxies[1].set_mode(ProxyMode.PASS)
         ack = await knows.take(type="resync_ack")
         assert (ack["recovered"], ack["epoch"], knows.numbers) == (True, epoch, list(range(11, 31)))
@@ -103,12 +103,12 @@ async def test_late_to_a_full_redis(env: FaultEnvironment) -> None:
     await env.check_history()
 
 
-# -- in and out -----------------------------------------------------------------------------------------------------
+# -- entering and leaving degraded mode -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mode", [ProxyMode.REFUSE, ProxyMode.HANG_UP, ProxyMode.SWALLOW])
-async def test_in_and_out(env: FaultEnvironment, mode: ProxyMode) -> None:
-    """Section 8, degraded: clients are told on the way in and out, then given everything that they missed."""
+async def test_degraded_mode(env: FaultEnvironment, mode: ProxyMode) -> None:
+    """Clients are notified when degraded mode starts and ends, and then get every event that they missed."""
     cut_off, well = await env.start_replicas(2)
     recorders = await env.connect_clients()
     await env.publish(well, 5)
@@ -121,14 +121,14 @@ async def test_in_and_out(env: FaultEnvironment, mode: ProxyMode) -> None:
     assert report["circuit"]["opened_at"]
     await wait_for_health(cut_off, listener_healthy=False)
     assert (await cut_off.request("GET", "/health/ready")).status_code == 200
-    # a newcomer is let in, and told behind its first frame
+    # a new client is accepted, and notified after its first frame
     newcomer = await env.connect(cut_off, ["nothing.of.this", "event"])
     hello = await newcomer.open_connection.next()
     assert (hello["type"], hello["epoch"], hello["lastSeq"]) == ("connected", epoch, 5)
     assert degraded_notices([await newcomer.open_connection.next()]) == BOTH[:1]
     numbers = await env.publish(well, 40)
     assert numbers == list(range(6, 46))
-    await answers(newcomer.open_connection)
+    await check_conversation(newcomer.open_connection)
     assert await env.publish(cut_off) == [None]
     await env.proxies[0].set_mode(ProxyMode.PASS)
     await env.wait_until_healthy()
@@ -140,7 +140,7 @@ async def test_in_and_out(env: FaultEnvironment, mode: ProxyMode) -> None:
     for recorder in (recorders[0], recorders[1], newcomer):
         frames = [frame for frame in recorder.frames if frame.get("type") not in ("ping", "pong")]
         assert degraded_notices(frames) == BOTH
-        # the way out is told before what was missed, and that comes as live frames
+        # the notice comes before the missed events, and these come as live frames
         healthy = next(n for n, frame in enumerate(frames) if degraded_notices([frame]) == BOTH[1:])
         assert all(frame["sequence"] <= 5 for frame in frames[:healthy] if "sequence" in frame)
         assert not any("replay" in frame for frame in frames)
@@ -151,8 +151,8 @@ async def test_in_and_out(env: FaultEnvironment, mode: ProxyMode) -> None:
     assert "failure 5 in a row" in criticals[0]
 
 
-async def test_resume_while_away(env: FaultEnvironment) -> None:
-    """Section 6, resume: memory answers at once; older positions wait, and nothing else waits with them."""
+async def test_resume_without_redis(env: FaultEnvironment) -> None:
+    """Without Redis, memory answers resumes at once; older positions wait without delaying anything else."""
     cut_off, well = await env.start_replicas(2, message_buffer_size=20)
     await env.publish(well, 60)
     epoch = (await health(well))["epoch"]
@@ -170,9 +170,9 @@ async def test_resume_while_away(env: FaultEnvironment) -> None:
         await asking.next()
         await asking.send({"type": "resync", "data": {"channel": "c", "last_sequence": 10}})
         for client, place in ((near, 60), (far, 5), (filtered, 5)):
-            await answers(client)
+            await check_conversation(client)
             assert {"type": "ping", "lastSeq": place, "epoch": epoch} == client.heartbeats[-1]
-        await answers(asking)
+        await check_conversation(asking)
         await env.publish(well, 10)
         assert far.events == filtered.events == asking.events == []
         await env.proxies[0].set_mode(ProxyMode.PASS)
@@ -191,7 +191,7 @@ async def test_resume_while_away(env: FaultEnvironment) -> None:
 
 
 async def test_circuit_by_the_listener_alone(env: FaultEnvironment) -> None:
-    """Section 8, circuit: without any publisher it opens at the threshold, tries once in a while, and closes."""
+    """Without publishes the listener's failures open the circuit at the threshold, and its trials close it again."""
     (replica,) = await env.start_replicas(circuit_failure_threshold=3)
     (proxy,) = env.proxies
     await env.connect_clients()
@@ -203,7 +203,7 @@ async def test_circuit_by_the_listener_alone(env: FaultEnvironment) -> None:
     await proxy.set_mode(ProxyMode.PASS)
     closed = await wait_for_health(replica, circuit_state="closed", status="healthy")
     assert (closed["circuit"]["failure_count"], closed["circuit"]["opened_at"]) == (0, None)
-    # the third trial, which had begun when the way was opened, may be the one that succeeded
+    # the third trial may be the one that succeeds: it may have been under way when the proxy let data pass again
     assert closed["circuit"]["total_failures"] >= 3 + 2
     assert closed["retry"]["total_attempts"] == 0
     states = circuit_log(replica)
@@ -215,7 +215,7 @@ async def test_circuit_by_the_listener_alone(env: FaultEnvironment) -> None:
 
 
 async def test_one_trial_at_a_time(env: FaultEnvironment) -> None:
-    """Section 8, circuit: while the trial call is under way nobody else calls; its success closes the circuit."""
+    """While the trial call is under way no other call is made; its success closes the circuit."""
     (replica,) = await env.start_replicas(position_check_seconds=3)
     (proxy,) = env.proxies
     recorders = await env.connect_clients()
@@ -239,8 +239,8 @@ async def test_one_trial_at_a_time(env: FaultEnvironment) -> None:
         assert degraded_notices(recorder.frames) == BOTH
 
 
-async def test_no_storm(env: FaultEnvironment) -> None:
-    """Section 8, circuit: minutes of outage cost Redis one connection for each trial, and its return costs few."""
+async def test_few_connections_during_an_outage(env: FaultEnvironment) -> None:
+    """During a long outage a replica makes one connection attempt for each trial, and few when Redis is back."""
     replicas = await env.start_replicas(3)
     await env.connect_clients()
     for proxy in env.proxies:
@@ -249,10 +249,10 @@ async def test_no_storm(env: FaultEnvironment) -> None:
     for replica, proxy in zip(replicas, env.proxies, strict=True):
         await wait_for_health(replica, circuit_state="open")
         before.append((circuit_log(replica).count("half_open"), proxy.connections))
-    # a recovery time is 0.5 s here and 30 s in service: this is five minutes
+    # ten recovery times: 5 s here, five minutes with the default of 30 s
     await eventually(lambda: all(circuit_log(replica).count("half_open") >= 10 for replica in replicas), 2 * PATIENCE)
     for replica, proxy, (trials, connections) in zip(replicas, env.proxies, before, strict=True):
-        # one that had begun when the circuit opened may still come, and one has begun that is not in the log yet
+        # one attempt may have started before the circuit opened, and one may not have been logged yet
         assert proxy.connections - connections <= circuit_log(replica).count("half_open") - trials + 2
         assert connections <= 3 + 5 + trials + 1
     for proxy in env.proxies:
@@ -263,7 +263,7 @@ async def test_no_storm(env: FaultEnvironment) -> None:
     await env.check_history()
     env.check_unbroken()
     for proxy, connections in zip(env.proxies, returned, strict=True):
-        # the trial's, the subscription's, the publishes'
+        # for the trial, the subscription and the publishes
         assert proxy.connections - connections <= 4
         assert proxy.listeners == 1
 
@@ -272,7 +272,7 @@ async def test_no_storm(env: FaultEnvironment) -> None:
 
 
 async def test_embedded_server_killed(start: ReplicaFactory) -> None:
-    """Section 8, embedded Valkey dies: it is started again, and its lost numbering means a new epoch for clients."""
+    """An embedded Valkey that dies is restarted; since its data is lost, clients are told of a new epoch."""
     replica = await asyncio.to_thread(start, position_check_seconds=0.3, circuit_recovery_seconds=0.5)
     history = History()
     recorder, producer = RecordingClient("client"), Producer(history, "m")
@@ -298,6 +298,6 @@ async def test_embedded_server_killed(start: ReplicaFactory) -> None:
 
 
 def _embedded_server(replica: Replica) -> int:
-    """The process id of a replica's one child."""
+    """Return the process id of the replica's only child."""
     (child,) = Path(f"/proc/{replica.pid}/task/{replica.pid}/children").read_text().split()
     return int(child)

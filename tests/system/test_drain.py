@@ -1,4 +1,4 @@
-"""How a replica goes: clients are told, spread and closed, publishes still taken, newcomers sent elsewhere."""
+"""Drain: clients are notified and closed over time, publishes are still accepted, new clients are refused."""
 
 import asyncio
 import json
@@ -30,13 +30,13 @@ def draining(start: ReplicaFactory, valkey: str, channel: str) -> Callable[..., 
     return make
 
 
-async def begun(replica: Replica) -> None:
+async def wait_until_draining(replica: Replica) -> None:
     """Wait until the drain has begun."""
     await eventually(lambda: "draining" in replica.log)
 
 
-async def clients_of(replica: Replica, count: int) -> list[Client]:
-    """So many clients that have had their first frame."""
+async def connect_clients(replica: Replica, count: int) -> list[Client]:
+    """Connect `count` clients and wait for their first frames."""
     clients = [await Client.open(replica.websocket()) for _ in range(count)]
     for client in clients:
         await client.next()
@@ -44,7 +44,7 @@ async def clients_of(replica: Replica, count: int) -> list[Client]:
 
 
 async def timed_close(client: Client) -> tuple[float, int]:
-    """When a client was closed, after its notice; and when it was to be, in seconds and milliseconds."""
+    """Wait for the notice and the close; return the seconds between them, and the milliseconds that were announced."""
     notice = await client.take(type="system.shutdown")
     told = time.monotonic()
     assert notice["data"].keys() == {"reason", "reconnect", "delay_ms"}
@@ -55,9 +55,9 @@ async def timed_close(client: Client) -> tuple[float, int]:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_clients_are_spread(draining: Callable[..., Replica], number: signal.Signals) -> None:
-    """Section 9, drain: every client is told when, and closed with 1012 then, spread over DRAIN_SECONDS; exit 0."""
+    """On SIGTERM each client is told when it will be closed, and is closed then with 1012 (protocol: drain)."""
     replica = draining()
-    clients = await clients_of(replica, 8)
+    clients = await connect_clients(replica, 8)
     replica.signal(number)
     closes = await asyncio.gather(*map(timed_close, clients))
     assert await asyncio.to_thread(replica.ended) == 0
@@ -70,12 +70,12 @@ async def test_clients_are_spread(draining: Callable[..., Replica], number: sign
         assert delay / 1000 - 0.1 <= after <= delay / 1000 + 1.5, closes
 
 
-async def test_meanwhile(draining: Callable[..., Replica]) -> None:
-    """Section 9, drain: health answers, readiness fails, publishes are taken and delivered, upgrades are refused."""
+async def test_service_during_drain(draining: Callable[..., Replica]) -> None:
+    """During a drain health answers, readiness fails, publishes are delivered and upgrades are refused."""
     replica = draining(drain_seconds=2)
-    [early, late] = await clients_of(replica, 2)
+    [early, late] = await connect_clients(replica, 2)
     replica.signal()
-    await begun(replica)
+    await wait_until_draining(replica)
     answer = await replica.post("/broadcast/alert/deleted", {"id": "meanwhile"})
     assert (answer.status_code, answer.headers["connection"]) == (202, "close")
     assert (await replica.request("GET", "/health/live")).status_code == 200
@@ -97,9 +97,9 @@ async def test_meanwhile(draining: Callable[..., Replica]) -> None:
 
 
 async def test_publishes_in_flight(draining: Callable[..., Replica]) -> None:
-    """Section 9, drain: a publish that has begun is finished."""
+    """A publish that is being received when the drain starts is completed."""
     replica = draining()
-    [client] = await clients_of(replica, 1)
+    [client] = await connect_clients(replica, 1)
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     body = json.dumps({"id": "in flight"}).encode()
     writer.write(
@@ -118,8 +118,8 @@ async def test_publishes_in_flight(draining: Callable[..., Replica]) -> None:
     assert await asyncio.to_thread(replica.ended) == 0
 
 
-async def test_kept_alive_connections_do_not_hold_it(draining: Callable[..., Replica]) -> None:
-    """Section 9, drain: an idle HTTP connection does not keep the process."""
+async def test_idle_http_connection_does_not_delay_exit(draining: Callable[..., Replica]) -> None:
+    """An idle keep-alive connection does not delay the exit."""
     replica = draining(drain_seconds=0)
     async with replica.http() as http:
         await http.get("/health")
@@ -129,44 +129,44 @@ async def test_kept_alive_connections_do_not_hold_it(draining: Callable[..., Rep
         assert time.monotonic() - started < 5
 
 
-async def close_of(raw: RawWebSocket, manner: str, go: asyncio.Event) -> int:
-    """What code a client of this manner is closed with; fails unless the connection then ends in good order."""
-    talking = asyncio.create_task(talk(raw)) if manner == "talks all the time" else None
-    if manner == "reads late":
+async def close_of(raw: RawWebSocket, behaviour: str, go: asyncio.Event) -> int:
+    """Return the close code that a client of this behaviour gets, and check that the connection ends cleanly."""
+    talking = asyncio.create_task(talk(raw)) if behaviour == "talks all the time" else None
+    if behaviour == "reads late":
         await go.wait()
         await asyncio.sleep(2)
     close = await raw.receive_close()
     if talking is not None:
         talking.cancel()
-    if manner == "answers late":
+    if behaviour == "answers late":
         await asyncio.sleep(2)
-    if manner != "never answers":
+    if behaviour != "never answers":
         raw.send(CLOSE, close.payload)
-    if manner == "shuts its side":
+    if behaviour == "shuts its side":
         raw.send_eof()
-    assert await raw.ended() == b"", "nothing comes after the close"
+    assert await raw.ended() == b"", "nothing arrives after the close frame"
     assert not raw.was_reset
     return close.code
 
 
 async def talk(raw: RawWebSocket) -> None:
-    """Send one message after another."""
+    """Send messages without a pause."""
     while True:
         raw.send(TEXT, b'{"type":"pong"}')
         await asyncio.sleep(0.002)
 
 
-async def test_every_client_sees_the_code(draining: Callable[..., Replica]) -> None:
-    """Section 9, drain: every client reads 1012 and none is reset; who never answers does not keep the process."""
-    manners = ("answers", "answers late", "never answers", "shuts its side", "talks all the time", "reads late")
-    # nearly at once, so that the process would have ended before some of them have answered
+async def test_every_client_reads_the_close_code(draining: Callable[..., Replica]) -> None:
+    """Every client reads 1012, none is reset, and a client that never answers does not prevent the exit."""
+    behaviours = ("answers", "answers late", "never answers", "shuts its side", "talks all the time", "reads late")
+    # a drain so short that the process could exit before some clients have answered
     replica, go = draining(drain_seconds=0.05), asyncio.Event()
     async with AsyncExitStack() as stack:
         closes = []
-        for manner in 8 * manners:
+        for behaviour in 8 * behaviours:
             raw = await stack.enter_async_context(raw_websocket(replica))
             assert (await raw.receive()).json["type"] == "connected"
-            closes.append(asyncio.create_task(close_of(raw, manner, go)))
+            closes.append(asyncio.create_task(close_of(raw, behaviour, go)))
         started = time.monotonic()
         replica.signal()
         go.set()
@@ -177,9 +177,9 @@ async def test_every_client_sees_the_code(draining: Callable[..., Replica]) -> N
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 async def test_second_signal(draining: Callable[..., Replica], second: signal.Signals) -> None:
-    """Section 9, drain: a second signal ends it at once, whatever is under way, and with status 0 all the same."""
+    """A second signal ends the process at once, whatever is in progress, with status 0."""
     replica = draining(drain_seconds=60)
-    clients = await clients_of(replica, 2)
+    clients = await connect_clients(replica, 2)
     async with raw_websocket(replica) as mute:
         _, half = await asyncio.open_connection("127.0.0.1", replica.port)
         half.write(b"POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n{")
@@ -200,9 +200,9 @@ async def test_second_signal(draining: Callable[..., Replica], second: signal.Si
 async def test_reconnecting_elsewhere(
     draining: Callable[..., Replica], start: ReplicaFactory, valkey: str, channel: str
 ) -> None:
-    """Section 9, drain: who goes on elsewhere from where it was loses nothing."""
+    """A client that reconnects to another replica and resumes there loses nothing."""
     replica, other = draining(), start(redis_url=valkey, redis_event_channel=channel)
-    [client] = await clients_of(replica, 1)
+    [client] = await connect_clients(replica, 1)
     async with other.http() as http:
         await http.post("/broadcast/alert/deleted", json={"id": "1"})
         await client.reached(1)
@@ -219,7 +219,7 @@ async def test_reconnecting_elsewhere(
 
 
 async def test_greatest_age(draining: Callable[..., Replica]) -> None:
-    """Section 11, WEBSOCKET_MAX_AGE_SECONDS: at that age, give or take 20 %, a connection is closed with 1012."""
+    """A connection is closed with 1012 at WEBSOCKET_MAX_AGE_SECONDS, varied by 20 % either way."""
     replica = draining(websocket_max_age_seconds=3)
 
     async def age() -> float:
@@ -230,6 +230,6 @@ async def test_greatest_age(draining: Callable[..., Replica]) -> None:
         return time.monotonic() - started
 
     ages = await asyncio.gather(*(age() for _ in range(30)))
-    # 2.4 to 3.6 s from the server's side: a first frame comes a little later, a close on a busy machine too
+    # 2.4 to 3.6 s on the server; the client may see its first frame and its close a little later
     assert 2.2 <= min(ages) <= max(ages) <= 5
-    assert max(ages) - min(ages) > 0.4, "they come back spread"
+    assert max(ages) - min(ages) > 0.4, "the closes are spread"

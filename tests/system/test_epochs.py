@@ -1,4 +1,4 @@
-"""Numbers never lie: a Redis that comes back behind, empty or with another past means one new epoch, told in place."""
+"""Epochs: a Redis that is behind, empty or has a different history means one new epoch, announced in its place."""
 
 import pytest
 
@@ -10,16 +10,16 @@ from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
 
-async def delivered(env: FaultEnvironment, replicas: list[Replica] | None = None) -> tuple[str, int]:
-    """Wait until replicas have delivered all that Redis has; returns the position."""
+async def wait_for_delivery(env: FaultEnvironment, replicas: list[Replica] | None = None) -> tuple[str, int]:
+    """Wait until the replicas have delivered all events in Redis, and return the position."""
     epoch, sequence = env.server.position
     for replica in env.replicas if replicas is None else replicas:
         await wait_for_health(replica, epoch=epoch, sequence=sequence)
     return epoch, sequence
 
 
-async def renewed(env: FaultEnvironment, before: str) -> str:
-    """Wait until all replicas are well and in one new epoch; returns it."""
+async def wait_for_new_epoch(env: FaultEnvironment, before: str) -> str:
+    """Wait until all replicas are healthy and share a new epoch, and return it."""
     await env.wait_until_healthy()
     for replica in env.replicas:
         await eventually(lambda: replica.health()["epoch"] != before, PATIENCE)  # noqa: B023  it is over by then
@@ -32,11 +32,11 @@ async def renewed(env: FaultEnvironment, before: str) -> str:
 
 @pytest.mark.parametrize("publishing", [False, True], ids=["idle", "under load"])
 async def test_restarted_empty(env: FaultEnvironment, publishing: bool) -> None:
-    """Section 7, epochs: a Redis that comes back empty means one new epoch for all replicas."""
+    """A Redis that restarts empty means one new epoch for all replicas."""
     await env.start_replicas(2)
     await env.connect_clients()
     await env.publish(env.replicas[0], 10)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     if publishing:
         async with env.load() as producers:
             await env.wait_until_accepted(producers)
@@ -48,7 +48,7 @@ async def test_restarted_empty(env: FaultEnvironment, publishing: bool) -> None:
     else:
         env.server.kill()
         env.server.start()
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     assert await env.wait_until_delivered() == epoch
     await env.check_history()
     env.check_new_epoch(epoch)
@@ -56,13 +56,13 @@ async def test_restarted_empty(env: FaultEnvironment, publishing: bool) -> None:
 
 @pytest.mark.parametrize("publishing", [False, True], ids=["idle", "under load"])
 async def test_restored_dump(env: FaultEnvironment, publishing: bool) -> None:
-    """Section 7, epochs: a Redis restored from an older dump is behind what was delivered: one new epoch."""
+    """A Redis restored from an older dump is behind what was delivered, so one new epoch starts."""
     await env.start_replicas(2)
     await env.connect_clients()
     await env.publish(env.replicas[0], 10)
     env.server.link.save()
     await env.publish(env.replicas[1], 10)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     if publishing:
         async with env.load() as producers:
             await env.wait_until_accepted(producers)
@@ -73,18 +73,18 @@ async def test_restored_dump(env: FaultEnvironment, publishing: bool) -> None:
     else:
         env.server.kill()
         env.server.start()
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     assert await env.wait_until_delivered() == epoch
     await env.check_history()
     env.check_new_epoch(epoch)
 
 
-async def test_restored_dump_of_now(env: FaultEnvironment) -> None:
-    """Section 7, epochs: a Redis restored from a dump that has everything goes on with its numbering."""
+async def test_restored_complete_dump(env: FaultEnvironment) -> None:
+    """A Redis restored from a complete dump continues its numbering."""
     await env.start_replicas(2)
     await env.connect_clients()
     await env.publish(env.replicas[0], 10)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     env.server.link.save()
     env.server.kill()
     for replica in env.replicas:
@@ -97,7 +97,7 @@ async def test_restored_dump_of_now(env: FaultEnvironment) -> None:
 
 
 async def test_restarted_with_log(start: ReplicaFactory) -> None:
-    """Section 7, nothing is lost: a Redis that writes every command to disk may be killed under load."""
+    """A Redis that writes every command to disk may be killed under load without losing an event."""
     async with FaultEnvironment(start, appendonly="yes", appendfsync="always") as env:
         await env.start_replicas(2)
         await env.connect_clients()
@@ -114,16 +114,16 @@ async def test_restarted_with_log(start: ReplicaFactory) -> None:
 
 
 async def test_flushed_again_and_again(env: FaultEnvironment) -> None:
-    """Section 7, epochs: each flush under load is one new epoch, and between two of them all is delivered."""
+    """Each flush under load means one new epoch, and between two flushes everything is delivered."""
     await env.start_replicas(2)
     recorders = await env.connect_clients()
     await env.publish(env.replicas[0])
-    epochs = [(await delivered(env))[0]]
+    epochs = [(await wait_for_delivery(env))[0]]
     async with env.load() as producers:
         for _ in range(4):
             await env.wait_until_accepted(producers)
             env.server.link.flushall()
-            epochs.append(await renewed(env, epochs[-1]))
+            epochs.append(await wait_for_new_epoch(env, epochs[-1]))
             await env.wait_until_accepted(producers)
     await env.wait_until_delivered()
     await env.check_history()
@@ -135,13 +135,13 @@ async def test_flushed_again_and_again(env: FaultEnvironment) -> None:
 
 
 async def test_lost_numbering(env: FaultEnvironment) -> None:
-    """Section 7, epochs: without the position what is left of the history is worthless, and goes with it."""
+    """If the position is lost, the rest of the history is deleted and a new epoch starts."""
     await env.start_replicas(2)
     await env.connect_clients()
     await env.publish(env.replicas[0], 10)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     env.server.link.delete("{security_events}:position")
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     assert env.server.link.xlen("{security_events}:history") == 0
     assert await env.wait_until_delivered() == epoch
     await env.check_history()
@@ -149,11 +149,11 @@ async def test_lost_numbering(env: FaultEnvironment) -> None:
 
 
 async def test_lost_history(env: FaultEnvironment) -> None:
-    """Section 7, gap: with the history gone, who had missed something is told what exactly; others miss nothing."""
+    """If the history is lost, clients that missed events get a `gap` with the exact numbers; others get none."""
     cut_off, well = await env.start_replicas(2)
     recorders = await env.connect_clients()
     await env.publish(well, 5)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     await env.proxies[0].set_mode(ProxyMode.REFUSE)
     await wait_for_health(cut_off, is_degraded=True)
     await env.publish(well, 10)
@@ -169,22 +169,22 @@ async def test_lost_history(env: FaultEnvironment) -> None:
     env.tolerate += "| ERROR kernel.listening.position_check: events 6 to 15 are lost"
 
 
-# -- verdicts for those who come back ---------------------------------------------------------------------------------
+# -- resumes after a new epoch ---------------------------------------------------------------------------------
 
 
 async def test_verdicts_after_a_new_epoch(env: FaultEnvironment) -> None:
-    """Section 6, resume: positions of the old epoch, of a replica that is away, and beyond the newest differ."""
+    """A resume with the old epoch replays the new one; a number beyond the newest without an epoch replays nothing."""
     await env.start_replicas(2)
     stays, leaves = await env.connect(env.replicas[0]), await env.connect(env.replicas[1])
     await env.publish(env.replicas[0], 20)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     for recorder in (stays, leaves):
         await recorder.reaches(before, 20)
     await leaves.leave()
     env.server.link.flushall()
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     await env.publish(env.replicas[1], 5)
-    await delivered(env)
+    await wait_for_delivery(env)
     await leaves.connect(env.replicas[0])
     ack = await leaves.open_connection.take(type="resync_ack")
     assert ack == {
@@ -197,7 +197,7 @@ async def test_verdicts_after_a_new_epoch(env: FaultEnvironment) -> None:
         "epoch_changed": True,
     }
     async with connected(env.replicas[0].websocket(since=20)) as nameless:
-        # the number alone is beyond the newest: nothing can be said of an epoch that nobody named
+        # without an epoch only the number counts, and it is beyond the newest
         ack = await nameless.take(type="resync_ack")
         assert (ack["recovered"], ack["replayed_count"], nameless.numbers) == (False, 0, [])
         await env.wait_until_delivered()
@@ -210,7 +210,7 @@ async def test_verdicts_after_a_new_epoch(env: FaultEnvironment) -> None:
 
 
 class Copies:
-    """A copy of the environment's Redis, which can be made to lag and to take over."""
+    """A replica of the environment's Redis, which can lag and be promoted."""
 
     def __init__(self, env: FaultEnvironment, server: RedisServer, wire: Proxy) -> None:
         self._env = env
@@ -218,29 +218,29 @@ class Copies:
         self._wire = wire
 
     async def in_step(self) -> None:
-        """Wait until the copy has everything."""
+        """Wait until it has replicated everything."""
         await eventually(lambda: self.server.position == self._env.server.position, PATIENCE)
 
     async def lag(self) -> None:
-        """Let the copy hear nothing more."""
+        """Stop the replication."""
         await self.in_step()
         await self._wire.set_mode(ProxyMode.SWALLOW)
 
     def take_over(self) -> None:
-        """Make the copy the one Redis, whatever it has; the other is lost. Who is connected is not moved yet."""
+        """Kill the primary and promote this copy; the service's connections are not redirected yet."""
         self._env.server.kill()
         self.server.promote()
         self._env.server = self.server
 
     def move(self, *numbers: int) -> None:
-        """Lead the replicas of these numbers to the copy."""
+        """Redirect the replicas with these numbers, or all, to the copy."""
         for number in numbers or range(len(self._env.proxies)):
             self._env.proxies[number].move(self.server.path)
 
 
 @pytest.fixture
 async def copies(env: FaultEnvironment) -> Copies:
-    """A copy of the environment's Redis, in step with it."""
+    """A copy of the environment's Redis that has replicated everything."""
     env.server.link.config_set("repl-diskless-sync-delay", 0)
     server, wire = env.start_redis(), await env.start_proxy()
     server.copy(wire.port)
@@ -249,12 +249,12 @@ async def copies(env: FaultEnvironment) -> Copies:
 
 
 async def test_failover_to_a_copy_in_step(env: FaultEnvironment, copies: Copies) -> None:
-    """Section 7, nothing is lost: a failover to a copy that has everything, under load, breaks nothing."""
+    """A failover under load to a copy that has everything loses nothing and keeps the epoch."""
     await env.start_replicas(2)
     await env.connect_clients()
     async with env.load() as producers:
         await env.wait_until_accepted(producers)
-        # as an orderly failover does it: no more writes, and then all of them are there
+        # an orderly failover: pause writes, then wait until all are replicated
         env.server.link.client_pause(60_000, all=False)
         await copies.in_step()
         copies.take_over()
@@ -267,7 +267,7 @@ async def test_failover_to_a_copy_in_step(env: FaultEnvironment, copies: Copies)
 
 
 async def test_connected_to_a_copy(env: FaultEnvironment, copies: Copies) -> None:
-    """Section 8, what counts: replicas that find themselves on a copy wait for a primary, and lose nothing."""
+    """Replicas that are connected to a read-only copy wait for a primary, and lose nothing."""
     await env.start_replicas(2)
     await env.connect_clients()
     async with env.load() as producers:
@@ -286,19 +286,19 @@ async def test_connected_to_a_copy(env: FaultEnvironment, copies: Copies) -> Non
 
 
 async def test_failover_to_a_lagging_copy(env: FaultEnvironment, copies: Copies) -> None:
-    """Section 7, epochs: a copy that never heard of what was delivered takes over: one new epoch for all, announced."""
+    """A failover to a copy that lacks delivered events starts one new epoch for all, announced to every client."""
     await env.start_replicas(2)
     recorders = await env.connect_clients()
     client = await env.connect(env.replicas[1])
     await env.publish(env.replicas[0], 10)
     await copies.lag()
     await env.publish(env.replicas[1], 10)
-    before, last = await delivered(env)
+    before, last = await wait_for_delivery(env)
     await client.reaches(before, last)
     await client.leave()
     copies.take_over()
     copies.move()
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     await env.publish(env.replicas[0], 10)
     await client.connect(env.replicas[0])
     assert await env.wait_until_delivered() == epoch
@@ -312,7 +312,7 @@ async def test_failover_to_a_lagging_copy(env: FaultEnvironment, copies: Copies)
 
 
 async def test_lagging_copy_under_load(env: FaultEnvironment, copies: Copies) -> None:
-    """Section 7, epochs: whoever is first to reach a lagging copy, no client sees two events under one position."""
+    """After a failover to a lagging copy no two clients see different events at one position."""
     await env.start_replicas(2)
     await env.connect_clients()
     async with env.load(0.005) as producers:
@@ -325,7 +325,7 @@ async def test_lagging_copy_under_load(env: FaultEnvironment, copies: Copies) ->
         copies.move(0)
         await env.wait_until_accepted(producers)
         copies.move(1)
-        epoch = await renewed(env, before)
+        epoch = await wait_for_new_epoch(env, before)
         await env.wait_until_accepted(producers)
     assert await env.wait_until_delivered() == epoch
     await env.check_history()
@@ -334,7 +334,7 @@ async def test_lagging_copy_under_load(env: FaultEnvironment, copies: Copies) ->
 
 FIRST: dict[str, dict[str, object]] = {
     "by a check": {},
-    # no check comes for long: the next contact is the publish's
+    # the next check is far away: the publish is the next contact with Redis
     "by a publish": {
         "position_check_seconds": 10,
         "supervision_interval_seconds": 600,
@@ -345,17 +345,17 @@ FIRST: dict[str, dict[str, object]] = {
 
 @pytest.mark.parametrize("contact", FIRST)
 async def test_fresh_replica_publishes_first(env: FaultEnvironment, copies: Copies, contact: str) -> None:
-    """Section 7, epochs: a fresh replica makes another past, longer than what was delivered; still found by its ids."""
+    """A copy that lags, and has then grown beyond what was delivered, is detected by the ids of its events."""
     (old,) = await env.start_replicas(**FIRST[contact])
     await env.connect_clients()
     await env.publish(old, 5)
     await copies.lag()
     await env.publish(old, 5)
-    before, last = await delivered(env)
+    before, last = await wait_for_delivery(env)
     assert last == 10
     copies.take_over()
     env.history.fork(before, 5)
-    # the fresh one never saw events 6 to 10; until it is done the old one reaches nobody
+    # the fresh replica never saw events 6 to 10; until it has published, the old one cannot connect
     await env.proxies[0].set_mode(ProxyMode.HANG_UP)
     fresh_way = await env.start_proxy()
     env.proxies.append(fresh_way)
@@ -369,7 +369,7 @@ async def test_fresh_replica_publishes_first(env: FaultEnvironment, copies: Copi
     await env.proxies[0].set_mode(ProxyMode.PASS)
     if contact == "by a publish":
         assert await env.publish(old) == [1]
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     assert await env.wait_until_delivered() == epoch
     await env.check_history()
     env.check_new_epoch(epoch)
@@ -382,12 +382,12 @@ async def test_fresh_replica_publishes_first(env: FaultEnvironment, copies: Copi
 
 
 async def test_two_primaries(env: FaultEnvironment, copies: Copies) -> None:
-    """Section 7, epochs: two replicas that each followed a Redis of its own come together in one new epoch."""
+    """Two replicas that followed two primaries with different histories end in one common new epoch."""
     one, other = await env.start_replicas(2)
     await env.connect_clients()
     await env.publish(one, 5)
     await copies.lag()
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     copies.server.promote()
     env.history.fork(before, 5)
     copies.move(1)
@@ -398,23 +398,23 @@ async def test_two_primaries(env: FaultEnvironment, copies: Copies) -> None:
     await wait_for_health(other, epoch=before, sequence=12)
     copies.take_over()
     copies.move(0)
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     assert await env.wait_until_delivered() == epoch
     await env.check_history()
     env.check_new_epoch(epoch)
 
 
-async def test_place_in_a_slow_stream(env: FaultEnvironment) -> None:
-    """Section 7, epochs: for a client that lags the news stands exactly between the last and the first frame, too."""
+async def test_epoch_change_at_a_slow_client(env: FaultEnvironment) -> None:
+    """A slow client too gets `epoch_changed` exactly between the last old and the first new frame."""
     (replica,) = await env.start_replicas(websocket_send_buffer_bytes=16384)
     slow, fast = await env.connect(replica), await env.connect(replica)
     await env.publish(replica, 3)
-    before, _ = await delivered(env)
+    before, _ = await wait_for_delivery(env)
     await slow.reaches(before, 3)
     slow.open_connection.socket.transport.pause_reading()
     await env.publish_batch(replica, 100)
     env.server.link.flushall()
-    epoch = await renewed(env, before)
+    epoch = await wait_for_new_epoch(env, before)
     for _ in range(3):
         await env.publish_batch(replica, 500)
     await fast.reaches(epoch, 1500)

@@ -1,4 +1,4 @@
-"""What an operator's machinery asks, of a replica that is well and of one that is not."""
+"""Health endpoints of a healthy and of a degraded replica."""
 
 import asyncio
 import re
@@ -17,7 +17,7 @@ RETRY = ["total_attempts", "successful_broadcasts", "failed_broadcasts", "retrie
 
 @pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/health"])
 async def test_probes(replica: Replica, path: str) -> None:
-    """Section 10, health: 200 of a replica that serves, by GET and by HEAD, never from a cache."""
+    """The probes of a serving replica answer 200 to GET and HEAD, and forbid caching."""
     for method in ("GET", "HEAD"):
         answer = await replica.request(method, path)
         assert answer.status_code == 200
@@ -26,7 +26,7 @@ async def test_probes(replica: Replica, path: str) -> None:
 
 
 async def test_report(replica: Replica) -> None:
-    """Section 10, health: the report has every field of the contract, and they are true."""
+    """The health report has all its fields, with true values."""
     await eventually(lambda: replica.health()["connections"] == 0, 15)
     async with connected(replica.websocket()) as client:
         await client.next()
@@ -46,7 +46,7 @@ async def test_report(replica: Replica) -> None:
 
 
 async def test_degraded_and_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 8, degraded: alive at once, ready only after Redis was reached; clients are told of both."""
+    """A replica without Redis is alive, ready only once Redis was reached, and notifies clients of both changes."""
     async with Proxy(valkey) as proxy:
         await proxy.set_mode(ProxyMode.SHUT)
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.3, "ready": False}
@@ -77,7 +77,7 @@ async def test_degraded_and_back(start: ReplicaFactory, valkey: str, channel: st
 
         await proxy.set_mode(ProxyMode.REFUSE)
         await eventually(lambda: replica.health()["is_degraded"], 15)
-        # degraded is ready all the same: clients may connect, and get what they missed when Redis is back
+        # a degraded replica stays ready: clients may connect, and get what they missed when Redis is back
         assert (await replica.request("GET", "/health/ready")).status_code == 200
         assert len(re.findall("CRITICAL", replica.log)) == 2
         await asyncio.to_thread(replica.stop, tolerate="CRITICAL kernel")

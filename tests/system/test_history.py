@@ -1,4 +1,4 @@
-"""The history checker finds what is wrong, and complains about nothing that is right."""
+"""Tests of the history checker: it finds each breach, and accepts every correct history."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Frames = list[dict[str, Any]]
 
 
 def published(count: int, epoch: str = "one", kind: str = "event", first: int = 1) -> History:
-    """Receipts for `count` events."""
+    """Return a history with receipts for `count` events."""
     history = History()
     for number in range(first, first + count):
         history.receipt(kind, marked(kind, f"{epoch}-{number}"), {"epoch": epoch, "sequence": number})
@@ -19,27 +19,27 @@ def published(count: int, epoch: str = "one", kind: str = "event", first: int = 
 
 
 def event(sequence: int, epoch: str = "one", kind: str = "event", **more: object) -> dict[str, Any]:
-    """A live frame."""
+    """Return a live frame."""
     return {"type": kind, "data": marked(kind, f"{epoch}-{sequence}"), "sequence": sequence, **more}
 
 
 def replayed(sequence: int, epoch: str = "one") -> dict[str, Any]:
-    """A replayed frame."""
+    """Return a replayed frame."""
     return event(sequence, epoch, replay=True)
 
 
 def hello(last: int = 0, epoch: str = "one") -> dict[str, Any]:
-    """A first frame."""
+    """Return a first frame."""
     return {"type": "connected", "epoch": epoch, "lastSeq": last}
 
 
 def beat(last: int, epoch: str = "one") -> dict[str, Any]:
-    """A heartbeat."""
+    """Return a heartbeat."""
     return {"type": "ping", "epoch": epoch, "lastSeq": last}
 
 
 def ack(since: int, count: int, epoch: str = "one", **more: object) -> dict[str, Any]:
-    """A verdict."""
+    """Return a `resync_ack`."""
     return {
         "type": "resync_ack",
         "epoch": epoch,
@@ -51,21 +51,21 @@ def ack(since: int, count: int, epoch: str = "one", **more: object) -> dict[str,
 
 
 def live(*frames: dict[str, Any]) -> Connection:
-    """A connection without a resume."""
+    """Return a connection without a resume."""
     return Connection("here", None, "", frames)
 
 
 def resumed(since: int, *frames: dict[str, Any], epoch: str = "one") -> Connection:
-    """A connection with one."""
+    """Return a connection that resumed."""
     return Connection("there", since, epoch, frames)
 
 
 def seen(*connections: Connection, patterns: list[str] | None = None) -> list[ClientRecord]:
-    """What one client saw."""
+    """Return the record of one client."""
     return [ClientRecord("client", patterns, list(connections))]
 
 
-GOOD = {
+CORRECT = {
     "live": [live(hello(), event(1), beat(1), event(2), event(3))],
     "joined later": [live(hello(2), event(3))],
     "resumed": [live(hello(), event(1)), resumed(1, hello(3), replayed(2), replayed(3), ack(1, 2))],
@@ -89,13 +89,13 @@ GOOD = {
 }
 
 
-@pytest.mark.parametrize("case", GOOD)
-def test_good(case: str) -> None:
-    """A service that keeps its word hears no complaint."""
-    assert violations(published(3), seen(*GOOD[case])) == []
+@pytest.mark.parametrize("case", CORRECT)
+def test_correct_history(case: str) -> None:
+    """A correct history has no violations."""
+    assert violations(published(3), seen(*CORRECT[case])) == []
 
 
-BAD = {
+BREACHES = {
     "missing": ([live(hello(), event(1), event(3))], "2) is missing"),
     "missing at the end": ([live(hello(), event(1), event(2))], "3) is missing"),
     "missing after a resume": (
@@ -136,7 +136,7 @@ BAD = {
 
 
 def test_gap_of_another_epoch() -> None:
-    """A gap within a replay belongs to the epoch of its verdict too."""
+    """A gap within a replay belongs to the epoch of the `resync_ack`."""
     gap = {"type": "gap", "from": 1, "to": 1}
     verdict = ack(2, 2, "two", recovered=False, epoch_changed=True)
     events = [replayed(number, "two") for number in (2, 3)]
@@ -144,16 +144,16 @@ def test_gap_of_another_epoch() -> None:
     assert violations(published(3, "two"), seen(live(hello(), beat(2)), came_back)) == []
 
 
-@pytest.mark.parametrize("case", BAD)
-def test_bad(case: str) -> None:
-    """A service that breaks its word is found out."""
-    connections, complaint = BAD[case]
+@pytest.mark.parametrize("case", BREACHES)
+def test_breach(case: str) -> None:
+    """Each breach is reported."""
+    connections, complaint = BREACHES[case]
     found = violations(published(3), seen(*connections))
     assert any(complaint in line for line in found), found
 
 
 def test_patterns() -> None:
-    """A client is owed what its patterns match by any name, and nothing else."""
+    """A client must get exactly the events of which any name matches one of its patterns."""
     history = published(2)
     history.receipt("camera_status", marked("camera_status", "one-3"), {"epoch": "one", "sequence": 3})
     camera = event(3, kind="camera_status")
@@ -163,7 +163,7 @@ def test_patterns() -> None:
 
 
 def test_new_epoch() -> None:
-    """What is left of an old epoch may be lost; of the new one everything is owed, from its first event on."""
+    """The rest of an old epoch may be lost; of the new epoch every event must arrive, from its first one."""
     history = published(3)
     history.accepted |= published(2, "two").accepted
     changed = {"type": "epoch_changed", "epoch": "two"}
@@ -175,7 +175,7 @@ def test_new_epoch() -> None:
 
 @pytest.mark.parametrize("told", ["two", ""])
 def test_new_epoch_by_resume(told: str) -> None:
-    """A replay belongs to the epoch of its verdict, whatever the replica said in its first frame."""
+    """A replay belongs to the epoch of its `resync_ack`, whatever the first frame said."""
     history = published(1)
     history.accepted |= published(2, "two").accepted
     verdict = ack(1, 2, "two", recovered=False, epoch_changed=True)
@@ -185,14 +185,14 @@ def test_new_epoch_by_resume(told: str) -> None:
 
 
 def test_replica_behind() -> None:
-    """A replica that is still in the old epoch may replay the new one to those who ask for it."""
+    """A replica that is still in the old epoch may replay the new one."""
     history = published(2, "two")
     again = resumed(1, hello(7, "one"), replayed(2, "two"), ack(1, 1, "two"), epoch="two")
     assert violations(history, seen(live(hello(0, "two"), event(1, "two")), again)) == []
 
 
-def test_fates() -> None:
-    """A publish without an answer may have happened, once; contents and receipts have one number each."""
+def test_unknown_outcome() -> None:
+    """A publish of unknown outcome may have happened at most once; each accepted event has exactly one number."""
     history = published(2)
     history.unknown("event", marked("event", "one-3"))
     third = event(3)
@@ -205,7 +205,7 @@ def test_fates() -> None:
 
 
 def test_one_position_one_event() -> None:
-    """Two clients must not see different events under one position."""
+    """Two clients must not see different events at one position."""
     history = published(1)
     history.unknown("event", marked("event", "one-2"))
     history.unknown("event", marked("event", "else"))
@@ -215,7 +215,7 @@ def test_one_position_one_event() -> None:
 
 
 def test_fork() -> None:
-    """Behind a fork each replica may have its own past, but still only one of them."""
+    """After a fork different replicas may have different events at one position, but each only one."""
     history = published(3)
     history.fork("one", 1)
     history.receipt("event", marked("event", "else"), {"epoch": "one", "sequence": 2})
@@ -230,7 +230,7 @@ def test_fork() -> None:
 
 
 def test_where_to_resume() -> None:
-    """A client resumes from the highest of event numbers and heartbeats, and never from the first frame of a resume."""
+    """A client resumes from its highest event number or heartbeat, not from the first frame of a resumed connection."""
     reader = Reader()
     for frame in (hello(5), event(6), beat(9), event(8)):
         reader.take(frame)

@@ -1,4 +1,4 @@
-"""Every way in which the link to Redis can break while it is used: found, healed, nothing lost, one listener always."""
+"""Faults of the link to Redis under load: each is detected and repaired, no event is lost, one subscription remains."""
 
 import asyncio
 import time
@@ -16,38 +16,38 @@ from tests.waiting import eventually
 
 
 async def reset(env: FaultEnvironment) -> None:
-    """The connections of one replica are reset."""
+    """Reset the connections of one replica."""
     env.proxies[0].cut()
 
 
 async def reset_all(env: FaultEnvironment) -> None:
-    """The connections of all replicas are reset, at the same time."""
+    """Reset the connections of all replicas at the same time."""
     for proxy in env.proxies:
         proxy.cut()
 
 
 async def kill_subscriptions(env: FaultEnvironment) -> None:
-    """Redis ends the subscriptions."""
+    """Let Redis close the subscriptions."""
     assert env.server.link.client_kill_filter(_type="pubsub") > 0
 
 
 async def kill_connections(env: FaultEnvironment) -> None:
-    """Redis ends all other connections."""
+    """Let Redis close all other connections."""
     env.server.link.client_kill_filter(_type="normal", skipme=True)
 
 
 async def half_open(env: FaultEnvironment) -> None:
-    """The connections of one replica go dead without a word; new ones would work."""
+    """Let the connections of one replica stop passing data without an error; new connections work."""
     proxy = env.proxies[0]
     before = proxy.connections
     proxy.freeze()
-    # publishes, checks and the subscription: all three have to be found out
+    # the replica must replace all three: for publishes, for checks and for the subscription
     await eventually(lambda: proxy.connections >= before + 3, PATIENCE)
     proxy.cut_frozen()
 
 
 async def deaf(env: FaultEnvironment) -> None:
-    """A subscription is alive and hears nothing."""
+    """Let a subscription stay connected but receive nothing."""
     proxy = env.proxies[0]
     before = proxy.subscriptions
     proxy.deafen()
@@ -55,14 +55,14 @@ async def deaf(env: FaultEnvironment) -> None:
 
 
 async def black_hole(env: FaultEnvironment) -> None:
-    """A network swallows everything for a while, and lets it out then."""
+    """Hold back all data for a while, and deliver it afterwards."""
     await env.proxies[0].set_mode(ProxyMode.SWALLOW)
     await wait_for_health(env.replicas[0], is_degraded=True)
     await env.proxies[0].set_mode(ProxyMode.PASS)
 
 
 async def dead_black_hole(env: FaultEnvironment) -> None:
-    """A network swallows everything for a while, for good."""
+    """Hold back all data for a while, and then drop it by closing the connections."""
     await env.proxies[0].set_mode(ProxyMode.SWALLOW)
     await wait_for_health(env.replicas[0], is_degraded=True)
     env.proxies[0].cut()
@@ -70,7 +70,7 @@ async def dead_black_hole(env: FaultEnvironment) -> None:
 
 
 async def one_direction(env: FaultEnvironment) -> None:
-    """What a replica says arrives, and nothing comes back."""
+    """Pass what the replica sends, but none of the answers."""
     await env.proxies[0].set_mode(ProxyMode.DEAF)
     await wait_for_health(env.replicas[0], is_degraded=True)
     env.proxies[0].cut()
@@ -78,14 +78,14 @@ async def one_direction(env: FaultEnvironment) -> None:
 
 
 async def refused(env: FaultEnvironment) -> None:
-    """Nothing listens where Redis was."""
+    """Refuse the connections of one replica."""
     await env.proxies[0].set_mode(ProxyMode.REFUSE)
     await wait_for_health(env.replicas[0], is_degraded=True)
     await env.proxies[0].set_mode(ProxyMode.PASS)
 
 
 async def refused_to_all(env: FaultEnvironment) -> None:
-    """Nothing listens where Redis was, for all replicas."""
+    """Refuse the connections of all replicas."""
     for proxy in env.proxies:
         await proxy.set_mode(ProxyMode.REFUSE)
     for replica in env.replicas:
@@ -95,7 +95,7 @@ async def refused_to_all(env: FaultEnvironment) -> None:
 
 
 async def frozen(env: FaultEnvironment) -> None:
-    """Redis itself stands still."""
+    """Suspend the Redis process."""
     env.server.freeze()
     try:
         for replica in env.replicas:
@@ -105,7 +105,7 @@ async def frozen(env: FaultEnvironment) -> None:
 
 
 async def paused(env: FaultEnvironment) -> None:
-    """Redis answers nobody for a while (`CLIENT PAUSE`)."""
+    """Let Redis pause all clients for a while (`CLIENT PAUSE`)."""
     begin = time.monotonic()
     env.server.link.client_pause(1500)
     await asyncio.to_thread(env.server.link.ping)
@@ -113,7 +113,7 @@ async def paused(env: FaultEnvironment) -> None:
 
 
 async def busy(env: FaultEnvironment) -> None:
-    """Somebody's script keeps Redis busy: it answers with an error."""
+    """Run an endless script, so that Redis answers everything with an error."""
     link = env.server.link
     link.config_set("busy-reply-threshold", 50)
     script = asyncio.ensure_future(asyncio.to_thread(_run_for_ever, env))
@@ -131,7 +131,7 @@ def _run_for_ever(env: FaultEnvironment) -> None:
 
 
 async def forgotten_script(env: FaultEnvironment) -> None:
-    """Redis forgets the script."""
+    """Delete the script from Redis's cache."""
     env.server.link.script_flush()
 
 
@@ -157,7 +157,7 @@ FAULTS: list[Fault] = [
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
 async def test_nothing_is_lost(env: FaultEnvironment, fault: Fault) -> None:
-    """Sections 7 and 8, whatever happens to the link: every client gets everything, once and in order."""
+    """Whatever fault hits the link, every client gets every event once and in order."""
     await env.start_replicas(2)
     await env.connect_clients()
     async with env.load() as producers:
@@ -169,11 +169,11 @@ async def test_nothing_is_lost(env: FaultEnvironment, fault: Fault) -> None:
     await env.wait_until_delivered()
     await env.check_history()
     env.check_unbroken()
-    assert [proxy.listeners for proxy in env.proxies] == [1, 1], "one listener at a time"
+    assert [proxy.listeners for proxy in env.proxies] == [1, 1], "one subscription for each replica"
 
 
 async def test_output_buffer(env: FaultEnvironment) -> None:
-    """Section 7, nothing is lost: Redis ends a subscription that reads too slowly, in the midst of a document."""
+    """Redis closes a subscription that reads too slowly, in the middle of an announcement; nothing is lost."""
     await env.start_replicas(2, position_check_seconds=5)
     await env.connect_clients()
     slow, server = env.proxies[0], env.server
@@ -183,7 +183,7 @@ async def test_output_buffer(env: FaultEnvironment) -> None:
     async with asyncio.timeout(PATIENCE):
         while server.listeners == 2:
             await env.publish_batch(env.replicas[1], 100)
-    assert slow.subscriptions == 1, "Redis was first to end it"
+    assert slow.subscriptions == 1, "Redis closed it, not the replica"
     slow.release()
     await env.wait_until_healthy()
     await env.wait_until_delivered()
@@ -193,12 +193,12 @@ async def test_output_buffer(env: FaultEnvironment) -> None:
 
 
 async def test_flood(env: FaultEnvironment) -> None:
-    """Section 7, nothing is lost: a replica that hears nothing publishes no farther ahead than the history reaches."""
+    """A replica whose subscription receives nothing does not publish further ahead than the history reaches."""
     (replica,) = await env.start_replicas(position_check_seconds=5, history_size=4000)
     (proxy,) = env.proxies
     await env.connect_clients()
     proxy.deafen()
-    # at once, and twice what is kept
+    # concurrently, and twice what the history keeps
     assert all(await asyncio.gather(*(env.publish_batch(replica, 1000) for _ in range(8))))
     await env.wait_until_healthy()
     await env.wait_until_delivered()
@@ -207,7 +207,7 @@ async def test_flood(env: FaultEnvironment) -> None:
 
 
 async def test_deaf_without_a_further_event(env: FaultEnvironment) -> None:
-    """Section 7, nothing is lost: a subscription that went deaf before the last event of all is found by a check."""
+    """A position check finds a subscription that stopped receiving before the very last event."""
     await env.start_replicas(2, supervision_interval_seconds=600)
     await env.connect_clients()
     await env.publish(env.replicas[1], 3)
@@ -216,7 +216,7 @@ async def test_deaf_without_a_further_event(env: FaultEnvironment) -> None:
     epoch, last = env.server.position
     for recorder in env.recorders:
         await recorder.reaches(epoch, last)
-    # and it is not only found, but left
+    # the dead subscription is replaced too
     await eventually(lambda: env.proxies[0].subscriptions == 2, PATIENCE)
     await env.wait_until_healthy()
     await env.wait_until_delivered()
@@ -226,15 +226,15 @@ async def test_deaf_without_a_further_event(env: FaultEnvironment) -> None:
 
 
 async def test_check_overtaken(env: FaultEnvironment) -> None:
-    """Section 7, epochs: a position that was read before newer events arrived does not look like a step back."""
+    """A position that was read before newer events arrived is not mistaken for a Redis that went back."""
     await env.start_replicas(2, position_check_seconds=2)
     await env.connect_clients()
     late = env.proxies[0]
     for _ in range(3):
-        late.hold(_checks)
+        late.hold(_is_position_check)
         async with asyncio.timeout(PATIENCE):
             await late.held.wait()
-        # Redis has answered, or is about to: what follows is behind that answer, and arrives before it
+        # Redis's answer is held back by now, so the next events arrive before it
         await asyncio.to_thread(env.server.link.ping)
         await env.publish(env.replicas[1], 5)
         epoch, last = env.server.position
@@ -247,6 +247,6 @@ async def test_check_overtaken(env: FaultEnvironment) -> None:
     env.check_unbroken()
 
 
-def _checks(piece: bytes) -> bool:
-    """Whether this is a position check, and no publish."""
+def _is_position_check(piece: bytes) -> bool:
+    """Return True for a position check, False for a publish."""
     return b"EVALSHA" in piece and b'"data":' not in piece

@@ -1,4 +1,4 @@
-"""What a replica logs: every line of one form, with the trace it belongs to, and never what must stay secret."""
+"""Logs: every line has the same format and its trace ids, and none contains a secret."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ from tests.waiting import eventually
 
 ROUTE = "/broadcast/alert/deleted"
 
-# All of them appear where the service can see them, and none may appear in a log.
+# Each of these reaches the service in some input, and none may appear in a log.
 SECRETS = {
     "key": "SECRET-key-1",
     "token": "SECRET-token-2",
@@ -31,19 +31,23 @@ SECRETS = {
 
 
 def entries(replica: Replica) -> list[dict[str, Any]]:
-    """Every line of a JSON log."""
+    """Return every entry of a JSON log."""
     return [json.loads(line) for line in replica.log.splitlines()]
 
 
-def said(replica: Replica, text: str) -> list[dict[str, Any]]:
-    """The lines with that in their message."""
+def entries_about(replica: Replica, text: str) -> list[dict[str, Any]]:
+    """Return the entries whose message contains this text."""
     return [entry for entry in entries(replica) if text in entry["message"]]
 
 
-async def visit(replica: Replica) -> None:
-    """Be every kind of client, good and bad, with secrets wherever one can put them."""
+async def connect_all_kinds_of_clients(replica: Replica) -> None:
+    """Connect as every kind of client, valid and invalid, with a secret in each input."""
     key, token, wrong, payload = (SECRETS[name] for name in ("key", "token", "wrong", "payload"))
-    good: dict[str, Any] = {"X-API-Key": key, "baggage": f"user={SECRETS['baggage']}", "traceparent": "garbage"}
+    good: dict[str, Any] = {
+        "X-API-Key": key,
+        "baggage": f"user={SECRETS['baggage']}",
+        "traceparent": "garbage",
+    }
     for path in (ROUTE, f"{ROUTE}?api_key={key}&token={token}", "/nothing?token=" + token):
         for headers in (good, {"Authorization": f"Bearer {wrong}"}, {"X-API-Key": wrong}):
             for body in ({"id": payload}, {"id": 7, "x": payload}, [payload]):
@@ -68,8 +72,8 @@ async def visit(replica: Replica) -> None:
                 await client.next()
 
 
-async def garbage(replica: Replica) -> None:
-    """Speak no HTTP at all."""
+async def send_invalid_http(replica: Replica) -> None:
+    """Send bytes that are not HTTP."""
     for text in (f"GET /?token={SECRETS['token']}\r\n\r\n", f"{SECRETS['payload']}\r\n\r\n"):
         reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
         writer.write(text.encode())
@@ -79,7 +83,7 @@ async def garbage(replica: Replica) -> None:
 
 @pytest.mark.parametrize("level", ["INFO", "DEBUG"])
 async def test_no_secrets(start: ReplicaFactory, private_redis: str, channel: str, level: str) -> None:
-    """Section 10, logs: JSON throughout, uvicorn's lines included, without payloads and credentials at any level."""
+    """JSON logs contain neither payloads nor credentials at any level, in uvicorn's own lines too."""
     with redis.Redis.from_url(private_redis) as link:
         link.config_set("requirepass", SECRETS["redis"])
     with Collector() as collector:
@@ -96,27 +100,27 @@ async def test_no_secrets(start: ReplicaFactory, private_redis: str, channel: st
             otel_bsp_schedule_delay=20,
             otel_metric_export_interval=100,
         )
-        await visit(replica)
-        await garbage(replica)
+        await connect_all_kinds_of_clients(replica)
+        await send_invalid_http(replica)
         await eventually(lambda: {"/v1/traces", "/v1/metrics"} <= set(collector.requests), 15)
         await asyncio.to_thread(replica.stop)
     log = replica.log
     assert [name for name, secret in SECRETS.items() if secret in log] == []
     lines = entries(replica)
     assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
-    (settings,) = said(replica, "settings: ")
+    (settings,) = entries_about(replica, "settings: ")
     assert "API_KEYS=***" in settings["message"]
     assert f"REDIS_EVENT_CHANNEL={channel}" in settings["message"]
-    assert said(replica, "running on")[0]["logger"] == "uvicorn.error"
-    assert said(replica, "JWT_SECRET is set, but has no effect")
-    joined, left = said(replica, " joined"), said(replica, " left with ")
+    assert entries_about(replica, "running on")[0]["logger"] == "uvicorn.error"
+    assert entries_about(replica, "JWT_SECRET is set, but has no effect")
+    joined, left = entries_about(replica, " joined"), entries_about(replica, " left with ")
     assert {line["level"] for line in joined + left} == ({"DEBUG"} if level == "DEBUG" else set())
     assert len(joined) == len(left) == (3 if level == "DEBUG" else 0)
-    assert said(replica, "draining 0 connections")[0]["level"] == "INFO"
+    assert entries_about(replica, "draining 0 connections")[0]["level"] == "INFO"
 
 
 async def test_trace_ids(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, logs: what is logged in a publish has its trace; what is not has none; each at its level."""
+    """Lines logged during a publish have its trace ids, and other lines have none; each has its level."""
     async with Proxy(valkey) as proxy:
         with Collector() as collector:
             replica = await asyncio.to_thread(
@@ -139,16 +143,16 @@ async def test_trace_ids(start: ReplicaFactory, valkey: str, channel: str) -> No
             headers = {"traceparent": f"00-{trace}-{'1' * 16}-01"}
             answer = await replica.request("POST", ROUTE, json={"id": "x"}, headers=headers)
             assert answer.status_code == 503
-            (retry,) = said(replica, "alert_deleted failed with TransportUnavailable, retry 1 of 1")
-            (opened,) = said(replica, "circuit open, degraded mode")
+            (retry,) = entries_about(replica, "alert_deleted failed with TransportUnavailable, retry 1 of 1")
+            (opened,) = entries_about(replica, "circuit open, degraded mode")
             (publish,) = await collector.wait(f"publish {channel}")
             for line, level in ((retry, "WARNING"), (opened, "CRITICAL")):
                 assert (line["trace_id"], line["span_id"], line["level"]) == (trace, publish.id, level)
             await proxy.set_mode(ProxyMode.PASS)
-            # who asks for what is not here yet makes the listener look at Redis
+            # a resume from a number that is not there yet makes the listener ask Redis
             async with connected(replica.websocket(since=9)):
-                await eventually(lambda: said(replica, "Redis is back"), 15)
-            (closed,) = said(replica, "Redis is back")
+                await eventually(lambda: entries_about(replica, "Redis is back"), 15)
+            (closed,) = entries_about(replica, "Redis is back")
             assert closed["level"] == "WARNING"
             assert "trace_id" not in closed
             replica.signal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What `/metrics` tells: every metric of the table when its cause happens, under names and labels that are fixed."""
+"""Metrics: every metric changes when its cause occurs, and names and labels are fixed."""
 
 import asyncio
 import random
@@ -31,14 +31,14 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 
 def scraped(replica: Replica) -> Samples:
-    """Every sample, by its name without the prefix and its labels."""
+    """Return every sample, by name (without the prefix) and labels."""
     families = text_string_to_metric_families(replica.get("/metrics").text)
     samples = [sample for family in families for sample in family.samples]
     return {(s.name.removeprefix(PREFIX), tuple(sorted(s.labels.items()))): s.value for s in samples}
 
 
 class ReplicaPair:
-    """Two replicas on a Redis of their own; what is asked of `one` is what it counts."""
+    """Two replicas on a Redis of their own; the tests read the metrics of `one`."""
 
     def __init__(self, one: Replica, other: Replica, url: str) -> None:
         self.one = one
@@ -47,11 +47,11 @@ class ReplicaPair:
         self._before: Samples = {}
 
     def redis(self) -> Any:
-        """A link to their Redis."""
+        """Return a connection to their Redis."""
         return redis.Redis.from_url(self._url)
 
     async def publish(self, count: int = 1, replica: Replica | None = None, **data: object) -> int:
-        """Publish events; returns the last number."""
+        """Publish events and return the last sequence number."""
         async with (replica or self.one).http() as http:
             for _ in range(count):
                 answer = await http.post("/broadcast/event", json=marked("event", "x") | data)
@@ -59,7 +59,7 @@ class ReplicaPair:
         return int(answer.json()["sequence"])
 
     async def wait_until_settled(self) -> None:
-        """Wait until both replicas are well, and stand where Redis does."""
+        """Wait until both replicas are healthy and at Redis's position."""
         with self.redis() as link:
             place = int(link.hget(f"{{{CHANNEL}}}:position", "sequence") or 0)
 
@@ -70,8 +70,8 @@ class ReplicaPair:
         await eventually(lambda: well() and self.one.metric("connections") == 0, 20)
 
     @asynccontextmanager
-    async def deaf(self) -> AsyncIterator[None]:
-        """For the length of a block, `one` stands still, and its subscription is gone when it goes on."""
+    async def suspended(self) -> AsyncIterator[None]:
+        """Suspend `one` for the length of a block, and close its subscription meanwhile."""
         self.one.signal(signal.SIGSTOP)
         try:
             with self.redis() as link:
@@ -82,7 +82,7 @@ class ReplicaPair:
 
     @asynccontextmanager
     async def no_writes(self) -> AsyncIterator[None]:
-        """For the length of a block, Redis refuses writes."""
+        """Let Redis refuse writes for the length of a block."""
         with self.redis() as link:
             link.config_set("min-replicas-to-write", 1)
             try:
@@ -94,18 +94,18 @@ class ReplicaPair:
 Cause = Callable[[ReplicaPair], Awaitable[object]]
 
 
-# -- what makes them move ------------------------------------------------------------------------------------------
+# -- causes ------------------------------------------------------------------------------------------
 
 
 async def joined(pair: ReplicaPair) -> None:
-    """A client comes and goes."""
+    """Connect a client and disconnect it."""
     async with connected(pair.one.websocket()) as client:
         await client.next()
         await eventually(lambda: pair.one.metric("connections") == 1, 15)
 
 
 async def delivered(pair: ReplicaPair) -> None:
-    """A client gets an event that wants an ack, and gives it."""
+    """Deliver an event that requires an ack to a client, which acknowledges it."""
     async with connected(pair.one.websocket()) as client:
         await client.next()
         sequence = await pair.publish(risk_score=90)
@@ -116,22 +116,22 @@ async def delivered(pair: ReplicaPair) -> None:
 
 
 async def unacknowledged(pair: ReplicaPair) -> None:
-    """A client gets an event that wants an ack, and goes without giving it."""
+    """Deliver an event that requires an ack to a client, which leaves without acknowledging it."""
     async with connected(pair.one.websocket()) as client:
         await client.next()
         await pair.publish(risk_score=90)
         await client.next()
-        # a gauge that goes back: here is its only chance to be seen
+        # the gauge returns to 0 at the close, so it has to be read here
         await eventually(lambda: pair.one.metric("unacknowledged") == 1, 15)
 
 
 async def published(pair: ReplicaPair) -> None:
-    """An event is published."""
+    """Publish an event."""
     await pair.publish()
 
 
 async def refused(pair: ReplicaPair) -> None:
-    """Redis refuses a publish until the circuit opens, and takes writes again."""
+    """Let Redis refuse publishes until the circuit opens, then accept them again."""
     async with pair.no_writes():
         for _ in range(2):
             answer = await pair.one.post("/broadcast/event", marked("event", "x"))
@@ -143,7 +143,7 @@ async def refused(pair: ReplicaPair) -> None:
 
 
 async def replayed(pair: ReplicaPair) -> None:
-    """A client resumes."""
+    """Let a client resume."""
     last = await pair.publish(2)
     await pair.one.delivers(last)
     async with connected(pair.one.websocket(since=last - 1)) as client:
@@ -151,21 +151,21 @@ async def replayed(pair: ReplicaPair) -> None:
 
 
 async def missed(pair: ReplicaPair) -> None:
-    """Events pass while the replica hears nothing, and are in the history."""
-    async with pair.deaf():
+    """Publish events while the replica is suspended; the history keeps them."""
+    async with pair.suspended():
         await pair.publish(3, pair.other)
 
 
 async def lost(pair: ReplicaPair) -> None:
-    """Events pass while the replica hears nothing, and most are no longer in the history."""
-    async with pair.deaf():
+    """Publish events while the replica is suspended, and trim most of them from the history."""
+    async with pair.suspended():
         await pair.publish(3, pair.other)
         with pair.redis() as link:
             link.xtrim(f"{{{CHANNEL}}}:history", maxlen=1, approximate=False)
 
 
 async def renumbered(pair: ReplicaPair) -> None:
-    """Redis loses everything."""
+    """Delete all data in Redis."""
     with pair.redis() as link:
         link.flushall()
     await eventually(lambda: pair.one.metric("sequence") == 0, 15)
@@ -173,13 +173,13 @@ async def renumbered(pair: ReplicaPair) -> None:
 
 
 async def foreign(pair: ReplicaPair) -> None:
-    """Somebody else writes on the channel."""
+    """Publish an invalid message on the channel."""
     with pair.redis() as link:
         link.publish(CHANNEL, "hello")
 
 
 async def compressed(pair: ReplicaPair) -> None:
-    """A client that wants smaller messages gets one."""
+    """Send a long event to a client with `format=zlib`."""
     async with connected(pair.one.websocket(format="zlib")) as client:
         await client.next()
         await pair.publish(reasoning="so long " * 1000)
@@ -187,7 +187,7 @@ async def compressed(pair: ReplicaPair) -> None:
 
 
 async def slow(pair: ReplicaPair) -> None:
-    """A client does not read."""
+    """Publish to a client that does not read."""
     async with slow_client(pair.one) as client:
         client.stall()
         before = pair.one.metric("slow_clients_total")
@@ -198,7 +198,7 @@ async def slow(pair: ReplicaPair) -> None:
 
 
 async def ahead(pair: ReplicaPair) -> None:
-    """What was published here is not heard here, until the next check."""
+    """Publish while the subscription is closed, so that the replica receives its own event only at the next check."""
     with pair.redis() as link:
         for _ in range(50):
             link.client_kill_filter(_type="pubsub")
@@ -209,7 +209,7 @@ async def ahead(pair: ReplicaPair) -> None:
 
 
 async def nothing(pair: ReplicaPair) -> None:
-    """Time passes."""
+    """Do nothing; the metric changes with time."""
 
 
 CAUSES: Final[dict[str, Cause]] = {
@@ -244,13 +244,13 @@ CAUSES: Final[dict[str, Cause]] = {
     "slow_clients_total": slow,
     "loop_lag_seconds": nothing,
 }
-# Those that go back to what they were: the cause itself has seen them move.
+# These may return to the earlier value; the cause itself waits for the change.
 GAUGES: Final = {"connections", "unacknowledged", "degraded", "circuit_state", "publish_ahead"}
 
 
 @pytest.fixture(scope="module")
 def pair(start_for_module: ReplicaFactory) -> Iterator[ReplicaPair]:
-    """The replicas; they fail fast."""
+    """The replicas, with short timeouts and few retries."""
     server = EmbeddedValkey()
     url = server.start()
     settings = {
@@ -274,8 +274,8 @@ def pair(start_for_module: ReplicaFactory) -> Iterator[ReplicaPair]:
 
 
 @pytest.mark.parametrize("name", CAUSES)
-async def test_moves(pair: ReplicaPair, name: str) -> None:
-    """Section 10, metrics: each moves when its cause happens."""
+async def test_metric_changes(pair: ReplicaPair, name: str) -> None:
+    """Each metric changes when its cause occurs."""
     await pair.wait_until_settled()
     if name == "history_depth":
         with pair.redis() as link:
@@ -294,13 +294,13 @@ async def test_moves(pair: ReplicaPair, name: str) -> None:
 
 
 def test_every_metric_has_its_cause() -> None:
-    """Section 10, metrics: the tests above leave none out; `draining` has a test of its own."""
+    """Every metric is in the table of causes, except `draining`, which has a test of its own."""
     assert {metric.name for metric in METRICS} == {PREFIX + name for name in [*CAUSES, "draining"]}
 
 
-async def test_by_how_much(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, metrics: an event to two clients moves what it should, by what it should, and nothing else."""
-    # an event that a check finds before it is heard is a refill
+async def test_amounts(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """One event to two clients changes exactly the expected metrics, by the expected amounts."""
+    # an event that a position check found first would count as a refill, so no check runs
     quiet = {"position_check_seconds": 60, "supervision_interval_seconds": 60, "websocket_ping_interval_seconds": 60}
     replica = start(redis_url=valkey, redis_event_channel=channel, **quiet)
     async with connected(replica.websocket()) as first, connected(replica.websocket()) as second:
@@ -332,7 +332,7 @@ async def test_by_how_much(start: ReplicaFactory, valkey: str, channel: str) -> 
 
 
 async def test_form(pair: ReplicaPair) -> None:
-    """Section 10, metrics: Prometheus text, or OpenMetrics, under the names and labels of the table and no others."""
+    """The format is Prometheus text or OpenMetrics, with exactly the documented names and labels."""
     answer = await pair.one.request("GET", "/metrics")
     assert answer.status_code == 200
     assert re.fullmatch(r"text/plain; version=[0-9.]+; charset=utf-8", answer.headers["content-type"])
@@ -353,7 +353,7 @@ async def test_form(pair: ReplicaPair) -> None:
 
 
 async def test_labels(pair: ReplicaPair) -> None:
-    """Section 10, metrics: all values of a label are there from the beginning, and nobody can add to them."""
+    """Every value of a label exists from the start, and input cannot add values."""
 
     def labels() -> dict[str, set[str]]:
         found: dict[str, set[str]] = {}
@@ -376,7 +376,7 @@ async def test_labels(pair: ReplicaPair) -> None:
 
 
 async def test_draining(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, metrics: a replica that drains says so, as long as it is there."""
+    """A replica reports `draining` while it drains."""
     replica = start(redis_url=valkey, redis_event_channel=channel, drain_seconds=3)
     assert replica.metric("draining") == 0
     async with connected(replica.websocket()) as client:
@@ -389,12 +389,12 @@ async def test_draining(start: ReplicaFactory, valkey: str, channel: str) -> Non
 
 @pytest.fixture
 def counting(start: ReplicaFactory, valkey: str, channel: str) -> Replica:
-    """A replica that has counted nothing yet."""
+    """A replica whose counters are all zero."""
     return start(redis_url=valkey, redis_event_channel=channel, api_keys="key")
 
 
 async def test_acks(counting: Replica) -> None:
-    """Section 6, acks: the highest one counts, is never lowered, and one beyond the client's place is ignored."""
+    """The highest ack counts; one beyond the client's own position is ignored (protocol: acks)."""
 
     async def counted(acks: int, open_ones: int, at_close: int = 0) -> None:
         await eventually(lambda: counting.metric("acks_total") == acks, 15)
@@ -419,7 +419,7 @@ async def test_acks(counting: Replica) -> None:
 
 
 async def test_closes(counting: Replica) -> None:
-    """Section 10, metrics: connections accepted and closed, by their code; RFC 6455, 7.1.5: 1005 and 1006 are two."""
+    """Accepted and closed connections are counted by close code; 1005 and 1006 are told apart (RFC 6455, 7.1.5)."""
     async with connected(counting.websocket()) as refused:
         assert (await refused.closed())[0] == 1008
     async with connected(counting.websocket(api_key="key")) as client:

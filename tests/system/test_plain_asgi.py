@@ -1,4 +1,4 @@
-"""The fallback for servers that take no ready frames: the same conversation over plain ASGI."""
+"""The same protocol over plain ASGI, for servers that do not write prebuilt frames."""
 
 import random
 
@@ -29,7 +29,7 @@ def plain(start_for_module: ReplicaFactory, valkey: str, request: pytest.Fixture
 
 
 async def publish(replica: Replica, count: int, size: int = 10) -> list[int]:
-    """Publish so many messages of that many characters; their numbers."""
+    """Publish `count` messages with `size` characters each, and return their sequence numbers."""
     items = [{"type": "alert_deleted", "data": {"id": f"m{n}", "reason": "x" * size}} for n in range(count)]
     answer = await replica.post("/broadcast/batch", items)
     return [receipt["sequence"] for receipt in answer.json()["receipts"]]
@@ -37,7 +37,7 @@ async def publish(replica: Replica, count: int, size: int = 10) -> list[int]:
 
 @pytest.mark.parametrize("deflate", [False, True])
 async def test_conversation(plain: Replica, deflate: bool) -> None:
-    """Section 4, over plain ASGI: first frame, events, patterns, questions, errors and heartbeats are the same."""
+    """Over plain ASGI the first frame, events, subscriptions, replies, errors and heartbeats are the same."""
     async with connected(plain.websocket(token="secret"), deflate=deflate) as client:
         hello = await client.next()
         assert (hello["type"], hello["message"]) == ("connected", "Connected to events channel")
@@ -60,7 +60,7 @@ async def test_conversation(plain: Replica, deflate: bool) -> None:
 
 
 async def test_zlib(plain: Replica) -> None:
-    """Section 4, over plain ASGI: format=zlib packs what is long."""
+    """Over plain ASGI `format=zlib` compresses long messages."""
     async with connected(plain.websocket(token="secret", format="zlib")) as client:
         await client.next()
         for size, kind in ((10, str), (3000, bytes)):
@@ -71,7 +71,7 @@ async def test_zlib(plain: Replica) -> None:
 
 @pytest.mark.parametrize("missed", [5, 60])
 async def test_replay(plain: Replica, missed: int) -> None:
-    """Section 6, over plain ASGI: replay from memory and from Redis, the verdict, and live events after it."""
+    """Over plain ASGI a resume replays from memory and Redis, ends with a `resync_ack`, and live events follow."""
     numbers = await publish(plain, 60)
     await plain.delivers(numbers[-1])
     async with connected(plain.websocket(token="secret", since=numbers[-1] - missed)) as client:
@@ -85,7 +85,7 @@ async def test_replay(plain: Replica, missed: int) -> None:
 
 
 async def test_admission(plain: Replica) -> None:
-    """Section 4, over plain ASGI: wrong credentials, wrong origins and silence end as they do elsewhere."""
+    """Over plain ASGI wrong credentials, wrong origins and idle clients get the same codes."""
     async with connected(plain.websocket()) as client:
         assert (await client.closed())[0] == 1008
     with pytest.raises(InvalidStatus) as refused:
@@ -96,7 +96,7 @@ async def test_admission(plain: Replica) -> None:
 
 
 async def test_slow_client(plain: Replica) -> None:
-    """Section 9, over plain ASGI: who does not read delays nobody, and gets everything in order when it reads again."""
+    """Over plain ASGI a client that does not read delays no other, and later gets everything in order."""
     path = "/ws/events?token=secret"
     async with (
         connected(plain.websocket(token="secret")) as fast,
@@ -123,7 +123,7 @@ async def test_slow_client(plain: Replica) -> None:
 
 
 async def test_history(plain: Replica) -> None:
-    """Sections 5 to 7, over plain ASGI: clients that come and go end with exactly their own events."""
+    """Over plain ASGI clients that connect and disconnect get exactly their own events."""
     history, choice = History(), random.Random(1)
     recorders = [
         RecordingClient("all"),

@@ -1,4 +1,4 @@
-"""Poison: whatever others publish on the channel, write into the keys or send on a socket, the next event comes."""
+"""Invalid data on the channel, in the keys and on sockets: it is skipped, and the next valid event arrives at once."""
 
 import asyncio
 import json
@@ -10,13 +10,13 @@ from tests.system.client import connected
 from tests.system.fault_environment import FaultEnvironment, degraded_notices, health, wait_for_health
 from tests.system.raw_websocket import BINARY, TEXT, raw_websocket
 
-# What is missing is not found because a check is due: what comes, comes at once.
-SELDOM = {"position_check_seconds": 10, "supervision_interval_seconds": 600}
+# Position checks are rare, so an event that arrives within AT_ONCE was not found by a check.
+RARE_CHECKS = {"position_check_seconds": 10, "supervision_interval_seconds": 600}
 AT_ONCE = 8.0
 
 
-async def good_one(env: FaultEnvironment, count: int = 1) -> str:
-    """Publish good events by each replica: everybody has them long before a check is due. Returns the epoch."""
+async def publish_valid(env: FaultEnvironment, count: int = 1) -> str:
+    """Publish valid events at each replica, and wait until every client has them; returns the epoch."""
     for replica in env.replicas:
         assert None not in await env.publish(replica, count)
     epoch, last = env.server.position
@@ -26,8 +26,8 @@ async def good_one(env: FaultEnvironment, count: int = 1) -> str:
     return epoch
 
 
-async def unharmed(env: FaultEnvironment) -> None:
-    """Check that no replica takes poison for an outage, and that nobody got what was not published."""
+async def check_unharmed(env: FaultEnvironment) -> None:
+    """Check that no replica took invalid data for an outage, and that no client received it."""
     for replica in env.replicas:
         report = await wait_for_health(replica, status="healthy", listener_healthy=True)
         assert report["circuit"]["total_failures"] == 0
@@ -41,8 +41,8 @@ async def unharmed(env: FaultEnvironment) -> None:
 # -- on the channel ---------------------------------------------------------------------------------------------------
 
 
-def poison(epoch: str) -> list[bytes]:
-    """What others may put on the channel; 4 would be the next number at first, and comes in no sound document."""
+def invalid_payloads(epoch: str) -> list[bytes]:
+    """Return invalid payloads for the channel; no valid event among them has 4, the next sequence number at first."""
     event = {"id": "x", "type": "alert_deleted", "data": {"id": "poison"}}
     documents: list[Any] = [
         {},
@@ -68,43 +68,43 @@ def poison(epoch: str) -> list[bytes]:
         {"epoch": "x" * 1000, "events": []},
         {"type": "alert_deleted", "data": {"id": "poison"}},
     ]
-    # what arrives in pieces, and what takes its time to be refused
+    # binary data, and payloads that are slow to reject
     raw = [b"", b"\x00", b"\xff\xfe", b"{", b"[" * 100_000, b" " * 1_000_000, b'{"epoch":"\xff","events":[]}']
     return [json.dumps(document).encode() for document in documents] + raw
 
 
 async def test_channel(env: FaultEnvironment) -> None:
-    """Section 7, strangers: what is no such document is skipped, logged once, and the next event comes at once."""
-    await env.start_replicas(2, **SELDOM)
+    """Invalid messages on the channel are skipped and logged once, and the next event arrives at once."""
+    await env.start_replicas(2, **RARE_CHECKS)
     recorders = await env.connect_clients()
     epoch = (await health(env.replicas[0]))["epoch"]
     await env.publish(env.replicas[0], 3)
     for number in range(3):
-        for document in poison(epoch):
+        for document in invalid_payloads(epoch):
             assert env.server.link.publish("security_events", document) == 2
-        assert await good_one(env) == epoch
+        assert await publish_valid(env) == epoch
         assert env.server.position == (epoch, 5 + 2 * number)
-    await unharmed(env)
+    await check_unharmed(env)
     env.check_unbroken()
     for replica in env.replicas:
         assert len(re.findall("WARNING.*out-of-sequence messages on the Redis channel", replica.log)) == 1
-        assert replica.metric("foreign_documents_total") >= len(poison(epoch))
+        assert replica.metric("foreign_documents_total") >= len(invalid_payloads(epoch))
     assert "poison" not in json.dumps([recorder.frames for recorder in recorders])
 
 
 async def test_channel_under_load(env: FaultEnvironment) -> None:
-    """Section 7, strangers: however much of it comes between good events, these are delivered in order, each once."""
+    """Events published between many invalid messages are delivered in order, each once."""
     await env.start_replicas(2)
     await env.connect_clients()
-    epoch = await good_one(env, 10)
+    epoch = await publish_valid(env, 10)
     async with env.load(0.005) as producers:
         for _ in range(5):
-            for document in poison(epoch):
-                # the numbers in it are behind or far ahead: the very next one, by luck, nobody could tell
+            for document in invalid_payloads(epoch):
+                # their numbers never follow: a forged event with the very next number could not be detected
                 env.server.link.publish("security_events", document)
             await env.wait_until_accepted(producers, 20)
     assert await env.wait_until_delivered() == epoch
-    await unharmed(env)
+    await check_unharmed(env)
     env.check_unbroken()
 
 
@@ -112,8 +112,8 @@ async def test_channel_under_load(env: FaultEnvironment) -> None:
 
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 
-# Commands, NEXT standing for the number after the newest, and whether a new epoch must follow.
-SPOILT: dict[str, tuple[list[tuple[str, ...]], bool]] = {
+# Commands that damage a key (NEXT is the number after the newest), and whether a new epoch must follow.
+DAMAGES: dict[str, tuple[list[tuple[str, ...]], bool]] = {
     "position: a string": ([("DEL", POSITION), ("SET", POSITION, "poison")], True),
     "position: a list": ([("DEL", POSITION), ("RPUSH", POSITION, "epoch", "sequence")], True),
     "position: no number": ([("HSET", POSITION, "sequence", "poison")], True),
@@ -134,22 +134,22 @@ SPOILT: dict[str, tuple[list[tuple[str, ...]], bool]] = {
 
 
 async def test_keys(env: FaultEnvironment) -> None:
-    """Section 7, strangers: keys that cannot be used mean one new epoch, announced, and the service goes on at once."""
-    await env.start_replicas(2, **SELDOM)
+    """Unusable keys mean one new epoch, announced to all clients, and publishing continues at once."""
+    await env.start_replicas(2, **RARE_CHECKS)
     await env.connect_clients()
-    epochs = [await good_one(env, 3)]
-    for name, (commands, renews) in SPOILT.items():
+    epochs = [await publish_valid(env, 3)]
+    for name, (commands, renews) in DAMAGES.items():
         print(name)
         following = str(env.server.position[1] + 1)
         with env.server.link.pipeline(transaction=True) as at_once:
             for command in commands:
                 at_once.execute_command(*(word.replace("NEXT", following) for word in command))
             at_once.execute()
-        epoch = await good_one(env, 3)
+        epoch = await publish_valid(env, 3)
         assert (epoch != epochs[-1]) is renews
         epochs += [epoch] * renews
     assert env.server.position[1] == 10**12 + 6
-    await unharmed(env)
+    await check_unharmed(env)
     for recorder in env.recorders:
         assert [frame["epoch"] for frame in recorder.frames if frame.get("type") == "epoch_changed"] == epochs[1:]
         assert len([frame for frame in recorder.frames if frame.get("type") == "gap"]) == 1
@@ -157,7 +157,7 @@ async def test_keys(env: FaultEnvironment) -> None:
 
 
 async def test_garbage_in_the_history(env: FaultEnvironment) -> None:
-    """Section 7, strangers: what is no event in the history is a gap for who must read it there, and nothing else."""
+    """An invalid entry in the history is a `gap` for a replica that has to read it, and affects no other."""
     cut_off, well = await env.start_replicas(2)
     recorders = await env.connect_clients()
     await env.publish(well, 5)
@@ -186,8 +186,8 @@ async def test_garbage_in_the_history(env: FaultEnvironment) -> None:
 
 
 async def test_record(env: FaultEnvironment) -> None:
-    """Section 7, strangers: a record of an idempotency key that no publish wrote is none, and the publish goes on."""
-    (replica,) = await env.start_replicas(**SELDOM)
+    """An invalid idempotency record is ignored, and the publish succeeds."""
+    (replica,) = await env.start_replicas(**RARE_CHECKS)
     await env.connect_clients()
     link = env.server.link
     for number, spoil in enumerate((lambda key: link.rpush(key, "poison"), lambda key: link.set(key, "poison")), 1):
@@ -203,8 +203,8 @@ async def test_record(env: FaultEnvironment) -> None:
         assert [answer.headers.get("idempotent-replayed") for answer in answers] == [None, None, "true"]
         for (_, data), answer in zip(posted, answers, strict=False):
             env.history.receipt("alert_deleted", data, answer.json())
-    await good_one(env)
-    await unharmed(env)
+    await publish_valid(env)
+    await check_unharmed(env)
     env.check_unbroken()
 
 
@@ -237,26 +237,26 @@ PROTOCOL = (b"\x00" * 100, b"\xff" * 100, bytes([0x81, 0x81]) + bytes(4) + b"\xf
 
 
 async def test_sockets(env: FaultEnvironment) -> None:
-    """Section 4, bad input: who sends poison is answered, or closed if it is no WebSocket; all get the next event."""
-    (replica,) = await env.start_replicas(**SELDOM)
+    """Invalid data on a socket gets an error or a close, and all other clients get the next event."""
+    (replica,) = await env.start_replicas(**RARE_CHECKS)
     recorders = await env.connect_clients()
     poisoner = recorders[0].open_connection
     for message in MESSAGES:
         await poisoner.send(message)
         await poisoner.take(type="error")
-        await good_one(env)
+        await publish_valid(env)
     for data in PROTOCOL:
         async with raw_websocket(replica) as raw:
             raw.send_bytes(data)
             await raw.ended()
-        await good_one(env)
+        await publish_valid(env)
     async with raw_websocket(replica) as raw, connected(replica.websocket()) as neighbour:
         for opcode in (TEXT, BINARY) * 200:
             raw.send(opcode, b"poison")
         await raw.sent()
-        epoch = await good_one(env)
+        epoch = await publish_valid(env)
         await neighbour.reached(env.server.position[1])
         assert epoch == (await health(replica))["epoch"]
     assert len(poisoner.events) == len(MESSAGES) + len(PROTOCOL) + 1
-    await unharmed(env)
+    await check_unharmed(env)
     env.check_unbroken()

@@ -18,7 +18,7 @@ PROBLEM = "application/problem+json"
 
 @pytest.fixture
 async def client(other: Replica) -> AsyncIterator[Client]:
-    """Somebody who sees on one replica what is published to the other."""
+    """A client on one replica; the tests publish at the other."""
     async with connected(other.websocket()) as client:
         await client.next()
         yield client
@@ -26,7 +26,7 @@ async def client(other: Replica) -> AsyncIterator[Client]:
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_routes(replica: Replica, client: Client, kind: str) -> None:
-    """Section 2, publish: each route takes bare data and envelope, answers 202 with a receipt, and sends its type."""
+    """Each route accepts bare data and the envelope, answers 202 with a receipt, and emits its type."""
     bare, envelope = marked(kind, "bare"), {**EXAMPLES[kind], "data": marked(kind, "envelope")}
     receipts = []
     for body in (bare, envelope, {"data": bare}):
@@ -44,7 +44,7 @@ async def test_routes(replica: Replica, client: Client, kind: str) -> None:
 
 
 async def test_numbers(replica: Replica, other: Replica, client: Client) -> None:
-    """Section 2, publish: receipts count up by one, whichever replica is asked."""
+    """Sequence numbers increase by one, whichever replica is asked."""
     answers = [await each.post("/broadcast/event", EXAMPLES["event"]) for each in (replica, other, other, replica)]
     numbers = [answer.json()["sequence"] for answer in answers]
     assert numbers == list(range(numbers[0], numbers[0] + 4))
@@ -52,7 +52,7 @@ async def test_numbers(replica: Replica, other: Replica, client: Client) -> None
 
 
 async def test_batch(replica: Replica, client: Client) -> None:
-    """Section 2, publish: a batch of any mix is numbered consecutively in the order given."""
+    """A batch of mixed types is numbered consecutively in its order."""
     answer = await replica.post("/broadcast/batch", list(EXAMPLES.values()))
     assert answer.status_code == 202
     receipts = answer.json()["receipts"]
@@ -65,7 +65,7 @@ async def test_batch(replica: Replica, client: Client) -> None:
 
 
 async def test_largest_batch(replica: Replica, client: Client) -> None:
-    """Section 2, publish: 1,000 items are a batch, 1,001 and none are not."""
+    """A batch has 1 to 1,000 items; 0 or 1,001 are refused."""
     item = {"type": "alert_deleted", "data": {"id": "x"}}
     answer = await replica.post("/broadcast/batch", [item] * 1000)
     numbers = [receipt["sequence"] for receipt in answer.json()["receipts"]]
@@ -77,7 +77,7 @@ async def test_largest_batch(replica: Replica, client: Client) -> None:
 
 
 async def test_bad_batch(replica: Replica) -> None:
-    """Section 2, publish: one bad item and nothing is published; the answer says which field of which item."""
+    """A batch with an invalid item publishes nothing, and the error names the item and its field."""
     before = (await replica.post("/broadcast/event", EXAMPLES["event"])).json()["sequence"]
     items: list[Any] = [EXAMPLES["event"]] * 3 + [{"type": "event", "data": marked("event", "x") | {"risk_score": 101}}]
     answer = await replica.post("/broadcast/batch", items)
@@ -87,7 +87,7 @@ async def test_bad_batch(replica: Replica) -> None:
 
 
 async def test_idempotency(replica: Replica, other: Replica, client: Client) -> None:
-    """Section 2, Idempotency-Key: the same key on the same path is one publish, on whatever replica, with any body."""
+    """The same Idempotency-Key on the same path publishes once, at any replica, whatever the body."""
     first = await replica.post("/broadcast/event", marked("event", "first"), Idempotency_Key="key!~1")
     assert "idempotent-replayed" not in first.headers
     for each in (other, replica):
@@ -101,7 +101,7 @@ async def test_idempotency(replica: Replica, other: Replica, client: Client) -> 
 
 
 async def test_idempotent_batch(replica: Replica, other: Replica) -> None:
-    """Section 2, Idempotency-Key: a batch has one key and gets all its receipts again."""
+    """A batch that is repeated under its Idempotency-Key gets all its receipts again."""
     items = list(EXAMPLES.values())
     first = await replica.post("/broadcast/batch", items, Idempotency_Key="batch")
     again = await other.post("/broadcast/batch", items[:1], Idempotency_Key="batch")
@@ -110,7 +110,7 @@ async def test_idempotent_batch(replica: Replica, other: Replica) -> None:
 
 
 async def test_idempotency_at_once(replica: Replica, other: Replica, client: Client) -> None:
-    """Section 2, Idempotency-Key: publishes under one key at the same time are one publish."""
+    """Concurrent publishes with the same Idempotency-Key are published once."""
     body = marked("event", "at once")
     posts = [each.post("/broadcast/event", body, Idempotency_Key="at-once") for each in (replica, other) * 5]
     receipts = [answer.json() for answer in await asyncio.gather(*posts)]
@@ -121,14 +121,14 @@ async def test_idempotency_at_once(replica: Replica, other: Replica, client: Cli
 
 
 async def test_idempotency_needs_a_valid_body(replica: Replica) -> None:
-    """Section 2, Idempotency-Key: a bad body is a 400 also under a known key."""
+    """An invalid body gets 400, also under a known Idempotency-Key."""
     await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="known")
     answer = await replica.post("/broadcast/alert/deleted", {"id": 7}, Idempotency_Key="known")
     assert answer.status_code == 400
 
 
 async def test_idempotency_lifetime(replica: Replica, valkey: str) -> None:
-    """Section 2, Idempotency-Key: a key is remembered for 300 s."""
+    """An Idempotency-Key is remembered for 300 s."""
     with redis.Redis.from_url(valkey) as link:
         before = set(link.keys("{shared}:idempotency:*"))
         await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="lifetime")
@@ -138,7 +138,7 @@ async def test_idempotency_lifetime(replica: Replica, valkey: str) -> None:
 
 @pytest.mark.parametrize("key", ["", "two words", "x" * 129, "ümlaut", "tab\there"])
 async def test_bad_idempotency_key(replica: Replica, key: str) -> None:
-    """Section 2, Idempotency-Key: 1 to 128 visible ASCII characters, anything else is a 400."""
+    """An Idempotency-Key that is not 1 to 128 visible ASCII characters gets 400."""
     async with replica.http() as http:
         headers = [(b"Idempotency-Key", key.encode())]
         answer = await http.post("/broadcast/alert/deleted", json={"id": "x"}, headers=headers)
@@ -147,12 +147,12 @@ async def test_bad_idempotency_key(replica: Replica, key: str) -> None:
 
 
 async def test_longest_idempotency_key(replica: Replica) -> None:
-    """Section 2, Idempotency-Key: 128 characters are good."""
+    """An Idempotency-Key may have 128 characters."""
     assert (await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="~" * 128)).status_code == 202
 
 
 async def test_trace_context(replica: Replica, client: Client) -> None:
-    """Section 2, headers: a producer's trace goes on, to the frame of its event."""
+    """The frame of an event carries its producer's trace."""
     parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     await replica.post("/broadcast/alert/deleted", {"id": "traced"}, traceparent=parent, tracestate="a=b")
     await replica.post("/broadcast/alert/deleted", {"id": "plain"})
@@ -179,7 +179,7 @@ BAD_BODIES = {
 
 @pytest.mark.parametrize("case", BAD_BODIES)
 async def test_bad_body(replica: Replica, case: str) -> None:
-    """Section 2, errors: a bad body is a problem document that names the field, and nothing is published."""
+    """An invalid body gets a problem document that names the field, and nothing is published."""
     body, field = BAD_BODIES[case]
     before = (await replica.post("/broadcast/event", EXAMPLES["event"])).json()["sequence"]
     content = body if isinstance(body, bytes) else json.dumps(body)
@@ -197,7 +197,7 @@ async def test_bad_body(replica: Replica, case: str) -> None:
 
 
 async def test_enum_error(replica: Replica) -> None:
-    """Section 2, errors: an enum error lists what is allowed."""
+    """The error for an invalid enum value lists the allowed values."""
     answer = await replica.post("/broadcast/event", {**EXAMPLES["event"]["data"], "risk_level": "none"})
     [error] = answer.json()["errors"]
     assert all(level in error["message"] for level in ("low", "medium", "high", "critical"))
@@ -214,8 +214,8 @@ async def test_enum_error(replica: Replica) -> None:
         ("POST", "/health", 405),
     ],
 )
-async def test_wrong_way(replica: Replica, method: str, path: str, status: int) -> None:
-    """Section 2, errors: an unknown route or kind is a 404, a wrong method a 405 that says which are right."""
+async def test_wrong_route_or_method(replica: Replica, method: str, path: str, status: int) -> None:
+    """An unknown route or kind of alert gets 404, a wrong method 405 with the allowed ones."""
     answer = await replica.request(method, path)
     assert (answer.status_code, answer.headers["content-type"]) == (status, PROBLEM)
     assert answer.json()["status"] == status
@@ -224,7 +224,7 @@ async def test_wrong_way(replica: Replica, method: str, path: str, status: int) 
 
 @pytest.mark.parametrize("content_type", ["text/plain", "application/x-www-form-urlencoded", ""])
 async def test_media_type(replica: Replica, content_type: str) -> None:
-    """Section 2, errors: what does not call itself JSON is a 415."""
+    """A content type other than JSON gets 415."""
     answer = await replica.request(
         "POST", "/broadcast/alert/deleted", content=b'{"id": "x"}', headers={"Content-Type": content_type}
     )
@@ -232,7 +232,7 @@ async def test_media_type(replica: Replica, content_type: str) -> None:
 
 
 async def test_too_large(replica: Replica) -> None:
-    """Section 2, errors: a body over the limit is a 413, announced or in chunks; one of just that size is not."""
+    """A body over the limit gets 413, announced or chunked; one of exactly the limit is accepted."""
     limit = 1048576
     padding = json.dumps({"id": "x", "unknown": ""}).encode()
     fits = json.dumps({"id": "x", "unknown": " " * (limit - len(padding))}).encode()
@@ -252,7 +252,7 @@ async def test_too_large(replica: Replica) -> None:
 
 
 async def test_too_large_without_end(replica: Replica) -> None:
-    """Section 2, errors: a body that never ends is a 413 as soon as it is over the limit."""
+    """An endless body gets 413 as soon as it exceeds the limit."""
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     writer.write(
         b"POST /broadcast/event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -271,8 +271,8 @@ async def test_too_large_without_end(replica: Replica) -> None:
         ("/nothing", "application/json", 10, 404),
     ],
 )
-async def test_body_kept_back(replica: Replica, path: str, kind: str, length: int, status: int) -> None:
-    """RFC 9110, 10.1.1: who asks before sending a body, and is refused, sees the end of the connection."""
+async def test_refused_expect_continue(replica: Replica, path: str, kind: str, length: int, status: int) -> None:
+    """If a request with `Expect: 100-continue` is refused, the connection is closed (RFC 9110, 10.1.1)."""
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n"
     writer.write(f"{head}Expect: 100-continue\r\n\r\n".encode())
@@ -284,7 +284,7 @@ async def test_body_kept_back(replica: Replica, path: str, kind: str, length: in
 
 
 async def test_keep_alive_and_pipelining(replica: Replica) -> None:
-    """Section 2, publish: requests on one connection, sent without waiting, are answered in their order."""
+    """Pipelined requests on one connection are answered in order."""
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     body = json.dumps({"id": "x"}).encode()
     request = (
@@ -306,8 +306,8 @@ async def test_keep_alive_and_pipelining(replica: Replica) -> None:
     assert numbers == list(range(numbers[0], numbers[0] + 5))
 
 
-async def test_lost_in_the_middle(replica: Replica, client: Client) -> None:
-    """Section 2, publish: a request that breaks off publishes nothing and harms nobody."""
+async def test_broken_off_request(replica: Replica, client: Client) -> None:
+    """A request that breaks off publishes nothing, and the service continues."""
     _, writer = await asyncio.open_connection("127.0.0.1", replica.port)
     writer.write(
         b"POST /broadcast/alert/deleted HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
@@ -320,7 +320,7 @@ async def test_lost_in_the_middle(replica: Replica, client: Client) -> None:
 
 
 async def test_keys(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 2, API keys: asked of every publish as Bearer or X-API-Key, and of no other route."""
+    """If API_KEYS is set, every publish needs a key, as Bearer token or X-API-Key; other routes do not."""
     replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="first, second")
     path, body = "/broadcast/alert/deleted", {"id": "x"}
     for headers in ({}, {"X_API_Key": "third"}, {"Authorization": "Bearer firs"}, {"Authorization": "Basic first"}):
@@ -334,7 +334,7 @@ async def test_keys(start: ReplicaFactory, valkey: str, channel: str) -> None:
 
 
 async def test_no_redis(start: ReplicaFactory) -> None:
-    """Section 2, errors: without Redis a publish is a 503 that says when to come again."""
+    """Without Redis a publish gets 503 with Retry-After."""
     replica = start(ready=False, redis_url="unix:///nowhere/redis.sock")
     answer = await replica.post("/broadcast/alert/deleted", {"id": "x"})
     assert (answer.status_code, answer.headers["content-type"]) == (503, PROBLEM)
@@ -344,7 +344,7 @@ async def test_no_redis(start: ReplicaFactory) -> None:
 
 
 async def test_schema(replica: Replica) -> None:
-    """Section 2, OpenAPI: /schema is a page that needs no internet, and describes every route with examples."""
+    """/schema works without internet and describes every route with examples."""
     page = await replica.request("GET", "/schema", headers={"Accept": "text/html"}, follow_redirects=True)
     assert page.headers["content-type"].startswith("text/html")
     assert "//cdn" not in page.text

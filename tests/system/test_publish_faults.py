@@ -1,4 +1,4 @@
-"""Publishes that meet a broken link: tried again, numbered once, or refused with a word on when to return."""
+"""Publishes over a broken link: retried, numbered once, or refused with Retry-After."""
 
 import asyncio
 import time
@@ -12,24 +12,24 @@ from tests.system.fault_environment import FaultEnvironment, degraded_notices, h
 from tests.system.replica import Replica
 from tests.waiting import eventually
 
-# Commands have time enough on a slow machine, and the circuit stays out of it: what is counted is what the test does.
-CALM = {"position_check_seconds": 5, "circuit_failure_threshold": 1000}
+# Long timeouts and a circuit that does not open: only the fault of the test causes retries.
+PATIENT = {"position_check_seconds": 5, "circuit_failure_threshold": 1000}
 EVENT = ("/broadcast/alert/deleted", {"id": "x"})
 
 
-def publishes(piece: bytes) -> bool:
-    """Whether this is the call of a publish, and no position check."""
+def is_publish(piece: bytes) -> bool:
+    """Return True for a publish, False for a position check."""
     return b"EVALSHA" in piece and b'"data":' in piece
 
 
 async def retry_numbers(replica: Replica) -> dict[str, Any]:
-    """The retry numbers of `/health`."""
+    """Return the retry statistics of `/health`."""
     numbers: dict[str, Any] = (await health(replica))["retry"]
     return numbers
 
 
-async def tried_again(replica: Replica, count: int) -> None:
-    """Wait until publishes were tried again so many times."""
+async def wait_for_retries(replica: Replica, count: int) -> None:
+    """Wait until publishes have been retried `count` times."""
     await eventually(lambda: replica.metric("retries_total") >= count, PATIENCE)
 
 
@@ -37,12 +37,12 @@ async def tried_again(replica: Replica, count: int) -> None:
 
 
 async def test_cut_before_the_answer(env: FaultEnvironment) -> None:
-    """Section 2, errors: a publish whose answer is lost after Redis has acted is never numbered twice."""
-    (replica,) = await env.start_replicas(**CALM)
+    """A publish whose answer is lost after Redis has acted is numbered once."""
+    (replica,) = await env.start_replicas(**PATIENT)
     (proxy,) = env.proxies
     await env.connect_clients()
     for number in range(1, 6):
-        proxy.cut_after(publishes)
+        proxy.cut_after(is_publish)
         assert await env.publish(replica) == [number]
         assert proxy.cuts == number
     assert env.server.position[1] == 5
@@ -56,12 +56,12 @@ async def test_cut_before_the_answer(env: FaultEnvironment) -> None:
 
 
 async def test_batch_cut_before_the_answer(env: FaultEnvironment) -> None:
-    """Section 2, errors: a batch whose answer is lost keeps its numbers, all of them, once."""
-    (replica,) = await env.start_replicas(**CALM)
+    """A batch whose answer is lost keeps its numbers, each once."""
+    (replica,) = await env.start_replicas(**PATIENT)
     (proxy,) = env.proxies
     await env.connect_clients()
     for first in (1, 31):
-        proxy.cut_after(publishes)
+        proxy.cut_after(is_publish)
         assert await env.publish_batch(replica, 30) == list(range(first, first + 30))
     assert (proxy.cuts, env.server.position[1]) == (2, 60)
     await env.wait_until_delivered()
@@ -70,20 +70,20 @@ async def test_batch_cut_before_the_answer(env: FaultEnvironment) -> None:
 
 
 async def test_many_cut_before_their_answers(env: FaultEnvironment) -> None:
-    """Section 2, errors: publishes that were under way together and lose their answers are each numbered once."""
-    (replica,) = await env.start_replicas(**CALM)
+    """Concurrent publishes that lose their answers are each numbered once."""
+    (replica,) = await env.start_replicas(**PATIENT)
     (proxy,) = env.proxies
     await env.connect_clients()
     await env.publish(replica)
-    proxy.hold(publishes)
+    proxy.hold(is_publish)
     publishing = [asyncio.ensure_future(env.publish(replica))]
     async with asyncio.timeout(PATIENCE):
         await proxy.held.wait()
-    # behind the answer that is held up the others gather
+    # while this answer is held back the other publishes gather in the next call
     publishing += [asyncio.ensure_future(env.publish(replica)) for _ in range(19)]
     await health(replica)
     await health(replica)
-    proxy.cut_after(publishes)
+    proxy.cut_after(is_publish)
     proxy.release()
     numbers = {number for (number,) in await asyncio.gather(*publishing)}
     assert numbers == set(range(2, 22))
@@ -94,7 +94,7 @@ async def test_many_cut_before_their_answers(env: FaultEnvironment) -> None:
 
 
 async def test_late_commands(env: FaultEnvironment) -> None:
-    """Section 2, errors: tries that a black hole held back and lets out when it is over come to one number."""
+    """If a black hole later releases all attempts of a publish, they still result in one number."""
     settings = {"circuit_failure_threshold": 1000, "broadcast_max_retries": 100, "broadcast_max_delay_seconds": 0.1}
     (replica,) = await env.start_replicas(**settings)
     (proxy,) = env.proxies
@@ -102,7 +102,7 @@ async def test_late_commands(env: FaultEnvironment) -> None:
     for number in range(1, 4):
         await proxy.set_mode(ProxyMode.SWALLOW)
         publishing = asyncio.ensure_future(env.publish(replica))
-        await tried_again(replica, 2 * number)
+        await wait_for_retries(replica, 2 * number)
         await proxy.set_mode(ProxyMode.PASS)
         assert await publishing == [number]
     assert env.server.position[1] == 3
@@ -112,15 +112,15 @@ async def test_late_commands(env: FaultEnvironment) -> None:
     env.check_unbroken()
 
 
-async def test_healed_in_time(env: FaultEnvironment) -> None:
-    """Section 8, publish retry: a link that comes back before the retries are over costs the producer only time."""
+async def test_link_recovers_before_the_last_retry(env: FaultEnvironment) -> None:
+    """If the link recovers before the retries are used up, the publish succeeds late."""
     settings = {"circuit_failure_threshold": 1000, "broadcast_max_retries": 100, "broadcast_max_delay_seconds": 0.1}
     (replica,) = await env.start_replicas(**settings)
     (proxy,) = env.proxies
     await env.connect_clients()
     await proxy.set_mode(ProxyMode.HANG_UP)
     publishing = [asyncio.ensure_future(env.publish(replica)) for _ in range(5)]
-    await tried_again(replica, 10)
+    await wait_for_retries(replica, 10)
     await proxy.set_mode(ProxyMode.PASS)
     assert {number for (number,) in await asyncio.gather(*publishing)} == {1, 2, 3, 4, 5}
     numbers = await retry_numbers(replica)
@@ -137,7 +137,7 @@ async def test_healed_in_time(env: FaultEnvironment) -> None:
 
 @pytest.mark.parametrize("mode", [ProxyMode.REFUSE, ProxyMode.HANG_UP, ProxyMode.SWALLOW, ProxyMode.DEAF])
 async def test_retries_exhausted(env: FaultEnvironment, mode: ProxyMode) -> None:
-    """Section 8, publish retry: after three retries, each later than the one before, it is 503 with Retry-After."""
+    """After three retries with growing delays the answer is 503 with Retry-After."""
     (replica,) = await env.start_replicas(circuit_failure_threshold=1000)
     (proxy,) = env.proxies
     await env.connect_clients()
@@ -148,12 +148,12 @@ async def test_retries_exhausted(env: FaultEnvironment, mode: ProxyMode) -> None
     assert answer.status_code == 503, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     assert int(answer.headers["retry-after"]) >= 1
-    # 0.05, 0.1 and 0.2 s, 10 % more at least
+    # delays of 0.05, 0.1 and 0.2 s, each at least 10 % longer
     assert elapsed >= 0.38
     numbers = await retry_numbers(replica)
     assert (numbers["total_attempts"], numbers["retries_exhausted"], numbers["failed_broadcasts"]) == (4, 1, 1)
     assert (numbers["retry_counts"], numbers["success_rate"]) == ({}, 0.0)
-    # nobody saw it but, maybe, who was only deaf
+    # DEAF passes commands, so the event may have been published
     env.history.unknown("alert_deleted", EVENT[1])
     await proxy.set_mode(ProxyMode.PASS)
     await env.wait_until_healthy()
@@ -163,7 +163,7 @@ async def test_retries_exhausted(env: FaultEnvironment, mode: ProxyMode) -> None
 
 
 async def test_at_once_while_open(env: FaultEnvironment) -> None:
-    """Section 2, errors: while the circuit is open it is 503 at once, with Retry-After, and Redis is left alone."""
+    """While the circuit is open the answer is 503 at once, with Retry-After, and Redis gets no call."""
     settings = {"circuit_recovery_seconds": 60, "broadcast_base_delay_seconds": 0.2}
     (replica,) = await env.start_replicas(**settings)
     (proxy,) = env.proxies
@@ -176,10 +176,10 @@ async def test_at_once_while_open(env: FaultEnvironment) -> None:
             answer = await http.post(EVENT[0], json=EVENT[1])
             assert answer.status_code == 503
             assert 1 <= int(answer.headers["retry-after"]) <= 60
-        # one retry each would take 11 s
+        # with one retry each this would take 11 s
         assert time.monotonic() - begin < 10
         answer = await http.post(EVENT[0], json={"id": 7})
-        assert answer.status_code == 400, "what is wrong is wrong whether or not Redis is there"
+        assert answer.status_code == 400, "validation comes before the circuit"
     numbers = await retry_numbers(replica)
     assert (numbers["failed_broadcasts"], numbers["retries_exhausted"]) == (50, 0)
     assert numbers["total_attempts"] == attempts + 50
@@ -188,8 +188,8 @@ async def test_at_once_while_open(env: FaultEnvironment) -> None:
 
 
 async def test_invalid_is_never_retried(env: FaultEnvironment) -> None:
-    """Section 8, publish retry: a validation error is never tried again, nor held against Redis."""
-    (replica,) = await env.start_replicas(**CALM)
+    """An invalid body is never retried, and does not count as a failure of Redis."""
+    (replica,) = await env.start_replicas(**PATIENT)
     before = env.proxies[0].connections
     for body in ({}, {"id": None}, [], {"type": "event", "data": {"id": "x"}}, {"data": {"id": 1}}):
         assert (await replica.post(EVENT[0], body)).status_code == 400
@@ -218,7 +218,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("refusal", REFUSALS)
 async def test_refused_writes(env: FaultEnvironment, refusal: str) -> None:
-    """Section 8, what counts: a Redis that answers and takes no writes opens the circuit; reads do not close it."""
+    """A Redis that answers but refuses writes opens the circuit, and reads do not close it."""
     forbid, allow = REFUSALS[refusal]
     (replica,) = await env.start_replicas()
     (proxy,) = env.proxies
@@ -229,7 +229,7 @@ async def test_refused_writes(env: FaultEnvironment, refusal: str) -> None:
     for _ in range(2):
         assert await env.publish(replica) == [None]
     opened = await wait_for_health(replica, status="degraded", redis="unreachable", sequence=3)
-    # the trials write, and so fail; a read alone would have let them pass
+    # the trial calls write, and so they fail; a read would have succeeded
     failures = opened["circuit"]["total_failures"]
 
     async def tried() -> bool:
@@ -239,7 +239,7 @@ async def test_refused_writes(env: FaultEnvironment, refusal: str) -> None:
 
     await eventually(tried, PATIENCE)
     if refusal == "READONLY":
-        assert proxy.connections >= connections + 3, "what is connected may be a former primary"
+        assert proxy.connections >= connections + 3, "trials reconnect: the old connection may lead to a former primary"
     env.server.link.execute_command(*allow)
     await env.wait_until_healthy()
     await env.wait_until_delivered()
@@ -251,7 +251,7 @@ async def test_refused_writes(env: FaultEnvironment, refusal: str) -> None:
 
 
 async def test_refused_subscription(env: FaultEnvironment) -> None:
-    """Section 7, nothing is lost: a replica that may not subscribe gets everything by its position checks."""
+    """A replica that is not allowed to subscribe gets every event by its position checks."""
     (replica,) = await env.start_replicas(circuit_failure_threshold=1000)
     await env.connect_clients()
     link = env.server.link

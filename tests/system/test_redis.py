@@ -1,4 +1,4 @@
-"""What Redis holds and carries, and how a replica finds what it did not hear."""
+"""The keys and announcements in Redis, and how a replica finds events that it did not receive."""
 
 import asyncio
 import json
@@ -21,20 +21,20 @@ TRACED = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-0
 
 @pytest.fixture
 def link(private_redis: str) -> Iterator[Any]:
-    """A Redis of the test's own."""
+    """A connection to a Redis of the test's own."""
     with redis.Redis.from_url(private_redis) as link:
         yield link
 
 
 async def publish(replica: Replica, count: int = 1) -> list[int]:
-    """Publish so many messages; their numbers."""
+    """Publish `count` messages and return their sequence numbers."""
     items = [{"type": "alert_deleted", "data": {"id": f"m{number}"}} for number in range(count)]
     answer = await replica.post("/broadcast/batch", items)
     return [receipt["sequence"] for receipt in answer.json()["receipts"]]
 
 
 def publish_silently(link: Any, count: int) -> None:
-    """Number and keep events without announcing them here: what a replica sees whose subscription is deaf."""
+    """Number and store events on another channel: a replica whose subscription receives nothing sees the same."""
     script = (ROOT / "kernel" / "redis" / "publish.lua").read_text()
     for number in range(count):
         id = f"silent-{number}"
@@ -47,7 +47,7 @@ def publish_silently(link: Any, count: int) -> None:
 
 
 async def test_payload(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 7, payload: JSON with the epoch, and of each event number, id, type, trace context and data."""
+    """An announcement is JSON with the epoch and, for each event, number, id, type, trace context and data."""
     replica = start(redis_url=private_redis)
     with link.pubsub(ignore_subscribe_messages=True) as subscription:
         subscription.subscribe("security_events")
@@ -81,7 +81,7 @@ def _heard(subscription: Any) -> bytes:
 
 
 async def test_keys(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 7, keys: position, history and idempotency, with the channel as their hash tag; the last ones expire."""
+    """The keys hold position, history and idempotency records, under a hash tag of the channel; the records expire."""
     replica = start(redis_url=private_redis, redis_event_channel="my {odd} channel")
     await replica.post("/broadcast/alert/deleted", {"id": "x"}, Idempotency_Key="key")
     await publish(replica, 4)
@@ -103,7 +103,7 @@ async def test_keys(link: Any, private_redis: str, start: ReplicaFactory) -> Non
 
 @pytest.mark.parametrize("server", ["valkey", "redis_server"])
 async def test_one_numbering(start: ReplicaFactory, request: pytest.FixtureRequest, channel: str, server: str) -> None:
-    """Section 7, numbering: several producers on two replicas make one unbroken row of numbers for all clients."""
+    """Several producers on two replicas produce one unbroken sequence for all clients."""
     settings = {"redis_url": request.getfixturevalue(server), "redis_event_channel": channel}
     pair = start.pair(**settings)
     history = History()
@@ -132,7 +132,7 @@ async def test_one_numbering(start: ReplicaFactory, request: pytest.FixtureReque
 
 
 async def test_cut_subscription(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 7, nothing is lost: replicas whose subscriptions are cut again and again miss no event."""
+    """Replicas whose subscriptions are closed again and again miss no event."""
     pair = start.pair(redis_url=private_redis)
     history = History()
     recorders = [RecordingClient("here"), RecordingClient("there"), RecordingClient("some", ["alert.*", "worker.*"])]
@@ -154,7 +154,7 @@ async def test_cut_subscription(link: Any, private_redis: str, start: ReplicaFac
 
 
 async def test_deaf_subscription(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 7, nothing is lost: what was never announced is found by the position check, also if nothing follows."""
+    """A position check finds an event that was never announced, even if no event follows it."""
     replica = start(redis_url=private_redis, position_check_seconds=0.5)
     async with connected(replica.websocket()) as client:
         await client.next()
@@ -168,7 +168,7 @@ async def test_deaf_subscription(link: Any, private_redis: str, start: ReplicaFa
 
 
 async def test_gap(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 7, gap: what the history no longer has is announced exactly where it would have been."""
+    """Events that are no longer in the history are announced by a `gap` exactly in their place."""
     replica = start(redis_url=private_redis, position_check_seconds=0.5)
     async with connected(replica.websocket()) as client, connected(replica.websocket(events="nothing")) as filtered:
         await publish(replica, 2)
@@ -196,7 +196,7 @@ async def test_gap(link: Any, private_redis: str, start: ReplicaFactory) -> None
 
 
 async def test_flush(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 7, epochs: a Redis that lost everything means one new epoch for all, announced between the two."""
+    """If Redis loses everything, `epoch_changed` comes between the last old and the first new event."""
     pair = start.pair(redis_url=private_redis)
     history = History()
     recorders = [RecordingClient("here"), RecordingClient("there"), RecordingClient("some", ["alert.*"])]
@@ -228,7 +228,7 @@ async def test_flush(link: Any, private_redis: str, start: ReplicaFactory) -> No
 
 
 async def test_resume_over_epochs(link: Any, private_redis: str, start: ReplicaFactory) -> None:
-    """Section 6, resume: whose epoch is gone gets the new one from its start, and is told so."""
+    """A resume with an unknown epoch gets the new one from its start, and the `resync_ack` says so."""
     replica = start(redis_url=private_redis)
     await publish(replica, 3)
     before = replica.health()["epoch"]

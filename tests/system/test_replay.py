@@ -1,4 +1,4 @@
-"""Resuming: what was missed, from any replica, from memory and from Redis, and the verdict on it."""
+"""Resuming at any replica, from memory and from Redis, and the `resync_ack` that ends each replay."""
 
 import asyncio
 import random
@@ -21,21 +21,21 @@ MANY = 3 * int(FAST["message_buffer_size"])
 
 
 async def publish(replica: Replica, count: int) -> list[int]:
-    """Publish so many messages; their numbers."""
+    """Publish `count` messages and return their sequence numbers."""
     items = [{"type": "alert_deleted", "data": {"id": f"m{number}"}} for number in range(count)]
     answer = await replica.post("/broadcast/batch", items)
     return [receipt["sequence"] for receipt in answer.json()["receipts"]]
 
 
 def verdict(hello: dict[str, Any], since: int, count: int, **more: object) -> dict[str, Any]:
-    """A resync_ack as it should be."""
+    """Return a `resync_ack` for a complete replay, with these differences."""
     expected = {"type": "resync_ack", "channel": "events", "epoch": hello["epoch"], "last_sequence": since}
     return {**expected, "replayed_count": count, "recovered": True, **more}
 
 
 @pytest.fixture
 async def client(replica: Replica) -> AsyncIterator[Client]:
-    """A client that has had its first frame."""
+    """A client that has received its first frame."""
     async with connected(replica.websocket()) as client:
         await client.next()
         yield client
@@ -47,7 +47,7 @@ async def client(replica: Replica) -> AsyncIterator[Client]:
 @pytest.mark.parametrize("missed", [0, 1, 5, MANY])
 @pytest.mark.parametrize("with_epoch", [False, True])
 async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch: bool) -> None:
-    """Section 6, resume: from any replica, of memory or Redis: what was missed, the verdict, then live events."""
+    """A resume at any replica gets the missed events, the `resync_ack`, and then live events (protocol: replay)."""
     numbers = await publish(replica, MANY)
     since = numbers[-1] - missed
     epoch = {"epoch": replica.health()["epoch"]} if with_epoch else {}
@@ -67,7 +67,7 @@ async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch:
 
 
 async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) -> None:
-    """Section 6, resume: no hole and no repeat between replayed and live frames, however many come meanwhile."""
+    """Between replayed and live frames nothing is missing or repeated, even under load."""
     history = History()
     everything = RecordingClient("everything")
     some = RecordingClient("some", ["alert.*", "camera.offline"], deflate=True)
@@ -102,7 +102,7 @@ async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) ->
 
 
 async def test_beyond_the_newest(replica: Replica) -> None:
-    """Section 6, resume: a number beyond Redis's own replays nothing, is not recovered, and live frames go on."""
+    """A number beyond the newest replays nothing and is not recovered; live frames follow."""
     [last] = await publish(replica, 1)
     async with connected(replica.websocket(since=last + 100)) as client:
         hello = await client.next()
@@ -112,7 +112,7 @@ async def test_beyond_the_newest(replica: Replica) -> None:
 
 
 async def test_largest_number(replica: Replica) -> None:
-    """Section 6, resume: no number is too large to be answered."""
+    """Every number, however large, gets a `resync_ack`."""
     async with connected(replica.websocket(since=10**30)) as client:
         assert (await client.take(type="resync_ack"))["last_sequence"] == 10**30
 
@@ -122,7 +122,7 @@ async def test_largest_number(replica: Replica) -> None:
 
 @pytest.mark.parametrize("missed", [3, MANY])
 async def test_resync(replica: Replica, client: Client, missed: int) -> None:
-    """Section 6, resync: what came before comes again, marked as replayed; then the verdict, then live frames."""
+    """A resync gets events again, marked as replayed; then the `resync_ack`, then live frames."""
     numbers = await publish(replica, MANY)
     await client.reached(numbers[-1])
     client.skip()
@@ -138,7 +138,7 @@ async def test_resync(replica: Replica, client: Client, missed: int) -> None:
 
 
 async def test_resync_at_top_level(replica: Replica, client: Client) -> None:
-    """Section 4, resync: its fields may stand at top level; channel and epoch may be left out."""
+    """The fields of a resync may be at top level; channel and epoch are optional."""
     [number] = await publish(replica, 1)
     await client.reached(number)
     client.skip()
@@ -148,7 +148,7 @@ async def test_resync_at_top_level(replica: Replica, client: Client) -> None:
 
 
 async def test_several_resyncs(replica: Replica, client: Client) -> None:
-    """Section 6, resync: several in a row are answered each, in order, with all that belongs to them."""
+    """Several resyncs in a row are answered completely and in order."""
     numbers = await publish(replica, 10)
     await client.reached(numbers[-1])
     client.skip()
@@ -161,7 +161,7 @@ async def test_several_resyncs(replica: Replica, client: Client) -> None:
 
 
 async def test_resync_of_everything(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 6, resync: `last_sequence` absent is 0."""
+    """Without `last_sequence` a resync starts at 0."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await publish(replica, MANY)
     await replica.delivers(MANY)
@@ -174,7 +174,7 @@ async def test_resync_of_everything(start: ReplicaFactory, valkey: str, channel:
 
 
 async def test_another_epoch(replica: Replica) -> None:
-    """Section 6, resume: with another epoch the whole history is replayed, and the verdict says why."""
+    """A resume with another epoch gets the whole history, and the `resync_ack` has `epoch_changed`."""
     numbers = await publish(replica, 5)
     await replica.delivers(numbers[-1])
     async with connected(replica.websocket(since=numbers[-2], epoch="elsewhere", events="alert_deleted")) as client:
@@ -192,7 +192,7 @@ async def test_another_epoch(replica: Replica) -> None:
 
 @pytest.fixture(scope="module")
 def forgetful(start_for_module: ReplicaFactory, valkey: str) -> Replica:
-    """A replica whose Redis keeps some 100 events, of which 1,000 have been published."""
+    """A replica whose Redis keeps about 100 events, of 1,000 that were published."""
     replica = start_for_module(
         redis_url=valkey, redis_event_channel="forgetful", history_size=100, message_buffer_size=5
     )
@@ -202,20 +202,20 @@ def forgetful(start_for_module: ReplicaFactory, valkey: str) -> Replica:
 
 
 def oldest_kept(url: str) -> int:
-    """The oldest number in the history."""
+    """Return the oldest sequence number in the history."""
     with redis.Redis.from_url(url) as link:
         [(name, _)] = link.xrange("{forgetful}:history", count=1)
     return int(name.split(b"-")[0])
 
 
 async def test_history_size(forgetful: Replica, valkey: str) -> None:
-    """Section 6, history: at least the newest HISTORY_SIZE events are kept, and not all for ever."""
+    """The history keeps at least the newest HISTORY_SIZE events, and is trimmed."""
     assert 1 < oldest_kept(valkey) <= 901
 
 
 @pytest.mark.parametrize("since", [0, 1, 100])
 async def test_gap_too_old(forgetful: Replica, valkey: str, since: int) -> None:
-    """Section 6, resume: what is kept is sent, and the verdict names the oldest."""
+    """If the history does not reach back, what it has is replayed, and the `resync_ack` names its oldest number."""
     oldest = oldest_kept(valkey)
     async with connected(forgetful.websocket(since=since)) as client:
         hello = await client.next()
@@ -226,7 +226,7 @@ async def test_gap_too_old(forgetful: Replica, valkey: str, since: int) -> None:
 
 
 async def test_just_before_the_oldest(forgetful: Replica, valkey: str) -> None:
-    """Section 6, resume: the number before the oldest is not a gap; the one before that is."""
+    """A resume just before the oldest kept event is complete; one number earlier it is not."""
     oldest = oldest_kept(valkey)
     for since, recovered in ((oldest - 1, True), (oldest - 2, False)):
         async with connected(forgetful.websocket(since=since)) as client:
@@ -238,7 +238,7 @@ async def test_just_before_the_oldest(forgetful: Replica, valkey: str) -> None:
 
 
 async def test_ahead_of_this_replica(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 6, resume: a number that Redis has and this replica has not yet is waited for."""
+    """A resume from a number that only Redis has waits until the replica gets there."""
     async with Proxy(valkey) as proxy:
         first = start(redis_url=valkey, redis_event_channel=channel)
         settings = {"redis_event_channel": channel, "position_check_seconds": 15}
@@ -259,7 +259,7 @@ async def test_ahead_of_this_replica(start: ReplicaFactory, valkey: str, channel
 
 
 async def test_resume_without_redis(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 6, resume: what memory cannot answer waits for Redis, while heartbeats and replies go on."""
+    """Without Redis, a resume that memory cannot answer waits, while heartbeats and replies continue."""
     async with Proxy(valkey) as proxy:
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2}
         replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings)
@@ -285,7 +285,7 @@ async def test_resume_without_redis(start: ReplicaFactory, valkey: str, channel:
 
 
 async def test_before_redis_was_there(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 6, resume: who came before Redis gets `epoch_changed` when it is there, and live events from there on."""
+    """Clients that connect before Redis is there get `epoch_changed`, then their replay, then live events."""
     first = start(redis_url=valkey, redis_event_channel=channel)
     numbers = await publish(first, 3)
     async with Proxy(valkey) as proxy:

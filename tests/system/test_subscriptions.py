@@ -1,4 +1,4 @@
-"""Who gets what: patterns and the names of messages, as clients subscribe and unsubscribe."""
+"""Subscriptions: which events a client receives, by patterns and the names of messages."""
 
 from collections.abc import AsyncIterator
 from typing import Any
@@ -15,21 +15,21 @@ EVENT_TYPES = {"camera_status": "camera.offline", "worker_status": "worker.healt
 
 @pytest.fixture
 async def client(other: Replica) -> AsyncIterator[Client]:
-    """A client that has had its first frame."""
+    """A client that has received its first frame."""
     async with connected(other.websocket()) as client:
         await client.next()
         yield client
 
 
 async def publish(replica: Replica, *kinds: str) -> list[int]:
-    """Publish one message of each kind; their numbers."""
+    """Publish one message of each kind, and return their sequence numbers."""
     items = [{"type": kind, "data": marked(kind, f"m{number}")} for number, kind in enumerate(kinds)]
     answer = await replica.post("/broadcast/batch", items)
     return [receipt["sequence"] for receipt in answer.json()["receipts"]]
 
 
 async def received(replica: Replica, client: Client, *kinds: str) -> list[str]:
-    """What of these kinds the client gets, published now."""
+    """Publish these kinds, and return those that the client receives."""
     before = len(client.events)
     await client.reached((await publish(replica, *kinds))[-1])
     client.skip()
@@ -37,19 +37,19 @@ async def received(replica: Replica, client: Client, *kinds: str) -> list[str]:
 
 
 async def subscribe(client: Client, *patterns: str, action: str = "subscribe") -> dict[str, Any]:
-    """Send it and return the answer."""
+    """Send a command and return the reply."""
     await client.send({"type": action, "data": {"events": list(patterns)}})
     return await client.next()
 
 
 async def test_everything(replica: Replica, client: Client) -> None:
-    """Section 5, subscriptions: who never subscribed receives everything."""
+    """A client that never subscribed receives everything (protocol: subscriptions)."""
     assert await received(replica, client, *KINDS) == list(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 async def test_names(replica: Replica, client: Client, kind: str) -> None:
-    """Section 5, names: a message is found by its wire type and by each of its further names, and by no other's."""
+    """A pattern matches a message's wire type and each of its further names, and no other name."""
     names = [kind, *NAMES.get(kind, [])] + ([EVENT_TYPES[kind]] if kind in EVENT_TYPES else [])
     for name in names:
         assert await subscribe(client, name) == {"action": "subscribed", "events": [name]}
@@ -78,7 +78,7 @@ async def test_names(replica: Replica, client: Client, kind: str) -> None:
     ],
 )
 async def test_globs(replica: Replica, patterns: list[str]) -> None:
-    """Section 5, patterns: shell globs on lower case; by query or by subscribe, each matching message comes once."""
+    """Patterns are globs on lower-case names; each matching message arrives once."""
     wanted = [kind for kind in KINDS if matches(patterns, kind, marked(kind, "x"))]
     async with (
         connected(replica.websocket(events=",".join(patterns))) as asked,
@@ -94,22 +94,22 @@ async def test_globs(replica: Replica, patterns: list[str]) -> None:
 
 
 async def test_event_types_in_any_case(replica: Replica, client: Client) -> None:
-    """Section 5, names: a worker's free event type is matched on lower case."""
+    """The event type of a worker matches in lower case."""
     await subscribe(client, "worker.strange")
     await replica.post("/broadcast/worker-status", marked("worker_status", "w") | {"event_type": "Worker.STRANGE"})
     assert (await client.next())["data"]["event_type"] == "Worker.STRANGE"
 
 
 async def test_patterns_add_up(replica: Replica, client: Client) -> None:
-    """Section 5, subscribe: patterns add up."""
+    """Patterns of several subscribes add up."""
     await subscribe(client, "event")
     assert await received(replica, client, "event", "scene_change", "summary_update") == ["event"]
     assert await subscribe(client, "SCENE_*") == {"action": "subscribed", "events": ["scene_*"]}
     assert await received(replica, client, "event", "scene_change", "summary_update") == ["event", "scene_change"]
 
 
-async def test_old_name(replica: Replica, client: Client) -> None:
-    """Section 4, subscribe: `channels` is an accepted old name for `events`; so are types in any letter case."""
+async def test_channels_for_events(replica: Replica, client: Client) -> None:
+    """`channels` is accepted in place of `events`, and types in any letter case."""
     await client.send({"type": "SUBSCRIBE", "data": {"channels": ["event"]}})
     assert await client.next() == {"action": "subscribed", "events": ["event"]}
     assert await received(replica, client, "scene_change", "event") == ["event"]
@@ -118,7 +118,7 @@ async def test_old_name(replica: Replica, client: Client) -> None:
 
 
 async def test_unsubscribe(replica: Replica, client: Client) -> None:
-    """Section 5, unsubscribe: those named are gone, those that were not there are not told; the rest stays."""
+    """Unsubscribe removes the named patterns and reports those that it removed; the rest stays."""
     await subscribe(client, "event", "scene_change", "alert.*")
     answer = await subscribe(client, "EVENT", "never", "alert.*", action="unsubscribe")
     assert answer == {"action": "unsubscribed", "events": ["event", "alert.*"]}
@@ -126,7 +126,7 @@ async def test_unsubscribe(replica: Replica, client: Client) -> None:
 
 
 async def test_last_pattern_by_name(replica: Replica, client: Client) -> None:
-    """Section 5, unsubscribe: after the last pattern went by name nothing comes, until there is a pattern again."""
+    """A client whose last pattern was removed by name receives nothing until it subscribes again."""
     await subscribe(client, "event")
     assert await subscribe(client, "event", action="unsubscribe") == {"action": "unsubscribed", "events": ["event"]}
     assert await received(replica, client, *KINDS) == []
@@ -136,7 +136,7 @@ async def test_last_pattern_by_name(replica: Replica, client: Client) -> None:
 
 @pytest.mark.parametrize("message", [{"type": "unsubscribe"}, {"type": "unsubscribe", "data": {}}])
 async def test_unsubscribe_from_all(replica: Replica, client: Client, message: dict[str, Any]) -> None:
-    """Section 4, unsubscribe: without a list all are removed, and everything comes again."""
+    """Unsubscribe without a list removes all patterns, and everything is received again."""
     await subscribe(client, "event", "alert.*")
     await client.send(message)
     answer = await client.next()
@@ -145,20 +145,20 @@ async def test_unsubscribe_from_all(replica: Replica, client: Client, message: d
 
 
 async def test_unsubscribe_of_one_who_never_subscribed(replica: Replica, client: Client) -> None:
-    """Section 5, unsubscribe: who never subscribed has nothing to remove, and still receives everything."""
+    """A client that never subscribed has no patterns to remove, and still receives everything."""
     assert await subscribe(client, "event", action="unsubscribe") == {"action": "unsubscribed", "events": []}
     assert await received(replica, client, *KINDS) == list(KINDS)
 
 
 async def test_refused_patterns_change_nothing(replica: Replica, client: Client) -> None:
-    """Section 5, subscribe: of a bad list no pattern is taken."""
+    """If a list contains an invalid pattern, none of it is subscribed."""
     await subscribe(client, "event")
     assert (await subscribe(client, "scene_change", "x" * 257))["error"] == "validation_error"
     assert await received(replica, client, "scene_change", "event") == ["event"]
 
 
-async def test_from_the_answer_on(replica: Replica, client: Client) -> None:
-    """Section 9, subscriptions: what comes before the answer obeys the old set, what comes after it the new one."""
+async def test_reply_separates_old_and_new_patterns(replica: Replica, client: Client) -> None:
+    """Events before the reply match the old patterns, events after it the new ones."""
     async with replica.http() as http:
         for _ in range(20):
             await client.send({"type": "subscribe", "data": {"events": ["event"]}})
@@ -176,7 +176,7 @@ async def test_from_the_answer_on(replica: Replica, client: Client) -> None:
 
 
 async def test_replay_is_filtered(replica: Replica, other: Replica) -> None:
-    """Section 6, resume: what is replayed matches the client's patterns, live events after it too."""
+    """Replayed events match the client's patterns, and so do live events afterwards."""
     numbers = await publish(replica, *KINDS, *KINDS)
     await other.delivers(numbers[-1])
     async with connected(other.websocket(since=numbers[0] - 1, events="scene.*,alert.deleted")) as client:
@@ -188,7 +188,7 @@ async def test_replay_is_filtered(replica: Replica, other: Replica) -> None:
 
 
 async def test_control_frames_ignore_filters(replica: Replica) -> None:
-    """Section 5, control frames: whatever the patterns, they come, and bear no number."""
+    """Control messages ignore patterns and have no sequence number."""
     async with connected(replica.websocket(events="nothing", since=0)) as client:
         for message in ("ping", "nonsense", {"type": "subscribe", "data": {"events": ["no.thing"]}}):
             await client.send(message)

@@ -1,4 +1,4 @@
-"""An event's whole life in one trace, as a collector gets it from two real replicas."""
+"""Traces of two real replicas, as a collector receives them."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ SERVER = f"POST {ROUTE}"
 
 
 def exporting(collector: Collector, name: str, **settings: object) -> dict[str, object]:
-    """The settings of a replica of that name that exports at once."""
+    """Return the settings of a replica that exports to this collector, with little delay, under this name."""
     return {
         "otel_exporter_otlp_endpoint": collector.url,
         "otel_resource_attributes": f"service.instance.id={name}",
@@ -35,8 +35,8 @@ def exporting(collector: Collector, name: str, **settings: object) -> dict[str, 
     }
 
 
-def traced_by(trace: str = "") -> dict[str, str]:
-    """The headers of a producer that traces; each call is another trace."""
+def producer_headers(trace: str = "") -> dict[str, str]:
+    """Return the headers of a producer that traces, each call with a new trace unless one is given."""
     return {
         "traceparent": f"00-{trace or os.urandom(16).hex()}-00f067aa0ba902b7-01",
         "tracestate": "vendor=1,other=2",
@@ -45,19 +45,19 @@ def traced_by(trace: str = "") -> dict[str, str]:
 
 
 def trace_of(headers: dict[str, str]) -> str:
-    """The trace id of these headers."""
+    """Return the trace id in these headers."""
     return headers["traceparent"].split("-")[1]
 
 
-def one(spans: list[Span], name: str, instance: str = "") -> Span:
-    """The one span of that name, of that replica."""
+def only_span(spans: list[Span], name: str, instance: str = "") -> Span:
+    """Return the only span with this name, of this replica."""
     (found,) = [span for span in spans if span.name == name and instance in ("", span.instance)]
     return found
 
 
 @pytest.fixture(scope="module")
 def collector() -> Iterator[Collector]:
-    """Where the replicas of this module export to."""
+    """The collector to which the replicas of this module export."""
     with Collector() as collector:
         yield collector
 
@@ -72,8 +72,8 @@ def traced(collector: Collector, valkey: str, start_for_module: ReplicaFactory) 
 
 
 async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, valkey: str) -> None:
-    """Section 10, traces: request, publish, Redis, and a delivery on each replica are one trace, the producer's."""
-    headers = traced_by(PRODUCER)
+    """The request, publish, Redis call and a delivery on each replica are spans of the producer's trace."""
+    headers = producer_headers(PRODUCER)
     async with connected(traced[0].websocket()) as here, connected(traced[1].websocket()) as there:
         await here.next()
         await there.next()
@@ -82,7 +82,7 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
         frames = [await here.next(), await there.next()]
     spans = await collector.complete(PRODUCER, 5)
     assert tree(spans) == [SERVER, "  publish traced", "    EVALSHA", "    deliver traced", "    deliver traced"]
-    server, publish, command = one(spans, SERVER), one(spans, "publish traced"), one(spans, "EVALSHA")
+    server, publish, command = only_span(spans, SERVER), only_span(spans, "publish traced"), only_span(spans, "EVALSHA")
     place = {"event_broadcaster.sequence": receipt["sequence"], "event_broadcaster.epoch": receipt["epoch"]}
     messaging = {"messaging.system": "redis", "messaging.destination.name": CHANNEL}
 
@@ -106,7 +106,7 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
     assert "alert" not in json.dumps(command.attributes)
 
     for name in ("one", "two"):
-        deliver = one(spans, "deliver traced", name)
+        deliver = only_span(spans, "deliver traced", name)
         assert (deliver.kind, deliver.links, deliver.failed) == ("consumer", [publish.context], False)
         attributes = dict(deliver.attributes)
         assert 0 <= attributes.pop("event_broadcaster.queued") < 20
@@ -121,7 +121,7 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
     assert {span.state for span in spans} == {headers["tracestate"]}
     assert {span.resource["service.name"] for span in spans} == {"event-broadcaster"}
 
-    # the frame carries it, and so does what Redis keeps
+    # the trace is in the frame and in the history
     assert [frame["traceparent"] for frame in frames] == [publish.traceparent] * 2
     with redis.Redis.from_url(valkey) as link:
         ((_, fields),) = link.xrevrange(f"{{{CHANNEL}}}:history", count=1)
@@ -130,35 +130,35 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
     assert context == headers | {"traceparent": publish.traceparent}
 
 
-async def test_a_publish_of_nobody(traced: tuple[Replica, Replica], collector: Collector) -> None:
-    """Section 10, traces: without a producer's trace the request begins one, and without clients it ends the same."""
+async def test_publish_without_producer_trace(traced: tuple[Replica, Replica], collector: Collector) -> None:
+    """Without a producer's trace the request starts one; without clients the trace is complete too."""
     async with connected(traced[1].websocket(events="nothing")) as client:
         await client.next()
         receipt = (await traced[0].post(ROUTE, BODY)).json()
     (publish,) = await collector.wait("publish traced", event_broadcaster_sequence=receipt["sequence"])
     spans = await collector.complete(publish.trace, 5)
     assert tree(spans) == [SERVER, "  publish traced", "    EVALSHA", "    deliver traced", "    deliver traced"]
-    assert one(spans, SERVER).parent == ""
-    assert one(spans, "deliver traced", "two").attributes["event_broadcaster.recipients"] == 0
+    assert only_span(spans, SERVER).parent == ""
+    assert only_span(spans, "deliver traced", "two").attributes["event_broadcaster.recipients"] == 0
 
 
 async def test_an_unsampled_publish(traced: tuple[Replica, Replica], collector: Collector) -> None:
-    """Section 10, traces: what its producer does not sample makes no span, and its frame tells the producer's trace."""
-    headers = traced_by()
+    """A publish that its producer did not sample has no span, but its frame carries the producer's trace."""
+    headers = producer_headers()
     headers["traceparent"] = headers["traceparent"][:-2] + "00"
     async with connected(traced[1].websocket()) as client:
         await client.next()
         await traced[0].request("POST", ROUTE, json=BODY, headers=headers)
         assert (await client.next())["traceparent"] == headers["traceparent"]
-    later = traced_by()
+    later = producer_headers()
     await traced[0].request("POST", ROUTE, json=BODY, headers=later)
     await collector.complete(trace_of(later), 5)
     assert collector.trace(trace_of(headers)) == []
 
 
 async def test_a_refused_request(traced: tuple[Replica, Replica], collector: Collector) -> None:
-    """Section 10, traces: what the client did wrong is no error of the server, and never reaches a publish."""
-    headers = traced_by()
+    """A request that the client got wrong is not an error of the server span, and starts no publish span."""
+    headers = producer_headers()
     answer = await traced[0].request("POST", ROUTE, json={"id": 1}, headers=headers)
     assert answer.status_code == 400
     (span,) = await collector.complete(trace_of(headers), 1)
@@ -167,16 +167,16 @@ async def test_a_refused_request(traced: tuple[Replica, Replica], collector: Col
 
 
 async def test_what_is_not_traced(traced: tuple[Replica, Replica], collector: Collector) -> None:
-    """Section 10, traces: health, metrics, the schema, WebSockets and unknown paths make no span."""
+    """Health, metrics, schema, WebSockets and unknown paths have no spans."""
     before = len(collector.spans)
-    headers = traced_by()
+    headers = producer_headers()
     for path in ("/health", "/health/live", "/health/ready", "/metrics", "/schema", "/nothing", "/broadcast/nothing"):
         await traced[0].request("GET", path, headers=headers)
     async with connected(traced[0].websocket(), headers=headers) as client:
         await client.next()
         await client.send("ping")
         await client.next()
-    last = traced_by()
+    last = producer_headers()
     await traced[0].request("POST", ROUTE, json=BODY, headers=last)
     await collector.complete(trace_of(last), 5)
     assert {span.trace for span in collector.spans[before:]} == {trace_of(last)}
@@ -184,8 +184,8 @@ async def test_what_is_not_traced(traced: tuple[Replica, Replica], collector: Co
 
 @pytest.mark.parametrize(("count", "delivers"), [(3, 3), (16, 16), (17, 1)])
 async def test_a_batch(traced: tuple[Replica, Replica], collector: Collector, count: int, delivers: int) -> None:
-    """Section 10, traces: one publish with the count; up to 16 events get a delivery each, more of them one."""
-    headers = traced_by()
+    """A batch has one publish span with its count; up to 16 events have a delivery span each, more share one."""
+    headers = producer_headers()
     batch = [{"type": "alert_deleted", "data": BODY}] * count
     answer = await traced[1].request("POST", "/broadcast/batch", json=batch, headers=headers)
     first, *_ = answer.json()["receipts"]
@@ -196,7 +196,7 @@ async def test_a_batch(traced: tuple[Replica, Replica], collector: Collector, co
         "    EVALSHA",
         *["    deliver traced"] * (2 * delivers),
     ]
-    publish = one(spans, "publish traced")
+    publish = only_span(spans, "publish traced")
     assert publish.attributes["messaging.batch.message_count"] == count
     assert publish.attributes["event_broadcaster.sequence"] == first["sequence"]
     assert "event_broadcaster.event.type" not in publish.attributes
@@ -206,13 +206,13 @@ async def test_a_batch(traced: tuple[Replica, Replica], collector: Collector, co
 
 
 async def test_a_repetition(traced: tuple[Replica, Replica], collector: Collector) -> None:
-    """Section 10, traces: a publish under a key that was seen before says so, and is delivered to nobody."""
-    first, again = traced_by(), traced_by()
+    """A publish under a known idempotency key is marked as a repetition, and is not delivered."""
+    first, again = producer_headers(), producer_headers()
     for headers in (first, again):
         answer = await traced[0].request("POST", ROUTE, json=BODY, headers=headers | {"Idempotency-Key": PRODUCER})
         assert answer.status_code == 202
     spans = await collector.complete(trace_of(again), 3)
-    publish = one(spans, "publish traced")
+    publish = only_span(spans, "publish traced")
     assert publish.attributes["event_broadcaster.repeated"] is True
     assert not publish.failed
     await collector.complete(trace_of(first), 5)
@@ -220,8 +220,8 @@ async def test_a_repetition(traced: tuple[Replica, Replica], collector: Collecto
 
 
 async def test_replays(traced: tuple[Replica, Replica], collector: Collector) -> None:
-    """Section 10, traces: a resume is a span with its range, count, source and verdict; its frames keep their trace."""
-    contexts = [traced_by() for _ in range(4)]
+    """A resume is a span with range, count, source and verdict; its frames keep their own traces."""
+    contexts = [producer_headers() for _ in range(4)]
     numbers = []
     for headers in contexts:
         answer = await traced[0].request("POST", ROUTE, json=BODY, headers=headers)
@@ -257,9 +257,9 @@ async def test_replays(traced: tuple[Replica, Replica], collector: Collector) ->
 
 
 async def test_a_retried_publish(start: ReplicaFactory, valkey: str, channel: str, collector: Collector) -> None:
-    """Section 10, traces: each attempt and each retry is under the publish, which is no error if it succeeds."""
+    """Attempts and retries are children of the publish span, which has no error if the publish succeeds."""
     async with Proxy(valkey) as proxy:
-        # others find out too that Redis is away: they must not open the circuit meanwhile
+        # other calls fail too meanwhile, and must not open the circuit
         settings = {
             "redis_event_channel": channel,
             "broadcast_base_delay_seconds": 0.3,
@@ -268,7 +268,7 @@ async def test_a_retried_publish(start: ReplicaFactory, valkey: str, channel: st
         replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings, **exporting(collector, "retrying"))
         await replica.post(ROUTE, BODY)
         await proxy.set_mode(ProxyMode.REFUSE)
-        headers = traced_by()
+        headers = producer_headers()
         publishing = asyncio.create_task(replica.request("POST", ROUTE, json=BODY, headers=headers))
         await eventually(lambda: replica.metric("retries_total") == 1, 15)
         await proxy.set_mode(ProxyMode.PASS)
@@ -284,7 +284,7 @@ async def test_a_retried_publish(start: ReplicaFactory, valkey: str, channel: st
     ]
     broken, answered = sorted((span for span in spans if span.name == "EVALSHA"), key=lambda span: span.begin)
     assert broken.attributes["error.type"] == "ConnectionError"
-    retry, publish = one(spans, f"retry {channel}"), one(spans, f"publish {channel}")
+    retry, publish = only_span(spans, f"retry {channel}"), only_span(spans, f"publish {channel}")
     delay = retry.attributes["event_broadcaster.delay"]
     assert retry.attributes == {
         "event_broadcaster.attempt": 1,
@@ -303,9 +303,9 @@ async def test_a_retried_publish(start: ReplicaFactory, valkey: str, channel: st
 async def test_a_failed_publish_and_the_circuit(
     start: ReplicaFactory, valkey: str, channel: str, collector: Collector
 ) -> None:
-    """Section 10, traces: a failed publish is an error by a plain name; each move of the circuit is a span.
+    """A failed publish has an error with a stable name, and each state change of the circuit has a span.
 
-    The move that opens it is linked to the attempt that did it; so are those that follow to none.
+    The span of the change to open links to the attempt that caused it; the spans of later changes have no links.
     """
     async with Proxy(valkey) as proxy:
         settings = {
@@ -317,11 +317,11 @@ async def test_a_failed_publish_and_the_circuit(
             "supervision_interval_seconds": 60,
         }
         replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings, **exporting(collector, "failing"))
-        # the subscription stays, so that no failure but those of the publish counts
+        # the subscription stays connected, so that only the failures of the publish count
         await proxy.set_mode(ProxyMode.SHUT)
         with redis.Redis.from_url(valkey) as link:
             link.client_kill_filter(_type="normal", skipme=True)
-        headers = traced_by()
+        headers = producer_headers()
         answer = await replica.request("POST", ROUTE, json=BODY, headers=headers)
         assert answer.status_code == 503
         spans = await collector.complete(trace_of(headers), 5)
@@ -332,8 +332,8 @@ async def test_a_failed_publish_and_the_circuit(
             f"    retry {channel}",
             "    EVALSHA !",
         ]
-        assert one(spans, SERVER).attributes["error.type"] == "503"
-        assert one(spans, f"publish {channel}").attributes["error.type"] == "TransportUnavailable"
+        assert only_span(spans, SERVER).attributes["error.type"] == "503"
+        assert only_span(spans, f"publish {channel}").attributes["error.type"] == "TransportUnavailable"
         (opened,) = await collector.wait("circuit closed -> open", instance="failing")
         last = max((span for span in spans if span.name == "EVALSHA"), key=lambda span: span.begin)
         assert (opened.kind, opened.parent, opened.links) == ("internal", "", [last.context])
@@ -342,14 +342,14 @@ async def test_a_failed_publish_and_the_circuit(
             "event_broadcaster.failure_count": 2,
         }
 
-        headers = traced_by()
+        headers = producer_headers()
         assert (await replica.request("POST", ROUTE, json=BODY, headers=headers)).status_code == 503
         spans = await collector.complete(trace_of(headers), 2)
         assert tree(spans) == [SERVER + " !", f"  publish {channel} !"]
-        assert one(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
+        assert only_span(spans, f"publish {channel}").attributes["error.type"] == "CircuitOpen"
 
         await proxy.set_mode(ProxyMode.PASS)
-        # who asks for what is not here yet makes the listener look at Redis
+        # a resume from a number that is not there yet makes the listener ask Redis
         async with connected(replica.websocket(since=9)):
             (tried, *_) = await eventually_named(collector, "circuit open -> half_open", "failing")
             (closed,) = await collector.wait("circuit half_open -> closed", instance="failing")
@@ -359,7 +359,7 @@ async def test_a_failed_publish_and_the_circuit(
 
 
 async def eventually_named(collector: Collector, name: str, instance: str) -> list[Span]:
-    """Wait for a span of that name, of that replica; there may be more."""
+    """Wait for a span with this name, of this replica; there may be more."""
     await eventually(lambda: collector.named(name, instance=instance), 15)
     return collector.named(name, instance=instance)
 
@@ -367,7 +367,7 @@ async def eventually_named(collector: Collector, name: str, instance: str) -> li
 async def test_the_listener_and_the_drain(
     start: ReplicaFactory, valkey: str, channel: str, collector: Collector
 ) -> None:
-    """Section 10, traces: a listener's restart and a drain are spans; what is left is exported before the end."""
+    """A listener's restart and a drain are spans; spans that are left are exported before the exit."""
     settings = exporting(collector, "ending", otel_bsp_schedule_delay=60_000)
     replica = await asyncio.to_thread(start, redis_url=valkey, redis_event_channel=channel, **settings)
     with redis.Redis.from_url(valkey) as link:
@@ -386,12 +386,12 @@ async def test_the_listener_and_the_drain(
     assert drain.end >= drain.begin
 
 
-async def test_one_of_two_traces(start: ReplicaFactory, valkey: str, channel: str, collector: Collector) -> None:
-    """Section 10, traces: through a replica that does not trace, the producer's own span is the delivery's parent."""
+async def test_only_one_replica_traces(start: ReplicaFactory, valkey: str, channel: str, collector: Collector) -> None:
+    """If the publishing replica does not trace, the producer's span is the parent of the delivery span."""
     settings = {"redis_url": valkey, "redis_event_channel": channel}
     silent = start(**settings)
     start(**settings, **exporting(collector, "hearing"))
-    headers = traced_by()
+    headers = producer_headers()
     await silent.request("POST", ROUTE, json=BODY, headers=headers)
     (deliver,) = await collector.wait(f"deliver {channel}", instance="hearing")
     parent = trace_of(headers), "00f067aa0ba902b7"
@@ -401,7 +401,7 @@ async def test_one_of_two_traces(start: ReplicaFactory, valkey: str, channel: st
 
 
 async def test_resource_and_metrics(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, traces: spans and metrics say of which service, version, instance and pod they are."""
+    """Spans and metrics carry the service's name, version, instance and pod."""
     with Collector() as collector:
         replica = start(
             redis_url=valkey,
@@ -447,7 +447,7 @@ async def test_resource_and_metrics(start: ReplicaFactory, valkey: str, channel:
     [("refused", "Connection refused"), ("an error", "reason: Not Found"), ("no answer", "due to timeout")],
 )
 async def test_a_dead_collector(start: ReplicaFactory, valkey: str, channel: str, way: str, reason: str) -> None:
-    """Section 10, traces: a collector that takes nothing costs one warning, no publish, and 5 s at most at the end."""
+    """A collector that fails costs one warning, no publish, and at most 5 s at the exit."""
     with Collector() as collector:
         collector.status = 404
         if way == "no answer":
@@ -476,7 +476,7 @@ async def test_a_dead_collector(start: ReplicaFactory, valkey: str, channel: str
 
 
 async def test_a_collector_that_comes_back(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, traces: exports go on when the collector is there again, and the log says so once."""
+    """Exports resume when the collector is back, and the log says so once."""
     with Collector() as collector:
         collector.status = 400
         replica = start(redis_url=valkey, redis_event_channel=channel, **exporting(collector, "patient"))
@@ -489,7 +489,7 @@ async def test_a_collector_that_comes_back(start: ReplicaFactory, valkey: str, c
 
 
 async def test_a_collector_that_hangs_at_the_end(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Section 10, traces: a flush that gets no answer ends with its bound, and one warning."""
+    """If the collector does not answer the last flush, the exit is delayed by its timeout only, with one warning."""
     with Collector() as collector:
         settings = exporting(collector, "hung", otel_bsp_schedule_delay=60_000, otel_metrics_exporter="none")
         replica = start(redis_url=valkey, redis_event_channel=channel, **settings)

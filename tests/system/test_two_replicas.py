@@ -1,4 +1,4 @@
-"""The whole promise at once: two replicas, 1,000 events, 50 clients of every kind, half of them never at rest."""
+"""Two replicas, 1,000 events and 50 clients of every kind, half of which keep reconnecting."""
 
 import asyncio
 import random
@@ -11,7 +11,7 @@ from tests.system.history import History, violations
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import ROOT, Replica, ReplicaFactory, clean_environment
 
-EVENTS = 500  # each of two demos
+EVENTS = 500  # from each of two demos
 PATTERNS: Sequence[Sequence[str] | None] = (
     None,
     ["alert.*"],
@@ -31,7 +31,7 @@ ENCODINGS: Sequence[tuple[dict[str, Any], bool]] = (
 
 
 async def demo(replica: Replica, seed: int, history: History, epoch: str) -> None:
-    """Run the demo as a process, and log its receipts."""
+    """Run the demo as a process, and record its receipts."""
     options = ["--url", replica.url, "--rate", "0", "--count", str(EVENTS), "--seed", str(seed)]
     command = [sys.executable, "-m", "handlers", "demo", *options]
     posted = await asyncio.to_thread(processes.run, command, cwd=ROOT, env=clean_environment())
@@ -42,8 +42,8 @@ async def demo(replica: Replica, seed: int, history: History, epoch: str) -> Non
 
 
 async def test_two_replicas(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Sections 5 to 7: every client ends with exactly the events that it asked for, in order and none twice."""
-    # some of what is missed is in memory, some only in Redis
+    """Every client ends with exactly the events that match its patterns, in order and each once."""
+    # some of the missed events are in memory, others only in Redis
     settings = {"redis_url": valkey, "redis_event_channel": channel, "message_buffer_size": 10}
     pair = start.pair(**settings)
     history = History(marked=False)
@@ -56,7 +56,7 @@ async def test_two_replicas(start: ReplicaFactory, valkey: str, channel: str) ->
     published = asyncio.Event()
 
     async def move(recorder: RecordingClient) -> None:
-        """Leave after some messages, politely or not, and go on elsewhere."""
+        """Disconnect after some messages, with or without a close, and resume at another replica."""
         choice = random.Random(recorder.record.name)
         while not published.is_set():
             assert recorder.connection is not None
