@@ -141,7 +141,7 @@ async def replica(
     await broadcaster.start(without_redis=without_redis)
     try:
         with at_every_turn(_Invariants(broadcaster, transport)) if virtual else nullcontext():
-            # the check that follows the subscription is over too
+            # the check that follows the subscription has ended too
             await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
             yield broadcaster
     finally:

@@ -1,4 +1,4 @@
-"""The broadcaster: its rooms wired together, from start to stop."""
+"""The broadcaster as a whole, from start to stop."""
 
 import asyncio
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""The numbers of one replica: each moves when its cause happens."""
+"""The counters of one replica: each changes when its cause occurs."""
 
 import pytest
 
@@ -13,7 +13,7 @@ from tests.virtual_time import eventually
 
 @pytest.fixture
 def counters() -> Counters:
-    """Return numbers that all are 0."""
+    """Return counters that are all 0."""
     return Counters()
 
 
@@ -43,7 +43,7 @@ def test_deliveries(counters: Counters) -> None:
     counters.caught_up(Written(2, 1, 3))
     assert (counters.batches, counters.deliveries, counters.acks_wanted, counters.saved_bytes) == (1, 43, 11, 10)
     assert sum(counters.delivery_lag.counts) == 3
-    # a clock that is ahead of ours makes no lag, not a negative one
+    # a clock of another replica that is ahead gives a lag of 0, not a negative one
     assert counters.delivery_lag.sum == pytest.approx(1.0 + 0.0 + 0.5)
     assert counters.fanout_duration.sum == pytest.approx(0.6)
 

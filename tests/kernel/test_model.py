@@ -1,8 +1,8 @@
-"""Two replicas, their clients and one Redis, in any order of events that Hypothesis can think of.
+"""A model-based test: two replicas, four clients and one Redis, with events and faults in any order (Hypothesis).
 
-Everything but the sockets is real, time is virtual, and the history checker judges: whatever was lost, held up,
-announced twice, trimmed, forked or begun anew, in the end every client has what it is owed, once and in order, and
-was told of every loss. The examples are always the same, but for
+Everything but the sockets is real, and time is virtual. Announcements may be lost, delayed or repeated, Redis may be
+trimmed, emptied or replaced by a lagging copy. Afterwards the history checker must find that every client got every
+event that it must get, once and in order, and was told of every loss. The examples are always the same, except with
 `MODEL_EXAMPLES=5000 pytest tests/kernel/test_model.py`.
 """
 
@@ -40,7 +40,7 @@ clients = st.integers(0, 3)
 
 
 class Recording(FakeRedis):
-    """A Redis that remembers what it announced, so that it can be announced again."""
+    """A Redis that records its announcements, so that they can be announced again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,27 +48,27 @@ class Recording(FakeRedis):
         self.gone: dict[str, int] = {}  # the highest number of each epoch that has left the history
 
     def trim(self, size: int) -> None:
-        """As ever, and remember it."""
+        """Trim the history, and record what was removed."""
         before = {*self.history}
         super().trim(size)
         if before - {*self.history}:
             self.gone[self.place.epoch] = max(before - {*self.history})
 
     def announce(self, payload: bytes) -> int:
-        """As ever, and remember it."""
+        """Announce events, and record the payload."""
         self.announced.append(payload)
         return super().announce(payload)
 
 
 class Ear(FakeSink):
-    """A sink that leaves the judgement to the checker."""
+    """A sink without assertions of its own; the history checker checks its messages."""
 
     def _check(self, message: dict[str, Any]) -> None:
         pass
 
 
 class Party:
-    """A client that resumes wherever it comes back; each change of its patterns begins a case of its own."""
+    """A client that resumes at each reconnect; each change of its patterns starts a new record for the checker."""
 
     def __init__(self, number: int) -> None:
         self._name = f"client {number}"
@@ -85,18 +85,18 @@ class Party:
 
     @property
     def sink(self) -> Ear:
-        """Its socket."""
+        """The sink of the current connection."""
         assert self.client is not None
         assert isinstance(self.client.sink, Ear)
         return self.client.sink
 
     @property
     def open(self) -> bool:
-        """Whether it is connected."""
+        """True while it is connected."""
         return self.client is not None and self.sink.closed is None
 
     def connect(self, hub: EventBroadcaster, room: int | None) -> None:
-        """Come, or come back."""
+        """Connect, resuming from the current position if there is one."""
         since, epoch = self._reader.sequence, self._reader.epoch
         resume = None if since is None else Resume("events", since, epoch)
         sink = Ear(room)
@@ -111,7 +111,7 @@ class Party:
             hub.hub.fall_behind(client)
 
     def leave(self) -> None:
-        """Be gone."""
+        """Disconnect."""
         if self.client is not None:
             assert self.hub is not None
             self.hub.disconnect(self.client)
@@ -119,30 +119,30 @@ class Party:
             self.client = None
 
     def catch_up(self) -> None:
-        """Read what has come."""
+        """Advance the position over the messages that have arrived."""
         frames = self.seen.connections[-1].frames
         for frame in frames[self._read :]:
             self._reader.take(frame)
         self._read = len(frames)
 
     def stands_at(self, epoch: str, sequence: int) -> bool:
-        """Whether it has everything up to there."""
+        """Return True if its position is in this epoch, at `sequence` or later."""
         self.catch_up()
         return self._reader.epoch == epoch and (self._reader.sequence or 0) >= sequence
 
     def heartbeat(self) -> None:
-        """Its clock strikes."""
+        """Let it get a heartbeat."""
         assert self.hub is not None
         assert self.client is not None
         self.hub.hub.heartbeat(self.client)
 
     def resync(self) -> None:
-        """Ask for what was missed on the same connection: for the checker, another one."""
+        """Send a resync; the checker is given what follows as another connection."""
         assert self.client is not None
         assert self.hub is not None
         self.catch_up()
         since, epoch = self._reader.sequence, self._reader.epoch
-        # to the checker a replay belongs to a connection: one after the other
+        # the checker expects at most one replay in each connection
         if since is None or self._reader.replaying:
             return
         self._cut(since, epoch)
@@ -150,7 +150,7 @@ class Party:
         self.hub.hub.receive(self.client, json.dumps(asked))
 
     def subscribe(self, patterns: list[str]) -> None:
-        """Ask for nothing but these: from the reply on a new case, whose beginning the place at that moment is."""
+        """Replace the patterns; a new record starts with the reply, at the position of that moment."""
         assert self.client is not None
         assert self.hub is not None
         hub, client = self.hub.hub, self.client
@@ -159,7 +159,7 @@ class Party:
             return
         unwanted = [] if self.patterns is None else sorted({*self.patterns} - {*patterns})
         hub.receive(client, json.dumps({"type": "subscribe", "data": {"events": patterns}}))
-        # the set is what was asked for once the second reply has come; nothing happens between the two
+        # both commands are handled in one step, so no event comes between them
         if unwanted:
             hub.receive(client, json.dumps({"type": "unsubscribe", "data": {"events": unwanted}}))
         place = Place(*client.place)
@@ -174,7 +174,7 @@ class Party:
         self.catch_up()
 
     def _cut(self, since: int | None, epoch: str) -> None:
-        """Let what comes from here on be another connection's."""
+        """Record what follows as another connection."""
         assert self.client is not None
         place, sink = self.client.place, self.sink
         frames: list[dict[str, Any]] = [{"type": "connected", "epoch": place.epoch, "lastSeq": place.sequence}]
@@ -185,7 +185,7 @@ class Party:
 
 
 class Model(RuleBasedStateMachine):
-    """What may happen, one thing at a time; `settle` holds the service to its word."""
+    """The rules: each is one event or fault; `settle` repairs everything and runs the checker."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,12 +200,12 @@ class Model(RuleBasedStateMachine):
         self.transports: list[PausableTransport] = []
 
     def run(self, what: Coroutine[Any, Any, _T]) -> _T:
-        """Let something happen."""
+        """Run a coroutine to its end."""
         return self.loop.run_until_complete(what)
 
     @initialize(kept=st.integers(0, 12))
     def begin(self, kept: int) -> None:
-        """Two replicas on a Redis that has had a few events, and a client on each."""
+        """Start two replicas, publish a few events, and connect a client to each replica."""
         self.redis.history_size = 30
         for at in range(2):
             self._start(at)
@@ -215,7 +215,7 @@ class Model(RuleBasedStateMachine):
             self.run(_call(party.connect, self.hubs[number], None))
 
     def _start(self, at: int) -> None:
-        """Start a replica; it may take the place of another."""
+        """Start a replica, in place of an earlier one if there is one."""
         transport = PausableTransport(self.redis)
         hub = EventBroadcaster(transport, CONFIG, clock=self.loop.time)
         self.run(hub.start())
@@ -225,7 +225,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(at=replicas, kind=st.sampled_from(KINDS), size=st.sampled_from([1, 1, 1, 3, 40]), key=st.sampled_from("  k"))
     def publish(self, at: int, kind: str, size: int, key: str) -> None:
-        """A producer publishes at this replica, perhaps under a key that was used before."""
+        """Publish at this replica, sometimes under a key that was used before."""
         batch = []
         for _ in range(size):
             self.count += 1
@@ -252,24 +252,24 @@ class Model(RuleBasedStateMachine):
 
     @rule(deaf=st.booleans())
     def lose_announcements(self, deaf: bool) -> None:
-        """Subscriptions are alive but deaf, or hear again."""
+        """Let subscriptions receive nothing, or receive again."""
         self.redis.deaf = deaf
 
     @rule()
     def hold_announcements(self) -> None:
-        """Announcements are on their way for long."""
+        """Hold announcements back."""
         self.redis.release()
         self.redis.hold()
 
     @rule()
     def release_announcements(self) -> None:
-        """They arrive."""
+        """Deliver the announcements that were held back."""
         self.redis.release()
 
     @precondition(lambda self: self.redis.announced)
     @rule(back=st.integers(1, 5), twice=st.booleans())
     def announce_again(self, back: int, twice: bool) -> None:
-        """An old announcement comes once more."""
+        """Repeat an old announcement."""
         for _ in range(1 + twice):
             self.redis.announce(self.redis.announced[-min(back, len(self.redis.announced))])
 
@@ -279,39 +279,39 @@ class Model(RuleBasedStateMachine):
         )
     )
     def announce_foreign(self, payload: bytes) -> None:
-        """Somebody else uses the channel."""
+        """Publish an invalid message on the channel."""
         FakeRedis.announce(self.redis, payload)
 
     @rule(after=st.booleans(), count=st.integers(1, 3))
     def fail(self, after: bool, count: int) -> None:
-        """The next calls fail, or lose their answers."""
+        """Let the next calls fail, or lose their answers."""
         self.redis.fail(count, after=after)
 
     @rule(at=replicas, size=st.integers(1, 3))
     def lose_an_answer(self, at: int, size: int) -> None:
-        """A publish takes effect, and nobody hears of it."""
+        """Let the next publish take effect and lose its answer."""
         self.redis.fail(after=True)
         self.publish(at, "event", size, "")
 
     @rule(down=st.booleans())
     def go_down(self, down: bool) -> None:
-        """Redis cannot be reached, or can again."""
+        """Make Redis unreachable, or reachable again."""
         self.redis.down = down
 
     @rule()
     def hang_up(self) -> None:
-        """Every subscription ends."""
+        """Close every subscription."""
         self.redis.hang_up()
 
     @rule(at=replicas, name=st.sampled_from(CALLS), answers=st.booleans())
     def hold_calls(self, at: int, name: str, answers: bool) -> None:
-        """A replica's calls of a kind, or their answers, are on their way for long."""
+        """Hold back a replica's calls of one kind, or their answers."""
         transport = self.transports[at]
         (transport.after if answers else transport.before)[name].clear()
 
     @rule(at=replicas)
     def release_calls(self, at: int) -> None:
-        """They arrive."""
+        """Let the calls that were held back continue."""
         for gate in self._gates(at):
             gate.set()
 
@@ -321,12 +321,12 @@ class Model(RuleBasedStateMachine):
 
     @rule(size=st.integers(0, 8))
     def trim(self, size: int) -> None:
-        """The history loses its older part."""
+        """Trim the history."""
         self.redis.trim(size)
 
     @rule(at=replicas, size=st.sampled_from([1, 3, 40]), kept=st.integers(0, 2))
     def lose_for_good(self, at: int, size: int, kept: int) -> None:
-        """What nobody was told of leaves the history before anybody could ask."""
+        """Trim events of which no replica has received an announcement."""
         deaf, self.redis.deaf = self.redis.deaf, True
         self.publish(at, "event", size, "")
         self.redis.trim(kept)
@@ -334,13 +334,13 @@ class Model(RuleBasedStateMachine):
 
     @rule()
     def flush(self) -> None:
-        """Redis loses everything."""
+        """Delete all data in Redis."""
         self.redis.flush()
 
     @rule(back=st.integers(1, 6))
     def fail_over(self, back: int) -> None:
-        """A copy that lags takes over."""
-        # What no replica has delivered may be numbered again, that is not promised otherwise.
+        """Let a lagging copy take over."""
+        # Numbers that no replica has delivered may be used again; the service promises nothing else.
         self.settle()
         self.redis.rewind(max(0, self.redis.place.sequence - back))
         self.history.fork(*self.redis.place)
@@ -349,7 +349,7 @@ class Model(RuleBasedStateMachine):
 
     @rule(who=clients, at=replicas, room=st.sampled_from([None, None, 0, 800]), strikes=st.booleans())
     def connect(self, who: int, at: int, room: int | None, strikes: bool) -> None:
-        """A client comes, or comes back, and may be told its place at once; its socket may hold little."""
+        """Connect a client, perhaps with a heartbeat at once or with a small socket buffer."""
 
         def come() -> None:
             self.parties[who].connect(self.hubs[at], room)
@@ -361,48 +361,48 @@ class Model(RuleBasedStateMachine):
 
     @rule(who=clients, at=replicas, kind=st.sampled_from(KINDS), size=st.sampled_from([1, 3, 40]))
     def miss_something(self, who: int, at: int, kind: str, size: int) -> None:
-        """A client is away while events are published, and is told its place as soon as it is back."""
+        """Publish while a client is away; it gets a heartbeat as soon as it is back."""
         self.run(_call(self.parties[who].leave))
         self.publish(at, kind, size, "")
         self.connect(who, at, None, True)
 
     @rule(who=clients)
     def vanish(self, who: int) -> None:
-        """A client goes."""
+        """Disconnect a client."""
         self.run(_call(self.parties[who].leave))
 
     @rule(who=clients, room=st.sampled_from([0, 800]))
     def slow_down(self, who: int, room: int) -> None:
-        """A client reads no more."""
+        """Let a client stop reading."""
         if self.parties[who].open:
             self.parties[who].sink.room = room
 
     @rule(who=clients)
     def read(self, who: int) -> None:
-        """A client reads what there is."""
+        """Let a client read everything."""
         if self.parties[who].open:
             self.run(_call(self.parties[who].sink.drain))
 
     @rule(who=clients)
     def heartbeat(self, who: int) -> None:
-        """A client is told its place."""
+        """Send a heartbeat to a client."""
         if self._heard(who):
             self.run(_call(self.parties[who].heartbeat))
 
     @rule(who=clients)
     def resync(self, who: int) -> None:
-        """A client asks for what it missed."""
+        """Let a client send a resync."""
         if self._heard(who):
             self.run(_call(self.parties[who].resync))
 
     @rule(who=clients, patterns=st.sampled_from(FILTERS[1:]))
     def subscribe(self, who: int, patterns: list[str]) -> None:
-        """A client wants something else from now on."""
+        """Let a client change its patterns."""
         if self._heard(who):
             self.run(_call(self.parties[who].subscribe, patterns))
 
     def _heard(self, who: int) -> bool:
-        """Whether what this client says is read: not while its socket is full."""
+        """True if the client is connected and its messages are read, which they are not while its socket is full."""
         return self.parties[who].open and not self.parties[who].sink.blocked
 
     # -- replicas and time
@@ -410,7 +410,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: not self.redis.down)
     @rule(at=replicas)
     def restart(self, at: int) -> None:
-        """A replica ends, and another takes its place."""
+        """Stop a replica, and start another in its place."""
         self.release_calls(at)
         for party in self.parties:
             if party.hub is self.hubs[at]:
@@ -421,17 +421,17 @@ class Model(RuleBasedStateMachine):
 
     @rule(turns=st.integers(1, 30))
     def turn(self, turns: int) -> None:
-        """The loop turns a few times."""
+        """Let the loop run for a few turns."""
         self.run(_turns(turns))
 
     @rule(seconds=st.sampled_from([0.5, 6.0, 40.0]))
     def wait(self, seconds: float) -> None:
-        """Time passes."""
+        """Let time pass."""
         self.run(asyncio.sleep(seconds))
 
     @rule()
     def settle(self) -> None:
-        """Let everything heal; then everybody must have everything, and the checker nothing to say."""
+        """Repair everything; then every client must get every event, and the checker must find no violation."""
         redis = self.redis
         redis.deaf = redis.down = False
         redis.release()
@@ -445,10 +445,10 @@ class Model(RuleBasedStateMachine):
                 assert violations(_until(self._promised(), seen, place), [seen]) == []
 
     def _promised(self) -> History:
-        """What clients are owed.
+        """Return the events that clients must get.
 
-        A verdict that the epoch has changed replays only what the history still has of it. A client that is cut off
-        before its verdict never hears that something was gone: that is the protocol's, verdicts come last.
+        A `resync_ack` with `epoch_changed` comes after a replay of what the history still has; earlier events are not
+        promised. A client that is disconnected before its `resync_ack` is not told of them: the verdict comes last.
         """
         cases = [case for party in self.parties for case in (party.seen, *(seen for seen, _ in party.closed_cases))]
         frames = [frame for case in cases for each in case.connections for frame in each.frames]
@@ -462,7 +462,7 @@ class Model(RuleBasedStateMachine):
 
     async def _healed(self) -> None:
         deadline = self.loop.time() + 600
-        # twice: what is found by the first checks of the position is told by then
+        # twice, because the first position checks may find losses that are announced afterwards
         for _ in range(2):
             await asyncio.sleep(12)
             while not self._all_there():
@@ -487,7 +487,7 @@ class Model(RuleBasedStateMachine):
         )
 
     def teardown(self) -> None:
-        """Settle, and leave nothing behind."""
+        """Settle, and check that no task is left."""
         if self.hubs:
             try:
                 self.settle()
@@ -501,14 +501,14 @@ class Model(RuleBasedStateMachine):
 
 
 def redis_state(model: Model) -> str:
-    """Where everybody stands, for a failure."""
+    """Return the state of all parts, for an assertion message."""
     hubs = [(hub.epoch, hub.sequence, hub.get_circuit_state().state, hub.is_listener_healthy()) for hub in model.hubs]
     parties = [(p.client and p.client.place, p.client and p.client.delivery, p.open) for p in model.parties]
     return f"Redis {model.redis.place}, replicas {hubs}, clients {parties}, {len(model.publishes)} publishes"
 
 
 def _until(history: History, seen: ClientRecord, place: Place) -> History:
-    """What was published until a client at this place changed its mind."""
+    """Return the history up to the position at which this client changed its patterns."""
     epochs = [fact["epoch"] for each in seen.connections for fact in each.frames if "epoch" in fact]
     before = {*epochs} - {place.epoch}
     accepted = {
@@ -537,7 +537,7 @@ TestModel.settings = settings(
     derandomize=not EXAMPLES,
     deadline=None,
     database=None,
-    # shrinking takes many times longer than finding; by hand it is worth that
+    # shrinking takes many times longer than finding a failure, so only do it by hand
     phases=[Phase.generate, Phase.shrink] if EXAMPLES else [Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

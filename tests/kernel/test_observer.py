@@ -1,4 +1,4 @@
-"""Observers hear every hook, and one that raises is switched off."""
+"""Observers: each is called by every hook, and one that raises is switched off."""
 
 import inspect
 import logging
@@ -52,20 +52,20 @@ DETAILS = {
 
 
 class Notebook(Observer):
-    """Writes down what it hears, or fails."""
+    """Records what it is told, or fails."""
 
     def __init__(self) -> None:
         self.heard: list[object] = []
         self.fails = False
 
     def delivered(self, delivered: Delivered) -> None:
-        """Write it down, or fail."""
+        """Record it, or fail."""
         if self.fails:
             raise ZeroDivisionError
         self.heard.append(delivered)
 
     def foreign(self, count: int) -> None:
-        """Write it down."""
+        """Record it."""
         self.heard.append(count)
 
 
@@ -77,7 +77,7 @@ class Host(Observer):
         self.left: list[BaseException | None] = []
 
     def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
-        """Give the events a trace of its own."""
+        """Run the publish with a trace of its own."""
         if self.fails == "call":
             raise ZeroDivisionError
         return self._around()
@@ -113,7 +113,7 @@ def test_hooks_do_nothing(hook: str) -> None:
 
 
 def test_a_publish_keeps_its_trace() -> None:
-    """Without a guest that does otherwise, events carry the trace context of their producer."""
+    """If no observer changes it, events carry the trace context of their producer."""
     for observer in (Observer(), Observers(), Observers([Observer()])):
         observer.slowed()
         with observer.publishing(PUBLISHING) as trace:
@@ -121,7 +121,7 @@ def test_a_publish_keeps_its_trace() -> None:
 
 
 def test_a_guest_is_told() -> None:
-    """A guarded guest hears what it overrides."""
+    """A guarded observer is called by the hooks that it overrides."""
     guest = Notebook()
     guard = Observers([guest])
     guard.delivered(DETAILS["delivered"])  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def test_a_guest_is_told() -> None:
 
 
 def test_a_guest_that_fails_is_switched_off(caplog: pytest.LogCaptureFixture) -> None:
-    """One that raises is logged once, with the hook's name, and hears no more; the kernel does not notice."""
+    """An observer that raises is logged once, with the hook's name, and is called no more; the kernel goes on."""
     guest = Notebook()
     guard = Observers([guest])
     guest.fails = True
@@ -144,7 +144,7 @@ def test_a_guest_that_fails_is_switched_off(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_a_guest_surrounds_a_publish() -> None:
-    """What a guest yields is the trace of the events; it sees the publish's error and cannot hide it."""
+    """The trace that an observer yields is that of the events; it sees the publish's error and cannot hide it."""
     guest = Host()
     guard = Observers([guest])
     with guard.publishing(PUBLISHING) as trace:
@@ -157,7 +157,7 @@ def test_a_guest_surrounds_a_publish() -> None:
 
 @pytest.mark.parametrize("fails", ["call", "enter", "exit"])
 def test_a_guest_that_fails_around_a_publish(fails: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Wherever it fails, the publish goes on, with its producer's trace if need be, and the guest is switched off."""
+    """If an observer fails around a publish, the publish goes on with its producer's trace."""
     guard = Observers([Host(fails)])
     with guard.publishing(PUBLISHING) as trace:
         assert trace == (TraceContext("00-8-9-01") if fails == "exit" else THEIRS)
@@ -168,7 +168,7 @@ def test_a_guest_that_fails_around_a_publish(fails: str, caplog: pytest.LogCaptu
 
 
 def test_a_guest_that_fails_does_not_hide_an_error(caplog: pytest.LogCaptureFixture) -> None:
-    """A publish that fails raises its own error, not the guest's."""
+    """A publish that fails raises its own error, not the observer's."""
     with pytest.raises(KeyError), Observers([Host("exit")]).publishing(PUBLISHING):
         raise KeyError
     assert "switched off" in caplog.text

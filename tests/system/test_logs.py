@@ -112,7 +112,7 @@ async def test_no_secrets(start: ReplicaFactory, private_redis: str, channel: st
     assert "API_KEYS=***" in settings["message"]
     assert f"REDIS_EVENT_CHANNEL={channel}" in settings["message"]
     assert entries_about(replica, "running on")[0]["logger"] == "uvicorn.error"
-    assert entries_about(replica, "JWT_SECRET is set, but has no effect")
+    assert entries_about(replica, "JWT_SECRET is set but has no effect")
     joined, left = entries_about(replica, " joined"), entries_about(replica, " left with ")
     assert {line["level"] for line in joined + left} == ({"DEBUG"} if level == "DEBUG" else set())
     assert len(joined) == len(left) == (3 if level == "DEBUG" else 0)

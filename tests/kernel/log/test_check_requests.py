@@ -1,4 +1,4 @@
-"""Requests for a position check: which check answers whom."""
+"""Requests for position checks: when a check is due, and which check answers which request."""
 
 import asyncio
 
@@ -7,13 +7,13 @@ from kernel.resilience.circuit import CircuitState
 
 
 async def settle() -> None:
-    """Let every task take its next step."""
+    """Let every task run until it waits."""
     for _ in range(5):
         await asyncio.sleep(0)
 
 
 async def test_a_request_ends_the_wait() -> None:
-    """The position check sleeps for its interval, or until somebody asks."""
+    """The position check sleeps for its interval, or until a check is requested."""
     checks = CheckRequests()
     await checks.wait(0.001)
     waiting = asyncio.create_task(checks.wait(60))
@@ -33,7 +33,7 @@ async def test_a_change_of_the_circuit_ends_the_wait() -> None:
 
 
 async def test_a_check_under_way_does_not_answer() -> None:
-    """A request that comes while a check is under way is answered by the next one only."""
+    """A request that is made during a check is answered only by the next one."""
     checks = CheckRequests()
     assert not checks.start()
     late = asyncio.create_task(checks.completed())
@@ -48,7 +48,7 @@ async def test_a_check_under_way_does_not_answer() -> None:
 
 
 async def test_a_failed_check_is_repeated_at_once() -> None:
-    """A check that fails answers nobody; the next one is due immediately and answers all of them."""
+    """A check that fails answers no request; the next one is due at once and answers all of them."""
     checks = CheckRequests()
     waiting = [asyncio.create_task(checks.completed()) for _ in range(2)]
     await settle()
@@ -66,7 +66,7 @@ async def test_a_failed_check_is_repeated_at_once() -> None:
 
 
 async def test_nobody_waits_any_more() -> None:
-    """Those who gave up are forgotten: a check is not urgent for their sake, and its success does not trouble them."""
+    """Cancelled requests are forgotten: they make no check due, and a successful check ignores them."""
     checks = CheckRequests()
     gone, staying = (asyncio.create_task(checks.completed()) for _ in range(2))
     await settle()

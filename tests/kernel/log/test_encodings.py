@@ -1,4 +1,4 @@
-"""Encodings: the bytes of one message, right for each kind of client."""
+"""Encodings: the bytes of one message for each kind of client."""
 
 import zlib
 
@@ -31,7 +31,7 @@ BOTH = WireEncoding(1024, deflate=True, level=6)
     ],
 )
 def test_lengths(length: int, head: bytes) -> None:
-    """RFC 6455, section 5.2: the length takes 7, 16 or 64 bits, whichever is the shortest, and nothing is masked."""
+    """The length takes 7, 16 or 64 bits, whichever is the shortest, and nothing is masked (RFC 6455, section 5.2)."""
     payload = b"x" * length
     assert PLAIN.encode(payload) == head + payload
     assert bytes(wire_frames(PLAIN.encode(payload))[0].data) == payload
@@ -80,7 +80,7 @@ def test_compression_levels() -> None:
 
 
 def test_deflate() -> None:
-    """RFC 7692: the first reserved bit says "compressed", and the stream ends without its empty block."""
+    """The first reserved bit marks a compressed frame, and the stream ends without its empty block (RFC 7692)."""
     data = DEFLATE.encode(b"x" * 128)
     assert data[0] == 0xC1
     assert len(data) < 40

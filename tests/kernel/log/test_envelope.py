@@ -1,4 +1,4 @@
-"""What travels through Redis: written by one replica, read by others, and never trusted."""
+"""The envelope: the JSON that travels through Redis, written by one replica and read by others, and never trusted."""
 
 import json
 from typing import Any
@@ -43,24 +43,24 @@ NOW = 1769860800.125
 
 
 def message(kind: type[Message], data: dict[str, Any], **envelope: Any) -> Any:
-    """A message of a family."""
+    """Return a message of this type."""
     return kind(data=msgspec.convert(data, kind.__annotations__["data"]), **envelope)
 
 
 def tail(of: Any, traceparent: str | None = None, tracestate: str | None = None, baggage: str | None = None) -> bytes:
-    """What a publisher writes for a message."""
+    """Return what a publisher writes for a message."""
     return encode_tail(of, "id-1", TraceContext(traceparent, tracestate, baggage), NOW)
 
 
 def through_the_history(written: bytes) -> Entry:
-    """What a reader of the history makes of it."""
+    """Return the event as read from the history."""
     entry = decode_entry(42, {b"id": b"id-1", b"event": written})
     assert entry is not None
     return entry
 
 
 def through_the_channel(*written: bytes) -> list[Entry]:
-    """What a subscriber makes of it."""
+    """Return the event as received on the channel."""
     events = b",".join(b'{"sequence":%d%s' % (number, each) for number, each in enumerate(written, 42))
     announcement = decode_announcement(b'{"epoch":"9f86d081884c7d65","events":[%s]}' % events)
     assert announcement is not None
@@ -69,7 +69,7 @@ def through_the_channel(*written: bytes) -> list[Entry]:
 
 
 def test_document() -> None:
-    """Section 7, Redis: the payload carries sequence, id, type, trace context and data; no field in vain."""
+    """The payload carries sequence, id, type, trace context and data, and no field without a value."""
     plain = json.loads(b'{"sequence":42' + tail(message(SceneChangeMessage, SCENE)))
     assert plain == {"sequence": 42, "id": "id-1", "type": "scene_change", "published_at": NOW, "data": SCENE}
     full = json.loads(b'{"sequence":42' + tail(message(WorkerStatusMessage, WORKER), "00-1-2-01", "a=b", "c=d"))
@@ -98,7 +98,7 @@ def test_document() -> None:
     ],
 )
 def test_both_ways_read_the_same(sent: Message) -> None:
-    """Section 7, Redis: an event heard and an event read back are the same, its data the bytes that were written."""
+    """An event reads the same from the channel and from the history, its data byte for byte as written."""
     data = msgspec.json.encode(sent.data)
     read = through_the_history(tail(sent))
     (heard,) = through_the_channel(tail(sent))
@@ -108,7 +108,7 @@ def test_both_ways_read_the_same(sent: Message) -> None:
 
 
 def test_batch() -> None:
-    """Section 7, Redis: the events of one call share a payload and keep their order."""
+    """The events of one call share a payload and keep their order."""
     entries = through_the_channel(tail(message(SceneChangeMessage, SCENE)), tail(message(EventMessage, EVENT)))
     assert [(entry.sequence, entry.type) for entry in entries] == [(42, "scene_change"), (43, "event")]
 
@@ -118,7 +118,7 @@ def test_batch() -> None:
     [({}, False), ({"risk_score": 80}, True), ({"risk_score": 0, "risk_level": "critical"}, True)],
 )
 def test_requires_ack(changes: dict[str, Any], required: bool) -> None:
-    """Section 3, requires_ack: it is decided where the event is published, and travels with it."""
+    """`requires_ack` is decided by the publishing replica and travels with the event."""
     assert through_the_history(tail(message(EventMessage, {**EVENT, **changes}))).requires_ack is required
 
 
@@ -131,7 +131,7 @@ def test_requires_ack(changes: dict[str, Any], required: bool) -> None:
     ],
 )
 def test_event_type(sent: Message, event_type: str | None) -> None:
-    """Section 5, names: the data's own event_type travels beside it, so that nobody needs to look inside."""
+    """The `event_type` of the data also travels beside it, so that no reader has to decode the data."""
     assert through_the_history(tail(sent)).event_type == event_type
 
 
@@ -144,19 +144,19 @@ def test_event_type(sent: Message, event_type: str | None) -> None:
     ],
 )
 def test_timestamp(sent: Message, timestamp: str | None | msgspec.UnsetType) -> None:
-    """Section 3, envelope timestamp: it travels where the family has one, null included, and is absent elsewhere."""
+    """The timestamp travels if its type has one, null included, and is absent otherwise."""
     assert through_the_history(tail(sent)).timestamp == timestamp
     assert through_the_channel(tail(sent))[0].timestamp == timestamp
 
 
 def test_trace_context() -> None:
-    """Section 10, traces: the producer's context travels in the payload."""
+    """The producer's trace context travels in the payload."""
     entry = through_the_history(tail(message(EventMessage, EVENT), "00-aa-bb-01", "vendor=1", "user=é"))
     assert (entry.traceparent, entry.tracestate, entry.baggage) == ("00-aa-bb-01", "vendor=1", "user=é")
 
 
 def test_new_epoch() -> None:
-    """Section 7, Redis: an announcement without events says that an epoch has begun."""
+    """An announcement without events announces a new epoch."""
     assert decode_announcement(b'{"epoch":"e","events":[]}') == Announcement("e", [])
 
 
@@ -164,7 +164,7 @@ NO_SEQUENCES: list[Any] = [0, -1, "1", 1.5, True, []]
 
 
 def document(**changes: Any) -> dict[str, Any]:
-    """The one event of an announcement, with some fields changed; None leaves one out."""
+    """Return the only event of an announcement with some fields changed; None removes a field."""
     entry = {"sequence": 1, "id": "a", "type": "event", "data": {}} | changes
     return {name: value for name, value in entry.items() if value is not None}
 
@@ -184,7 +184,7 @@ def document(**changes: Any) -> dict[str, Any]:
     ],
 )
 def test_foreign_entries(changes: dict[str, Any]) -> None:
-    """Section 7, Redis: an event that lacks a field or has a wrong one is none of ours, wherever it is."""
+    """An event with a missing or invalid field is invalid, on the channel and in the history."""
     entry = document(**changes)
     assert decode_announcement(json.dumps({"epoch": "e", "events": [document()]}).encode()) is not None
     assert decode_announcement(json.dumps({"epoch": "e", "events": [document(), entry]}).encode()) is None
@@ -223,7 +223,7 @@ NESTED = b"[" * 100_000 + b"]" * 100_000
     ],
 )
 def test_foreign_payloads(payload: bytes) -> None:
-    """Section 7, Redis: whatever else is on the channel is seen to be none of ours, and is no error."""
+    """Any other payload on the channel is recognised as invalid and raises nothing."""
     assert decode_announcement(payload) is None
 
 
@@ -241,14 +241,14 @@ def test_foreign_payloads(payload: bytes) -> None:
     ],
 )
 def test_foreign_history(fields: dict[bytes, bytes]) -> None:
-    """Section 7, Redis: whatever else is in the history is seen to be none of ours, and is no error."""
+    """Any other entry of the history is recognised as invalid and raises nothing."""
     assert decode_entry(1, fields) is None
 
 
 @settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes(payload: bytes) -> None:
-    """Section 7, Redis: no bytes are an error, on the channel or in the history."""
+    """No bytes raise an error, on the channel or in the history."""
     assert decode_announcement(payload) is None
     assert decode_entry(1, {b"event": payload}) is None
 
@@ -261,7 +261,7 @@ def test_any_bytes(payload: bytes) -> None:
     )
 )
 def test_any_json(value: Any) -> None:
-    """Section 7, Redis: no JSON is an error; what passes has an epoch and a list."""
+    """No JSON raises an error; a valid payload has an epoch and a list."""
     announcement = decode_announcement(json.dumps(value).encode())
     assert announcement is None or (
         announcement.epoch == value["epoch"] and announcement.events == value["events"] == []

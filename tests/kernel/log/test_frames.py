@@ -1,4 +1,4 @@
-"""Frames: the bytes of one message, made once."""
+"""Frames: the bytes of one message, encoded once."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ PLAIN = WireEncoding(None, deflate=False, level=6)
 
 
 class Counting:
-    """An encoding that counts what it makes."""
+    """An encoding that counts the messages it encodes."""
 
     def __init__(self) -> None:
         self.made: list[bytes] = []
@@ -106,7 +106,7 @@ def test_replayed_event() -> None:
     ],
 )
 def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> None:
-    """A marker has a place like an event, no names to filter by, and is never marked as replayed."""
+    """A marker has a position like an event, no names for patterns to match, and is never marked as replayed."""
     assert marker.place == place
     assert marker.names is None
     assert marker.entry is None
@@ -118,7 +118,7 @@ def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> Non
 
 
 def test_each_variant_is_made_once_and_shared() -> None:
-    """A variant is made once for each encoding, live and replayed, and all clients get the same object."""
+    """A frame is encoded once for each encoding, live and replayed, and all clients get the same object."""
     frame, encodings = Frame.of("e1", entry()), [Counting(), Counting()]
     for encoding in encodings:
         assert encoding.made == []

@@ -1,4 +1,4 @@
-"""The log: what has arrived is judged, and what is no longer in memory is read in pages that readers share."""
+"""The log: judges announcements, and reads older events from Redis in pages that readers share."""
 
 import asyncio
 
@@ -25,12 +25,12 @@ def outline(frames: list[Frame]) -> list[str]:
 
 
 def at(sequence: int, epoch: str = E1) -> Position:
-    """Return a place."""
+    """Return a position."""
     return Position(epoch, sequence)
 
 
 class World:
-    """A Redis with some events, and a replica's log that stands at the newest with nothing in memory."""
+    """A Redis with some events, and a replica's log at the newest event with nothing in memory."""
 
     def __init__(self, events: int, *, data: str = "{}") -> None:
         self.redis = FakeRedis()
@@ -41,7 +41,7 @@ class World:
 
     @property
     def reads(self) -> int:
-        """How often Redis was read."""
+        """The number of reads from Redis."""
         return self.redis.calls.count("read")
 
 
@@ -60,14 +60,14 @@ def events(*numbers: int, epoch: str = E1) -> Announcement:
 
 
 def test_what_follows_is_taken() -> None:
-    """Section 7, delivery: events that follow the newest one are taken, several announcements at a time."""
+    """Events that follow the newest one are accepted, several announcements at a time."""
     log = World(3).log
     assert offered(log, events(4), events(5, 6), events(7)) == ([4, 5, 6, 7], [])
     assert log.place == at(3)
 
 
 def test_what_is_known_is_passed_over() -> None:
-    """Section 7, delivery: an event that is there already, refilled for example, is neither taken nor strange."""
+    """An event that is there already, after a refill for example, is neither accepted again nor a misfit."""
     log = World(3).log
     assert offered(log, events(2), events(3, 4), events(4), events()) == ([4], [])
 
@@ -84,19 +84,19 @@ def test_what_is_known_is_passed_over() -> None:
     ],
 )
 def test_misfits(announcement: Announcement, taken: list[int], misfit: Position) -> None:
-    """Section 7, delivery: what does not follow is not delivered but remembered, for Redis alone can explain it."""
+    """An event that does not follow is not delivered but reported as a misfit, because only Redis can explain it."""
     log = World(3).log
     assert offered(log, announcement) == (taken, [misfit])
 
 
 def test_after_a_misfit_it_goes_on() -> None:
-    """Section 7, foreign documents: one that does not follow does not stop those that do."""
+    """A misfit does not stop later events that do follow."""
     log = World(3).log
     assert offered(log, events(90), events(4), events(1, epoch="x"), events(5)) == ([4, 5], [at(90), at(1, "x")])
 
 
 def test_before_redis_was_reached_nothing_follows() -> None:
-    """Section 8, Redis down at start: without an epoch no announcement can be judged."""
+    """Before Redis was reached there is no epoch, so every announcement is a misfit."""
     log = Log(PausableTransport(FakeRedis()), 10)
     assert offered(log, events(1)) == ([], [at(1)])
 
@@ -105,7 +105,7 @@ def test_before_redis_was_reached_nothing_follows() -> None:
 
 
 async def test_after_in_memory() -> None:
-    """Section 6, history: what is in memory is not read from Redis."""
+    """Events in memory are not read from Redis."""
     world = World(3)
     world.log.append([Frame.of(E1, entry(number)) for number in (4, 5)])
     assert outline(await world.log.after(at(3))) == ["4", "5"]
@@ -114,7 +114,7 @@ async def test_after_in_memory() -> None:
 
 
 async def test_after_in_the_history() -> None:
-    """Section 6, history: older events are read from Redis, the next ones first, never beyond the replica's place."""
+    """Older events are read from Redis, in order, and never beyond the replica's position."""
     world = World(250)
     fill(world.redis, 50)
     assert outline(await world.log.after(at(30))) == [str(n) for n in range(31, 101)]
@@ -123,7 +123,7 @@ async def test_after_in_the_history() -> None:
 
 
 async def test_after_another_epoch() -> None:
-    """Section 7, epochs: for a place in another epoch the new epoch's marker comes next."""
+    """For a position in another epoch, the marker of the new epoch comes next."""
     world = World(3)
     (marker,) = await world.log.after(at(2, "old"))
     assert marker.place == at(0)
@@ -131,7 +131,7 @@ async def test_after_another_epoch() -> None:
 
 
 async def test_after_nowhere() -> None:
-    """Section 6, first frame: who came before Redis was reached goes on from where the replica is."""
+    """A client that connected before Redis was reached continues from the replica's position."""
     world = World(3)
     (marker,) = await world.log.after(NOWHERE)
     assert marker.place == at(3)
@@ -139,13 +139,13 @@ async def test_after_nowhere() -> None:
 
 
 async def test_after_in_a_new_epoch_reads_its_events() -> None:
-    """Section 7, epochs: after the marker come all events of the new epoch from its first."""
+    """After the marker of a new epoch come all of its events, from the first."""
     world = World(30)
     assert outline(await world.log.after(at(0))) == [str(n) for n in range(1, 31)]
 
 
 async def test_gone() -> None:
-    """Section 9, slow clients: a place that has left the history is told apart, with the oldest event that is kept."""
+    """A position that the history no longer reaches raises Gone, with the oldest number that is kept."""
     world = World(50)
     world.redis.trim(20)
     with pytest.raises(Gone) as gone:
@@ -155,7 +155,7 @@ async def test_gone() -> None:
 
 
 async def test_gone_altogether() -> None:
-    """Section 7, nothing is lost silently: with an empty history all up to the replica's place is gone."""
+    """If the history is empty, everything up to the replica's position is gone."""
     world = World(50)
     fill(world.redis, 10)
     world.redis.lose_history()
@@ -165,7 +165,7 @@ async def test_gone_altogether() -> None:
 
 
 async def test_gone_from_the_history_but_not_from_memory() -> None:
-    """Section 6, resume: what is kept is sent, and the replica's memory keeps it too."""
+    """The oldest event that is kept may be in memory only."""
     world = World(50)
     world.log.ring.start(at(40))
     world.log.append([Frame.of(E1, entry(number)) for number in range(41, 51)])
@@ -176,7 +176,7 @@ async def test_gone_from_the_history_but_not_from_memory() -> None:
 
 
 async def test_gone_beyond_the_page() -> None:
-    """Section 9, slow clients: it makes no difference if the whole page has left."""
+    """A position is also gone if its whole page was trimmed."""
     world = World(350)
     world.redis.trim(50)
     with pytest.raises(Gone) as gone:
@@ -185,7 +185,7 @@ async def test_gone_beyond_the_page() -> None:
 
 
 async def test_holes_become_gaps() -> None:
-    """Section 7, gap: it stands exactly where the missing events would have been, both ends missing."""
+    """A gap stands exactly where the missing events would be, and names the first and the last of them."""
     world = World(150)
     for number in (7, 8, 50, 99, 100, 101, 150):
         del world.redis.history[number]
@@ -201,7 +201,7 @@ async def test_holes_become_gaps() -> None:
 
 @pytest.mark.parametrize("place", [3, 50, 100, 5_000_000])
 async def test_a_hole_is_one_step(place: int) -> None:
-    """Section 7, gap: a hole is told whole, however wide, up to the next event that is kept."""
+    """A hole is one gap, however wide, up to the next event that is kept."""
     world = World(3)
     world.redis.place = at(10**12 + 6)
     fill(world.redis, 2)
@@ -214,7 +214,7 @@ async def test_a_hole_is_one_step(place: int) -> None:
 
 
 async def test_a_place_within_a_hole() -> None:
-    """Section 7, gap: who stands within a hole hears of the rest of it."""
+    """A position within a hole gets a gap for the rest of it."""
     world = World(20)
     for number in (5, 6, 7):
         del world.redis.history[number]
@@ -223,7 +223,7 @@ async def test_a_place_within_a_hole() -> None:
 
 
 async def test_a_place_within_a_gap_in_memory() -> None:
-    """Section 7, gap: who has a part of what this replica misses, from another one, hears only of the rest."""
+    """A client that got some of the missing events from another replica gets a gap only for the rest."""
     world = World(3)
     world.log.append([Frame.gap(E1, 4, 9), Frame.of(E1, entry(10))])
     for place in (3, 4, 8):
@@ -234,14 +234,14 @@ async def test_a_place_within_a_gap_in_memory() -> None:
 
 
 async def test_entries_that_nobody_wrote() -> None:
-    """Section 7, foreign entries: what is no event of ours in the history is a hole."""
+    """Invalid entries of the history are a hole."""
     world = World(3)
     world.redis.history[2] = ("x", b"no event")
     assert outline(await world.log.after(at(0)))[1].startswith("gap")
 
 
 async def test_moved() -> None:
-    """Section 7, epochs: events of an epoch that this replica does not know are not what it asked for."""
+    """If the history has an epoch that this replica does not know yet, the read raises Moved."""
     world = World(50)
     world.redis.flush()
     fill(world.redis, 60)
@@ -253,7 +253,7 @@ async def test_moved() -> None:
 
 
 async def test_behind() -> None:
-    """Section 7, forks: a Redis that has fallen behind this replica is no reason to call its events lost."""
+    """If Redis is behind this replica, its events are not reported as lost."""
     world = World(150)
     world.redis.rewind(80)
     with pytest.raises(Moved):
@@ -265,7 +265,7 @@ async def test_behind() -> None:
 
 
 async def test_one_read_for_many_readers() -> None:
-    """Section 9, slow clients: who is on the same page at the same time shares one read, and the frames made of it."""
+    """Clients that read the same page at the same time share one read and its frames."""
     world = World(150)
     world.transport.before["read"].clear()
     readers = [asyncio.create_task(world.log.after(at(number))) for number in range(100)]
@@ -278,7 +278,7 @@ async def test_one_read_for_many_readers() -> None:
 
 
 async def test_full_pages_are_kept() -> None:
-    """Section 9, slow clients: who comes later finds the page, wherever in it; an unfinished one is read again."""
+    """A full page is kept for later readers, wherever they start in it; an unfinished one is read again."""
     world = World(150)
     first = await world.log.after(at(30))
     assert (await world.log.after(at(80)))[-1] is first[-1]
@@ -289,7 +289,7 @@ async def test_full_pages_are_kept() -> None:
 
 
 async def test_a_page_that_was_trimmed_meanwhile() -> None:
-    """Section 9, slow clients: what a page still holds can be had although Redis has dropped it."""
+    """The events of a kept page are served although Redis has trimmed them."""
     world = World(350)
     await world.log.after(at(0))
     world.redis.trim(10)
@@ -297,7 +297,7 @@ async def test_a_page_that_was_trimmed_meanwhile() -> None:
 
 
 async def test_a_page_whose_head_was_trimmed() -> None:
-    """Section 9, slow clients: a page that was read without its head serves only those behind it."""
+    """A page whose start had been trimmed serves only positions after that."""
     world = World(150)
     world.redis.trim(100)
     assert outline(await world.log.after(at(50)))[0] == "51"
@@ -308,7 +308,7 @@ async def test_a_page_whose_head_was_trimmed() -> None:
 
 
 async def test_a_reader_that_gives_up() -> None:
-    """Section 9, slow clients: a client that goes away does not take the answer from the others."""
+    """A reader that is cancelled does not take the answer from the others."""
     world = World(150)
     world.transport.before["read"].clear()
     first, second = (asyncio.create_task(world.log.after(at(0))) for _ in range(2))
@@ -322,7 +322,7 @@ async def test_a_reader_that_gives_up() -> None:
 
 
 async def test_a_read_that_fails() -> None:
-    """Section 8, what counts: all who wait learn of the failure, and the next read is a new one."""
+    """A failed read fails for all its readers, and the next one reads again."""
     world = World(150)
     world.redis.fail()
     answers = await asyncio.gather(*(world.log.after(at(0)) for _ in range(3)), return_exceptions=True)
@@ -332,7 +332,7 @@ async def test_a_read_that_fails() -> None:
 
 
 async def test_kept_pages_are_bounded() -> None:
-    """Section 9, bounded memory: only so many pages are kept, and those used last."""
+    """The number of kept pages is bounded; the last used ones stay."""
     world = World(4000)
     for number in range(40):
         await world.log.after(at(number * 100))
@@ -345,7 +345,7 @@ async def test_kept_pages_are_bounded() -> None:
 
 
 async def test_kept_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Section 9, bounded memory: large events leave fewer pages, one at least."""
+    """The bytes of kept pages are bounded, but one page always stays."""
     world = World(500, data='"%s"' % ("x" * 1000))
     monkeypatch.setattr(log_module, "_KEPT_BYTES", 250_000)
     for number in (0, 100, 200, 300):
@@ -375,7 +375,7 @@ fill(FULL, 450)
 )
 @settings(deadline=None)
 async def test_reading_on_and_on(kept: int, holes: set[int], place: int, size: int, in_memory: int) -> None:
-    """Sections 6 and 7: from any place on every event comes once and in order, a gap for each hole, or Gone."""
+    """From any position every event comes once and in order, with a gap for each hole, or the read raises Gone."""
     redis = FakeRedis()
     redis.place, redis.history = at(450), dict(FULL.history)
     redis.trim(kept)

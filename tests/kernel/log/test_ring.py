@@ -1,4 +1,4 @@
-"""The ring: the newest frames, where the replica stands, and what follows a place."""
+"""The ring: the newest frames, the replica's position, and the frames after a position."""
 
 import pytest
 from hypothesis import given
@@ -16,7 +16,7 @@ def event(sequence: int, epoch: str = "e") -> Frame:
 
 
 def places(frames: list[Frame] | None) -> list[Position] | None:
-    """Return where the frames stand."""
+    """Return the positions of the frames."""
     return None if frames is None else [frame.place for frame in frames]
 
 
@@ -26,7 +26,7 @@ def numbers(frames: list[Frame] | None) -> list[int] | None:
 
 
 def test_a_new_ring_is_nowhere() -> None:
-    """Section 4, first frame: epoch "" and number 0 while Redis has never been reached."""
+    """Until Redis was reached the epoch is "" and the number 0."""
     ring = Ring(3)
     assert (ring.place, ring.fence, len(ring)) == (NOWHERE, Fence(NOWHERE, ""), 0)
     assert ring.since(NOWHERE) == []
@@ -35,7 +35,7 @@ def test_a_new_ring_is_nowhere() -> None:
 
 
 def test_place_is_the_newest_frame() -> None:
-    """Section 6, position: the ring stands at its newest frame, and holds that very object."""
+    """The ring's position is that of its newest frame, the same object."""
     ring = Ring(3)
     ring.start(Position("e", 4))
     frames = [event(5), event(6)]
@@ -45,7 +45,7 @@ def test_place_is_the_newest_frame() -> None:
 
 
 def test_a_marker_bears_no_id() -> None:
-    """Section 7, forks: after a marker only the number is known, not the event that bears it."""
+    """After a marker only the number is known, not the id of the event that has it."""
     ring = Ring(3)
     ring.start(Position("e", 1))
     ring.append([event(2), Frame.gap("e", 3, 9)])
@@ -53,7 +53,7 @@ def test_a_marker_bears_no_id() -> None:
 
 
 def test_the_oldest_go() -> None:
-    """Section 6, history: the newest frames are in memory, and for older ones the ring says that it cannot tell."""
+    """The oldest frames are dropped; for positions before those that are kept the ring returns None."""
     ring = Ring(3)
     ring.start(Position("e", 0))
     ring.append(event(number) for number in range(1, 6))
@@ -66,7 +66,7 @@ def test_the_oldest_go() -> None:
 
 
 def test_a_place_beyond_the_newest() -> None:
-    """Section 6, resume: nothing follows a place beyond the newest."""
+    """Nothing follows a position beyond the newest."""
     ring = Ring(3)
     ring.start(Position("e", 7))
     assert ring.since(Position("e", 8)) == []
@@ -75,7 +75,7 @@ def test_a_place_beyond_the_newest() -> None:
 
 
 def test_a_place_within_a_gap() -> None:
-    """Section 7, gaps: who stands within a gap is told of it."""
+    """A position within a gap gets a gap for the rest of it."""
     ring = Ring(5)
     ring.start(Position("e", 1))
     ring.append([event(2), Frame.gap("e", 3, 5), event(6)])
@@ -84,7 +84,7 @@ def test_a_place_within_a_gap() -> None:
 
 
 def test_a_place_in_an_older_epoch() -> None:
-    """Section 7, epochs: the marker comes between the last frame of the old and the first of the new epoch."""
+    """The marker stands between the last frame of the old and the first of the new epoch."""
     ring = Ring(5)
     ring.start(Position("old", 7))
     ring.append([event(8, "old"), Frame.new_epoch("new"), event(1, "new")])
@@ -95,7 +95,7 @@ def test_a_place_in_an_older_epoch() -> None:
 
 
 def test_of_epoch() -> None:
-    """Section 12, get_messages_since: the events of the present epoch, without markers."""
+    """`of_epoch` returns the events of the current epoch, without markers."""
     ring = Ring(9)
     ring.start(Position("old", 7))
     ring.append([event(8, "old"), Frame.new_epoch("new"), event(1, "new"), Frame.gap("new", 2, 3), event(4, "new")])
@@ -103,7 +103,7 @@ def test_of_epoch() -> None:
 
 
 def test_start_forgets() -> None:
-    """Section 8, first contact: the ring begins anew where the numbering stands."""
+    """`start` empties the ring and moves it to a position."""
     ring = Ring(3)
     ring.start(Position("e", 0))
     ring.append([event(1)])
@@ -127,7 +127,7 @@ STEPS = st.lists(
 def test_since_against_a_naive_list(
     nowhere: bool, size: int, begin: int, steps: list[tuple[str, int]], epoch: int, sequence: int
 ) -> None:
-    """Section 6: what follows any place is what a list of everything says, or None if some of it is gone."""
+    """Any position gets the frames that a plain list would give, or None if some of them were dropped."""
     ring = Ring(size)
     log: list[Frame] = []
     here = NOWHERE
@@ -152,7 +152,7 @@ def test_since_against_a_naive_list(
 
     wanted = Position("" if epoch < 0 else str(epoch), sequence)
     at = max((i for i, p in enumerate(everything) if p.epoch == wanted.epoch and p.sequence <= sequence), default=None)
-    # everything[i] is the place before log[i]
+    # everything[i] is the position before log[i]
     expected = None if at is None or len(log) - at > size else log[at:]
     assert ring.since(wanted) == expected
     assert len(ring) == min(size, len(log))

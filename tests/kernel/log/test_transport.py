@@ -1,4 +1,4 @@
-"""What every transport promises, held against the fake and against real servers."""
+"""Tests that every transport must pass: the fake, and the one on Redis with real servers."""
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
@@ -21,35 +21,35 @@ POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 
 
 class Link(Protocol):
-    """What replicas share, and what can happen to it."""
+    """A Redis that several replicas share, and the faults that a test may inject."""
 
     def replica(self, history_size: int = 10_000) -> Transport:
-        """One more replica's transport."""
+        """Return another replica's transport."""
         ...
 
     async def flush(self) -> None:
-        """Lose everything."""
+        """Delete everything."""
 
     async def lose_history(self) -> None:
-        """Lose the events, but not the numbering."""
+        """Delete the events, but not the position."""
 
     async def trim(self, size: int) -> None:
         """Keep only the newest `size` events."""
 
     async def rewind(self, sequence: int) -> None:
-        """Stand where a copy stood that never heard of anything after `sequence`."""
+        """Go back to `sequence`, like a copy that lags and takes over."""
 
     async def shout(self, payload: bytes) -> None:
-        """Put anything on the channel."""
+        """Publish any payload on the channel."""
 
     async def read_only(self, on: bool) -> None:
-        """Refuse writes, or take them again."""
+        """Refuse writes, or accept them again."""
 
     async def hang_up(self) -> None:
-        """End every subscription."""
+        """Close every subscription."""
 
     async def close(self) -> None:
-        """Leave nothing behind."""
+        """Delete everything and close all connections."""
 
 
 class _FakeLink:
@@ -133,14 +133,14 @@ class _RealLink:
 
 @pytest.fixture(params=["fake", "valkey", "redis_server"])
 async def link(request: pytest.FixtureRequest) -> AsyncIterator[Link]:
-    """What replicas share: the fake, or one of the servers, empty."""
+    """The fake or a real server, empty."""
     link = _FakeLink() if request.param == "fake" else _RealLink(emptied(request.getfixturevalue(request.param)))
     yield link
     await link.close()
 
 
 async def test_position_check_begins_an_epoch(link: Link) -> None:
-    """Section 6, position: the numbering begins with the first position check, its first event is number 1."""
+    """The first position check starts the numbering; the first event is number 1."""
     replica = link.replica()
     epoch, sequence = await replica.position(FRESH)
     assert epoch
@@ -151,14 +151,14 @@ async def test_position_check_begins_an_epoch(link: Link) -> None:
 
 
 async def test_publish_begins_an_epoch(link: Link) -> None:
-    """Section 6, position: the numbering also begins with the first publish."""
+    """Without a position check the first publish starts the numbering."""
     fence = await publish(link.replica(), "a")
     assert fence.position == (fence.position.epoch, 1)
     assert fence.position.epoch
 
 
 async def test_replicas_share_the_numbers(link: Link) -> None:
-    """Section 6, position: numbers are consecutive over all replicas, those of a batch follow each other."""
+    """Numbers are consecutive over all replicas, and those of a batch follow each other."""
     one, other = link.replica(), link.replica()
     made = [
         await replica.publish(outgoing(*ids), FRESH) for replica, *ids in ((one, "a"), (other, "b", "c"), (one, "d"))
@@ -169,7 +169,7 @@ async def test_replicas_share_the_numbers(link: Link) -> None:
 
 
 async def test_announcement(link: Link) -> None:
-    """Section 7, Redis: a publish reaches every subscriber in one payload, and says how many they are."""
+    """A publish reaches every subscriber in one payload, and returns their number."""
     replica = link.replica()
     async with listening(replica) as one, listening(link.replica()) as other:
         made = await replica.publish(outgoing("a", "b", "c"), FRESH)
@@ -179,7 +179,7 @@ async def test_announcement(link: Link) -> None:
 
 
 async def test_retry_is_one_publish(link: Link) -> None:
-    """Section 2, publish errors: a publish that is retried under its id is never published twice."""
+    """A publish that is retried under its id is never published twice."""
     replica = link.replica()
     first = await replica.publish(outgoing("a", "b"), FRESH)
     await publish(replica, "c")
@@ -188,7 +188,7 @@ async def test_retry_is_one_publish(link: Link) -> None:
 
 
 async def test_idempotency_key(link: Link) -> None:
-    """Section 2, Idempotency-Key: the same key gets the first receipt from every replica, whatever the body."""
+    """The same idempotency key gets the first receipt at every replica, whatever the body."""
     one, other = link.replica(), link.replica()
     first = await one.publish(outgoing("a", "b", key="/batch order 7"), FRESH)
     assert first[1:] == (1, 2, 0, False)
@@ -200,7 +200,7 @@ async def test_idempotency_key(link: Link) -> None:
 
 
 async def test_data_travels_unchanged(link: Link) -> None:
-    """Section 7, Redis: an event's data comes out as the bytes that went in."""
+    """The data of an event arrives byte for byte as published."""
     data = '{"a":[],"b":1e2,"c":9223372036854775809,"d":"grün ☃ 😀","e":"\\u00fc\\n\\/\\u0000","f":{"g":[{}]},"h":1.10}'
     replica = link.replica()
     async with listening(replica) as ear:
@@ -212,7 +212,7 @@ async def test_data_travels_unchanged(link: Link) -> None:
 
 
 async def numbered_anew(replica: Transport, fence: Fence, ear: AsyncGenerator[Batch, None]) -> None:
-    """Check that a position check under this fence begins an epoch: empty, announced, from 1 on."""
+    """Check that a position check under this fence starts a new epoch: no history, announced, numbers from 1."""
     epoch, sequence = await replica.position(fence)
     assert epoch != fence.position.epoch
     assert sequence == 0
@@ -223,7 +223,7 @@ async def numbered_anew(replica: Transport, fence: Fence, ear: AsyncGenerator[Ba
 
 
 async def test_redis_is_behind(link: Link) -> None:
-    """Section 7, forks: when Redis comes back behind what a replica has delivered, the numbering begins anew."""
+    """If Redis comes back behind what a replica has delivered, a new epoch starts."""
     replica = link.replica()
     fence = await publish(replica, "a", "b", "c")
     await link.rewind(2)
@@ -232,7 +232,7 @@ async def test_redis_is_behind(link: Link) -> None:
 
 
 async def test_redis_has_another_past(link: Link) -> None:
-    """Section 7, forks: when Redis keeps another event under a delivered number, the numbering begins anew."""
+    """If Redis has another event under a delivered number, a new epoch starts."""
     replica, newcomer = link.replica(), link.replica()
     fence = await publish(replica, "a", "b", "c")
     await link.rewind(2)
@@ -243,7 +243,7 @@ async def test_redis_has_another_past(link: Link) -> None:
 
 @pytest.mark.parametrize("newcomers", [0, 2])
 async def test_publish_finds_the_fork(link: Link, newcomers: int) -> None:
-    """Section 7, forks: a publish finds a fork as a position check does, and is the first event of the new epoch."""
+    """A publish detects a fork as a position check does, and is the first event of the new epoch."""
     replica = link.replica()
     fence = await publish(replica, "a", "b", "c")
     await link.rewind(2)
@@ -258,7 +258,7 @@ async def test_publish_finds_the_fork(link: Link, newcomers: int) -> None:
 
 
 async def test_caller_of_another_epoch_never_forks(link: Link) -> None:
-    """Section 7, forks: a caller that stands in another epoch begins none, however far it is."""
+    """A caller in another epoch starts none, however high its number is."""
     replica = link.replica()
     here = (await publish(replica, "a")).position
     strange = Fence(Position("0123456789abcdef", 500), "z")
@@ -267,7 +267,7 @@ async def test_caller_of_another_epoch_never_forks(link: Link) -> None:
 
 
 async def test_overtaken_position_is_no_fork(link: Link) -> None:
-    """Section 7, forks: a position that newer events have overtaken meanwhile is none."""
+    """A position that newer events have overtaken is not a fork."""
     replica = link.replica()
     fence = await publish(replica, "a")
     await publish(link.replica(), "b", "c")
@@ -276,7 +276,7 @@ async def test_overtaken_position_is_no_fork(link: Link) -> None:
 
 
 async def test_unknown_past_is_no_fork(link: Link) -> None:
-    """Section 7, forks: an event that is no longer kept, or whose id the replica does not know, proves nothing."""
+    """An event that is no longer kept, or whose id the replica does not know, is not proof of a fork."""
     replica = link.replica()
     fence = await publish(replica, "a", "b")
     await publish(replica, "c", "d")
@@ -288,7 +288,7 @@ async def test_unknown_past_is_no_fork(link: Link) -> None:
 
 
 async def test_lost_numbering(link: Link) -> None:
-    """Section 6, position: when Redis has lost the numbering there is a new epoch, one for all replicas."""
+    """If Redis has lost the position, one new epoch starts for all replicas."""
     one, other = link.replica(), link.replica()
     fence = await publish(one, "a", "b")
     await link.flush()
@@ -301,7 +301,7 @@ async def test_lost_numbering(link: Link) -> None:
 
 
 async def test_read(link: Link) -> None:
-    """Section 6, history: any range of what is kept can be read, with the position, the oldest number and the next."""
+    """Any range of the history can be read, with the position, the oldest number and the next one to read."""
     replica = link.replica()
     page = await replica.read(1, 10)
     assert page == (NOWHERE, 1, [], 1)
@@ -324,7 +324,7 @@ async def test_read(link: Link) -> None:
 
 
 async def test_history_is_trimmed(link: Link) -> None:
-    """Section 6, history: at least the newest events are kept, older ones go in time."""
+    """The history keeps at least the newest events, and is trimmed."""
     replica = link.replica(history_size=2)
     await publish(replica, *(f"e{number}" for number in range(1, 301)))
     page = await replica.read(1, 300)
@@ -333,7 +333,7 @@ async def test_history_is_trimmed(link: Link) -> None:
 
 
 async def test_all_that_has_arrived_is_one_batch(link: Link) -> None:
-    """Section 7, Redis: what has arrived since the last batch comes as one, in order; silence comes as an empty one."""
+    """All that has arrived comes as one batch, in order; if nothing arrives, an empty batch comes."""
     replica = link.replica()
     async with listening(replica) as ear:
         await asyncio.gather(*(replica.publish(outgoing(f"e{number}"), FRESH) for number in range(1, 6)))
@@ -359,7 +359,7 @@ FOREIGN = [
 
 
 async def test_foreign_documents(link: Link) -> None:
-    """Section 7, Redis: what others put on the channel is counted and skipped, and the listener goes on."""
+    """Invalid messages on the channel are counted and skipped, and the subscription goes on."""
     replica = link.replica()
     async with listening(replica) as ear:
         for payload in FOREIGN:
@@ -373,7 +373,7 @@ async def test_foreign_documents(link: Link) -> None:
 
 
 async def test_read_only(link: Link) -> None:
-    """Section 8, what counts: refused writes are told from an absent Redis, and change nothing."""
+    """Refused writes raise another error than an unreachable Redis, and change nothing."""
     replica = link.replica()
     here = (await publish(replica, "a")).position
     await link.read_only(True)
@@ -389,7 +389,7 @@ async def test_read_only(link: Link) -> None:
 
 
 async def test_lost_subscription(link: Link) -> None:
-    """Section 7, Redis: a subscription that is lost ends, so that the replica knows; it can subscribe again."""
+    """A subscription that is lost ends, and the replica can subscribe again."""
     replica = link.replica()
     async with listening(replica) as ear:
         await link.hang_up()
@@ -400,7 +400,7 @@ async def test_lost_subscription(link: Link) -> None:
 
 
 async def test_close(link: Link) -> None:
-    """Section 12, stop: closing ends a subscription, is safe to repeat, and the transport can be used again."""
+    """`close` ends a subscription and is safe to repeat; the transport can be used again afterwards."""
     replica = link.replica()
     await replica.close()
     fence = await publish(replica, "a")
@@ -415,7 +415,7 @@ async def test_close(link: Link) -> None:
 
 
 async def test_cancelled_publisher(link: Link) -> None:
-    """Section 2, publish: a publisher that gives up does not disturb those that publish at the same time."""
+    """A cancelled publish does not disturb those that are published at the same time."""
     replica = link.replica()
     publishers = [asyncio.create_task(publish(replica, f"e{number}")) for number in range(4)]
     await asyncio.sleep(0)
@@ -429,7 +429,7 @@ async def test_cancelled_publisher(link: Link) -> None:
 
 
 async def test_faults_of_the_fake() -> None:
-    """The fake: calls that fail do nothing, those whose answer is lost have done it, and a dead one refuses all."""
+    """The fake: a failing call does nothing, one whose answer is lost takes effect, and a dead one refuses all."""
     shared = FakeRedis()
     replica = FakeTransport(shared)
     shared.fail(2)
@@ -475,7 +475,7 @@ async def test_deafness_of_the_fake() -> None:
 
 
 async def test_how_much_is_kept(link: Link) -> None:
-    """Section 10, metrics: with each position check a replica learns how many events the history holds."""
+    """A position check returns the number of events in the history."""
     replica = link.replica()
     assert replica.kept == 0
     fence = await publish(replica, "a", "b", "c")

@@ -1,4 +1,4 @@
-"""Flow control: who waits until the replica has delivered what was published, and what ends the waiting."""
+"""Flow control: publishes wait until the replica has delivered what was published."""
 
 import asyncio
 
@@ -15,7 +15,7 @@ from tests.virtual_time import eventually
 
 
 class CountedRequests(CheckRequests):
-    """Counts what is requested."""
+    """Counts requests for a position check."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -41,21 +41,21 @@ class Replica:
             raise CircuitOpen(1.0)
 
     def enter(self, events: int) -> "asyncio.Task[None]":
-        """Somebody comes."""
+        """Let a publish ask for room."""
         return asyncio.create_task(self.flow.enter(events, self.require))
 
     def published(self, events: int, last: int, *, epoch: str = "e", replayed: bool = False) -> None:
-        """A publish of so many events was answered."""
+        """Let a publish of this many events be answered."""
         self.flow.leave(events, Publication(epoch, last + 1 - events, events, 1, replayed))
 
     def delivered(self, last: int, epoch: str = "e") -> None:
-        """The replica has moved on."""
+        """Let the replica deliver up to here."""
         self.ring.start(Position(epoch, last))
         self.flow.wake()
 
 
 async def entered(*tasks: "asyncio.Task[None]") -> list[bool]:
-    """Who is through, when everybody has had time to look."""
+    """Return for each publish whether it was let through."""
     for _ in range(10):
         await asyncio.sleep(0)
     return [task.done() for task in tasks]
@@ -82,7 +82,7 @@ async def test_room(replica: Replica) -> None:
 async def test_waits_for_delivery(replica: Replica) -> None:
     """A published event takes room until it is delivered here, with all that other replicas published before it."""
     await replica.flow.enter(5, replica.require)
-    replica.published(5, 108)  # three of another replica came before them
+    replica.published(5, 108)  # three events of another replica were published before these
     assert replica.flow.ahead == 8
     third = replica.enter(3)
     assert await entered(third) == [False]
@@ -172,7 +172,7 @@ async def test_stalled() -> None:
     await replica.flow.enter(10, replica.require)
     waiting = replica.enter(1)
     await eventually(lambda: replica.checks.count == 3)
-    assert not waiting.done()  # those ahead are still on their way out
+    assert not waiting.done()  # the publishes before this one have not been answered yet
     replica.flow.leave(10, None)
     await waiting
 
@@ -182,7 +182,7 @@ async def test_what_redis_has_lost() -> None:
     replica = Replica(patience=1.0)
     replica.delivered(100)
     await replica.flow.enter(10, replica.require)
-    replica.published(10, 110)  # and Redis is back at 100, in the same epoch
+    replica.published(10, 110)  # Redis is back at 100 in the same epoch
     first, second = replica.enter(1), replica.enter(10)
     await first
     replica.published(1, 101)

@@ -1,4 +1,4 @@
-"""Publishing: a message becomes one numbered event on every replica, or an error that says why not."""
+"""Publishing: a message becomes one numbered event on every replica, or raises an error that says why not."""
 
 import asyncio
 from collections.abc import Sequence
@@ -114,18 +114,18 @@ FAMILIES: list[tuple[str, str, tuple[Any, ...]]] = [
 
 
 class Ears(Observer):
-    """Remembers publishes and retries."""
+    """Records publishes and retries."""
 
     def __init__(self) -> None:
         self.publishes: list[Published] = []
         self.retries: list[Retried] = []
 
     def published(self, published: Published) -> None:
-        """Remember it."""
+        """Record it."""
         self.publishes.append(published)
 
     def retried(self, retried: Retried) -> None:
-        """Remember it."""
+        """Record it."""
         self.retries.append(retried)
 
 
@@ -142,7 +142,7 @@ def ears() -> Ears:
 
 
 def batch(count: int) -> list[Message]:
-    """Return so many messages."""
+    """Return `count` messages."""
     return [EventMessage(data=replace(EVENT, id=number)) for number in range(count)]
 
 
@@ -394,7 +394,7 @@ async def test_the_circuit_opens(redis: FakeRedis) -> None:
         with pytest.raises(BroadcastFailed, match="OOM"):
             await broadcaster.broadcast_event(EVENT)
         assert not broadcaster.is_degraded()
-        # what was sent before it opened may have arrived: nobody may say that nothing was published
+        # a publish that was sent before the circuit opened may have arrived, so the error must not deny it
         with pytest.raises(BroadcastFailed, match="OOM") as failed:
             await broadcaster.broadcast_event(EVENT)
         assert 50 < failed.value.retry_after <= 60

@@ -1,4 +1,4 @@
-"""The queue of publishes: which go to Redis together, in which order, and how those are answered that fail."""
+"""The queue of publishes: which share a call to Redis, in which order, and what happens to them if it fails."""
 
 import asyncio
 from contextvars import copy_context
@@ -11,7 +11,7 @@ from tests.transport_helpers import FRESH
 
 
 def waiting(events: int, size: int = 1) -> PendingPublish:
-    """Return a publish of so many events and bytes."""
+    """Return a publish of this many events with this size in bytes."""
     arrived = asyncio.get_running_loop().create_future()
     return PendingPublish("record", ("id", 1000, "", b""), FRESH, events, size, arrived, copy_context())
 

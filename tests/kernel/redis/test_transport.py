@@ -1,4 +1,4 @@
-"""The transport on Redis where it can go wrong: keys that others wrote, refusals, connections, scripts, pub/sub."""
+"""Faults of the transport on Redis: damaged keys, refusals, connections, scripts, subscriptions."""
 
 import asyncio
 import contextlib
@@ -33,14 +33,14 @@ RECORD = "{security_events}:idempotency:publish-of-a"
 
 @pytest.fixture
 async def client(each_redis_url: str) -> AsyncIterator[Any]:
-    """Everybody else who can reach the server."""
+    """A client for everything that others may do to the server."""
     async with redis.Redis.from_url(each_redis_url) as client:
         yield client
 
 
 @pytest.fixture
 async def replica(each_redis_url: str) -> AsyncIterator[RedisTransport]:
-    """A replica on a server of each kind."""
+    """A replica's transport on each kind of server."""
     transport = RedisTransport(each_redis_url)
     yield transport
     await transport.close()
@@ -48,7 +48,7 @@ async def replica(each_redis_url: str) -> AsyncIterator[RedisTransport]:
 
 @contextlib.asynccontextmanager
 async def connected(url: str, **options: Any) -> AsyncIterator[RedisTransport]:
-    """A replica."""
+    """A replica's transport."""
     transport = RedisTransport(url, **options)
     try:
         yield transport
@@ -57,7 +57,7 @@ async def connected(url: str, **options: Any) -> AsyncIterator[RedisTransport]:
 
 
 async def everything(client: Any) -> dict[bytes, bytes]:
-    """All that Redis keeps."""
+    """Return everything that Redis stores."""
     return {key: await client.dump(key) for key in await client.keys()}
 
 
@@ -82,12 +82,12 @@ async def test_names(replica: RedisTransport, client: Any) -> None:
 
 
 def client_url(client: Any) -> str:
-    """Where a client is connected to."""
+    """Return the address to which a client is connected."""
     return f"unix://{client.connection_pool.connection_kwargs['path']}"
 
 
 async def eventual_payload(pubsub: Any) -> Any:
-    """The next document on the channel."""
+    """Return the next payload on the channel."""
     async with asyncio.timeout(5):
         while (message := await pubsub.get_message(ignore_subscribe_messages=True, timeout=1)) is None:
             pass
@@ -114,7 +114,7 @@ async def test_lifetime_of_records(
 
 
 async def test_trial_writes(replica: RedisTransport, client: Any) -> None:
-    """The trial call writes, something that is soon gone, and numbers nothing."""
+    """The trial call writes a key that expires soon, and numbers nothing."""
     here = await replica.position(FRESH, probe=True)
     (key,) = await client.keys("*:idempotency:*")
     assert 0 < await client.pttl(key) <= 1000
@@ -160,13 +160,13 @@ UNUSABLE_RECORDS: dict[str, list[tuple[object, ...]]] = {
 
 
 def cases(table: dict[str, list[tuple[object, ...]]]) -> pytest.MarkDecorator:
-    """Run a test for each way to spoil a key."""
+    """Run a test for each way to damage a key."""
     return pytest.mark.parametrize("spoil", table.values(), ids=table.keys())
 
 
 @cases(UNUSABLE_POSITIONS)
 async def test_unusable_position(replica: RedisTransport, client: Any, spoil: list[tuple[object, ...]]) -> None:
-    """A position that cannot be one means a new epoch, found by the check and announced."""
+    """An unusable position means a new epoch, found by the position check and announced."""
     fence = await publish(replica, "a", "b", "c")
     await client.delete(POSITION)
     for command in spoil:
@@ -185,7 +185,7 @@ async def test_unusable_position(replica: RedisTransport, client: Any, spoil: li
 async def test_publish_on_unusable_position(
     replica: RedisTransport, client: Any, spoil: list[tuple[object, ...]]
 ) -> None:
-    """A publish that finds an unusable position begins the new epoch with its own events."""
+    """A publish that finds an unusable position starts the new epoch with its own events."""
     await publish(replica, "a", "b", "c")
     await client.delete(POSITION)
     for command in spoil:
@@ -198,7 +198,7 @@ async def test_publish_on_unusable_position(
 
 
 async def test_large_numbers(replica: RedisTransport, client: Any) -> None:
-    """Numbers stay exact up to their limit, and then a new epoch begins."""
+    """Numbers stay exact up to their limit, and then a new epoch starts."""
     epoch, _ = await replica.position(FRESH)
     await client.hset(POSITION, "sequence", 999_999_999_999_997)
     fence = await publish(replica, "a")
@@ -213,7 +213,7 @@ async def test_large_numbers(replica: RedisTransport, client: Any) -> None:
 
 @cases(UNUSABLE_HISTORIES)
 async def test_unusable_history(replica: RedisTransport, client: Any, spoil: list[tuple[object, ...]]) -> None:
-    """A history that can take no event means a new epoch with the publish that finds it."""
+    """If the history cannot take an event, the publish that finds it starts a new epoch."""
     fence = await publish(replica, "x", "y")
     if spoil[0][0] != "XADD":
         await client.delete(HISTORY)
@@ -230,7 +230,7 @@ async def test_unusable_history(replica: RedisTransport, client: Any, spoil: lis
 
 
 async def test_history_of_another_type(replica: RedisTransport, client: Any) -> None:
-    """A history of another type reads as an empty one, and proves a fork to who has delivered."""
+    """A history of another type reads as empty, which proves a fork to a replica that has delivered events."""
     fence = await publish(replica, "a")
     await client.delete(HISTORY)
     await client.set(HISTORY, "x")
@@ -244,7 +244,7 @@ async def test_history_of_another_type(replica: RedisTransport, client: Any) -> 
 
 @cases(UNUSABLE_RECORDS)
 async def test_unusable_record(replica: RedisTransport, client: Any, spoil: list[tuple[object, ...]]) -> None:
-    """A record that no publish wrote is ignored and replaced."""
+    """An invalid idempotency record is ignored and replaced."""
     for command in spoil:
         await client.execute_command(*command)
     made = await replica.publish(outgoing("a"), FRESH)
@@ -254,7 +254,7 @@ async def test_unusable_record(replica: RedisTransport, client: Any, spoil: list
 
 
 async def test_junk_in_the_history(replica: RedisTransport, client: Any) -> None:
-    """Entries that no publisher wrote are skipped, also those that bear a number in use."""
+    """Invalid entries of the history are skipped, even those under a number in use."""
     (_, tail), (_, nested) = event("forged"), event("nested", b"[" * 100_000 + b"]" * 100_000)
     junk: list[dict[str, Any]] = [
         {"id": "x"},
@@ -290,7 +290,7 @@ async def refusing(client: Any, cause: str) -> AsyncIterator[None]:
 
 @pytest.mark.parametrize("cause", ["READONLY", "OOM"])
 async def test_refused_writes(replica: RedisTransport, client: Any, cause: str) -> None:
-    """A refused write is a failure of its own kind, and leaves nothing half-written."""
+    """A refused write raises an error of its own, and leaves nothing half-written."""
     fence = await publish(replica, "a")
     before = await everything(client)
     async with connected(client_url(client)) as other, listening(other) as ear:
@@ -314,7 +314,7 @@ async def test_refused_writes(replica: RedisTransport, client: Any, cause: str) 
 )
 @pytest.mark.parametrize("begins", [False, True], ids=["", "new epoch due"])
 async def test_forbidden(each_redis_url: str, client: Any, rule: str, begins: bool) -> None:
-    """A user without permission for all of a publish does nothing of it."""
+    """If the user lacks one permission that a publish needs, nothing of it is done."""
     if (await client.info("server"))["redis_version"] < "7":
         pytest.skip("Redis 6.2 cannot be asked beforehand")
     await client.execute_command("ACL", "SETUSER", "replica", "reset", "on", ">secret", "~*", "&*", "+@all", rule)
@@ -342,7 +342,7 @@ async def test_forbidden(each_redis_url: str, client: Any, rule: str, begins: bo
 
 
 async def test_forbidden_reads(each_redis_url: str, client: Any) -> None:
-    """A read that is refused is an error, not an empty history; so is a subscription."""
+    """A refused read raises an error instead of returning an empty history; so does a refused subscription."""
     await client.execute_command("ACL", "SETUSER", "replica", "reset", "on", "nopass", "~*", "+@all", "-xrange")
     async with connected(each_redis_url.replace("unix://", "unix://replica@") + "?password=any") as replica:
         with pytest.raises(WriteRefused):
@@ -357,7 +357,7 @@ async def test_forbidden_reads(each_redis_url: str, client: Any) -> None:
 
 
 async def test_wrong_credentials(each_redis_url: str) -> None:
-    """An error says nothing of credentials."""
+    """Error messages contain no credentials."""
     async with connected(each_redis_url.replace("unix://", "unix://nobody@") + "?password=sesame") as replica:
         with pytest.raises(TransportUnavailable, match=r"^Redis cannot be reached: \w+$"):
             await replica.position(FRESH)
@@ -376,13 +376,13 @@ async def test_script_is_loaded_again(replica: RedisTransport, client: Any) -> N
     assert (await replica.position(FRESH)).sequence == 11
 
 
-# What the script answers to a publish of one event.
+# The script's answer to a publish of one event.
 NUMBERED = b"*4\r\n$1\r\ne\r\n:1\r\n:0\r\n*1\r\n*5\r\n$1\r\ne\r\n:1\r\n:1\r\n:0\r\n:0\r\n"
 NOSCRIPT = b"-NOSCRIPT No matching script.\r\n"
 
 
 async def test_script_cannot_be_loaded() -> None:
-    """A server that will not keep the script is one that refuses."""
+    """A server that does not keep the script counts as one that refuses writes."""
     async with ScriptedRedis(lambda _: NOSCRIPT) as server, connected(server.url) as replica:
         with pytest.raises(WriteRefused):
             await replica.publish(outgoing("a"), FRESH)
@@ -399,7 +399,7 @@ async def test_not_redis() -> None:
 
 
 async def test_publishes_share_calls(redis_url: str) -> None:
-    """One event, end to end: publishes that come while one is under way go together with the next one, in order."""
+    """Publishes that arrive while a call is in flight share the next one, in order."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
         await publish(replica, "first")
         carried = proxy.carried
@@ -410,7 +410,7 @@ async def test_publishes_share_calls(redis_url: str) -> None:
 
 
 async def test_a_group_is_announced_at_once(redis_url: str) -> None:
-    """The events of publishes that went together come in one document, in their order."""
+    """The events of publishes that share a call are announced in one payload, in order."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica, listening(replica) as ear:
         await asyncio.gather(*(replica.publish(outgoing(f"{number}", f"{number}b"), FRESH) for number in range(40)))
         batch = await hear(ear)
@@ -424,7 +424,7 @@ async def test_a_group_is_announced_at_once(redis_url: str) -> None:
 
 
 async def test_keys_that_meet_in_one_call(replica: RedisTransport) -> None:
-    """The same key twice in one call is one publish, and both are told so."""
+    """The same key twice in one call is published once, and both publishes get the receipt."""
     calls = [outgoing("a", key="k"), outgoing("b", key="k"), outgoing("c"), outgoing("d", key="k"), outgoing("c")]
     made = await asyncio.gather(*(replica.publish(call, FRESH) for call in calls))
     assert [publication.first for publication in made] == [1, 1, 2, 1, 2]
@@ -432,7 +432,7 @@ async def test_keys_that_meet_in_one_call(replica: RedisTransport) -> None:
     assert len({(publication.epoch, publication.subscribers) for publication in made}) == 1
     again = await asyncio.gather(*(replica.publish(call, FRESH) for call in (outgoing("e", key="k"), outgoing("f"))))
     assert [(publication.first, publication.replayed) for publication in again] == [(1, True), (3, False)]
-    # nothing new at all: what is kept answers alone
+    # no new event: the stored receipts answer alone
     made = await asyncio.gather(*(replica.publish(call, FRESH) for call in (calls[1], calls[2])))
     assert [(publication.first, publication.replayed) for publication in made] == [(1, True), (2, False)]
     assert await kept(replica, 1) == [(1, "a"), (2, "c"), (3, "f")]
@@ -459,13 +459,13 @@ async def test_batches_are_bounded(redis_url: str, monkeypatch: pytest.MonkeyPat
 
 
 async def all_calls_fail(replica: RedisTransport) -> None:
-    """Check that whatever is asked for, the answer is that the link is broken."""
+    """Check that every call raises TransportUnavailable."""
     calls = replica.position(FRESH), replica.publish(outgoing("a"), FRESH), replica.read(1, 1), anext(replica.listen(1))
     await asyncio.wait_for(asyncio.gather(*(fails(call) for call in calls)), 3)
 
 
 async def test_connection_refused(redis_url: str) -> None:
-    """Without a server every call fails at once, and works when there is one."""
+    """Without a server every call fails at once, and it works again when the server is back."""
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
         await proxy.set_mode(ProxyMode.SHUT)
         await all_calls_fail(replica)
@@ -482,7 +482,7 @@ async def test_connection_refused(redis_url: str) -> None:
 
 @pytest.mark.parametrize("mode", [ProxyMode.SWALLOW, ProxyMode.DEAF])
 async def test_black_hole(redis_url: str, mode: ProxyMode) -> None:
-    """Every command has its deadline; its event is published once, whatever its fate."""
+    """Every command has a deadline; its event is published once, whether or not the answer was lost."""
     async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.25) as replica:
         fence = await publish(replica, "before")
         await replica.read(1, 1)
@@ -497,7 +497,7 @@ async def test_black_hole(redis_url: str, mode: ProxyMode) -> None:
 
 
 async def test_slow_answers() -> None:
-    """The deadline is for the whole call, however often a little of its answer comes."""
+    """The deadline is for the whole call, even if parts of the answer keep arriving."""
     async with (
         ScriptedRedis(lambda _: NUMBERED, delay=0.06) as server,
         connected(server.url, deadline=0.15) as replica,
@@ -506,7 +506,7 @@ async def test_slow_answers() -> None:
 
 
 async def test_dead_connections_are_left(redis_url: str) -> None:
-    """One deadline that passes is enough to leave every connection of its kind."""
+    """After one missed deadline all connections of its kind are closed."""
     async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.25) as replica:
         await asyncio.gather(*(replica.read(1, 1) for _ in range(3)))
         assert proxy.open == 3
@@ -516,7 +516,7 @@ async def test_dead_connections_are_left(redis_url: str) -> None:
 
 
 async def test_subscription_into_a_black_hole(redis_url: str) -> None:
-    """A subscription that is lost together with the way to Redis ends within the deadline too."""
+    """A subscription that is lost while Redis is unreachable ends within the deadline too."""
     async with Proxy(redis_url) as proxy, connected(proxy.url, deadline=0.25) as replica, listening(replica) as ear:
         await proxy.set_mode(ProxyMode.SWALLOW)
         proxy.cut()
@@ -543,7 +543,7 @@ async def test_lost_answer(redis_url: str) -> None:
 
 
 async def reset_while_idle(url: str) -> None:
-    """Publish over a connection that was reset; the error, if any, is the kernel's, and the next try works."""
+    """Publish over a reset connection; an error, if any, is the kernel's, and the next try works."""
     async with Proxy(url) as proxy, connected(proxy.url) as replica:
         for name in "ab":
             await publish(replica, name)
@@ -559,7 +559,7 @@ async def reset_while_idle(url: str) -> None:
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])
 def test_connection_reset(redis_url: str, loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
-    """A reset connection is unavailable on every event loop, uvloop's included."""
+    """A reset connection raises TransportUnavailable on every event loop, uvloop's included."""
     with asyncio.Runner(loop_factory=loop) as runner:
         runner.run(reset_while_idle(redis_url))
 
@@ -569,7 +569,7 @@ async def test_close_answers_everybody(redis_url: str) -> None:
     async with Proxy(redis_url) as proxy, connected(proxy.url) as replica:
         newcomer = asyncio.create_task(fails(replica.publish(outgoing("a"), FRESH)))
         await asyncio.sleep(0)
-        await replica.close()  # before the task that would send it has begun
+        await replica.close()  # before the task that would send it has started
         await asyncio.wait_for(newcomer, 2)
         await publish(replica, "b")
         carried = proxy.carried
@@ -588,7 +588,7 @@ async def test_close_answers_everybody(redis_url: str) -> None:
 
 @pytest.mark.parametrize("call", ["position", "publish", "read", "listen"])
 async def test_dropped_at_any_moment(redis_url: str, call: str) -> None:
-    """Connections may be dropped while they are made or used, at any turn."""
+    """Connections may be dropped at any moment while they are made or used."""
     calls: dict[str, Callable[[RedisTransport], Awaitable[object]]] = {
         "position": lambda replica: replica.position(FRESH),
         "publish": lambda replica: replica.publish(outgoing("a"), FRESH),
@@ -612,7 +612,7 @@ async def test_dropped_at_any_moment(redis_url: str, call: str) -> None:
 
 @pytest.mark.parametrize("by", ["publish", "trial"])
 async def test_former_primary_is_left(redis_url: str, by: str) -> None:
-    """READONLY drops the connections, the subscription's too."""
+    """READONLY closes all connections, that of the subscription too."""
     async with (
         redis.Redis.from_url(redis_url) as client,
         Proxy(redis_url) as proxy,
@@ -631,7 +631,7 @@ async def test_former_primary_is_left(redis_url: str, by: str) -> None:
 
 
 async def test_interrupted_between_batches(redis_url: str) -> None:
-    """A subscription dropped while its batch was being handled does not pass for unbroken."""
+    """A subscription that is dropped while its batch is handled is reported as broken."""
     async with connected(redis_url) as replica, listening(replica) as ear, connected(redis_url) as other:
         await publish(other, "a")
         assert (await heard(ear))[1] == [(1, "a")]
@@ -653,7 +653,7 @@ async def test_interrupted_between_batches(redis_url: str) -> None:
     ],
 )
 async def test_subscription_that_is_none(answer: bytes, said: str) -> None:
-    """A subscription counts from its confirmation, and as long as nobody takes it away."""
+    """A subscription counts once it is confirmed, and until it is unsubscribed."""
     async with ScriptedRedis(lambda _: answer) as server, connected(server.url, deadline=0.25) as replica:
         with pytest.raises(TransportUnavailable, match=said):
             async for _ in replica.listen(0.05):
@@ -661,7 +661,7 @@ async def test_subscription_that_is_none(answer: bytes, said: str) -> None:
 
 
 async def test_killed_server() -> None:
-    """When the server dies the link breaks, and it comes back with a new epoch when the server does."""
+    """When the server dies the link breaks; when it is back, a new epoch starts."""
     server = EmbeddedValkey()
     url = server.start()
     supervisor = asyncio.create_task(server.supervise())
@@ -690,7 +690,7 @@ async def test_killed_server() -> None:
 
 
 async def test_what_others_put_into_the_history_is_not_counted(replica: RedisTransport, client: Any) -> None:
-    """A history that holds no events of ours has no depth, whatever else is in it."""
+    """The depth of a history without valid events is 0."""
     fence = await publish(replica, "a")
     for id in ("999999-0", "9" * 18 + "-0", "7-1"):
         await client.delete(HISTORY)
@@ -703,14 +703,14 @@ NAME: ContextVar[str] = ContextVar("NAME", default="nobody")
 
 
 class Host(Observer):
-    """Chooses the context of the publish that is called so."""
+    """An observer that runs each call in the context of the publish with this name."""
 
     def __init__(self, wanted: str) -> None:
         self.wanted = wanted
         self.shared: list[list[str]] = []
 
     def sharing(self, contexts: Sequence[Context]) -> Context | None:
-        """Write down whose publishes share, and choose."""
+        """Record which publishes share a call, and choose one."""
         names = [context.run(NAME.get) for context in contexts]
         self.shared.append(names)
         return contexts[names.index(self.wanted)] if self.wanted in names else None
@@ -720,7 +720,7 @@ class Host(Observer):
 async def test_a_call_runs_in_the_context_that_is_chosen(
     each_redis_url: str, wanted: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Publishes that share a call are made known, and it runs in the context of one of them."""
+    """Publishes that share a call are reported, and the call runs in the context of one of them."""
     host = Host(wanted)
     seen: list[str] = []
 
@@ -743,7 +743,7 @@ async def test_a_call_runs_in_the_context_that_is_chosen(
 
 
 async def test_a_call_in_a_chosen_context_is_given_up(each_redis_url: str) -> None:
-    """A publish under way ends with an error, whatever context it runs in."""
+    """A publish in flight ends with an error when the transport is closed, whatever context it runs in."""
     async with connected(each_redis_url, observers=[Host("nobody")]) as transport:
         waiting = asyncio.create_task(transport.publish(outgoing("a"), FRESH))
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The circuit breaker: when calls are let through, and what moves it."""
+"""The circuit breaker: when calls are let through, and what changes its state."""
 
 from collections.abc import Callable
 
@@ -153,7 +153,7 @@ def test_clock_set_back() -> None:
 
 
 class CircuitMachine(RuleBasedStateMachine):
-    """Calls of all kinds, in flight at once and ending in any order, against what section 8 says."""
+    """Calls of all kinds, concurrent and ending in any order, compared with a plain model of the circuit."""
 
     threshold, recovery = 3, 30.0
 
@@ -170,7 +170,7 @@ class CircuitMachine(RuleBasedStateMachine):
         self.moves: list[Transition] = []
 
     def moved(self, transition: Transition | None, before: CircuitState) -> None:
-        """Check that a transition is told exactly when the state changed."""
+        """Check that a transition is returned exactly when the state changed."""
         after = self.circuit.status().state
         assert (transition is None) is (before is after)
         if transition is not None:
@@ -179,7 +179,7 @@ class CircuitMachine(RuleBasedStateMachine):
             self.moves.append(transition)
 
     def state(self) -> CircuitState:
-        """Return what the state should be."""
+        """The expected state."""
         if self.trial_under_way:
             return HALF_OPEN
         return CLOSED if self.opened_at is None else OPEN
@@ -201,7 +201,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight)
     @rule()
     def succeed(self) -> None:
-        """End an ordinary call well, in time or late."""
+        """End an ordinary call with success, in time or late."""
         self.in_flight -= 1
         self.outcomes[0] += 1
         before = self.circuit.status().state
@@ -213,7 +213,7 @@ class CircuitMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.in_flight)
     @rule(trip=st.booleans())
     def fail(self, trip: bool) -> None:
-        """End an ordinary call badly, in time or late."""
+        """End an ordinary call with failure, in time or late."""
         self.in_flight -= 1
         self.outcomes[1] += 1
         before = self.circuit.status().state
@@ -254,7 +254,7 @@ class CircuitMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        """Compare the status with what the history of calls makes it."""
+        """Compare the status with the calls so far."""
         status = self.circuit.status()
         assert status.state is self.state()
         assert self.circuit.allows(self.now) is (status.state is CLOSED)

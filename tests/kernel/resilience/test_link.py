@@ -1,4 +1,4 @@
-"""The link: which outcomes move the circuit, and who hears of it."""
+"""The link: which outcomes change the circuit, and what is notified of it."""
 
 import asyncio
 import logging
@@ -14,28 +14,28 @@ CLOSED, OPEN, HALF_OPEN = CircuitState.CLOSED, CircuitState.OPEN, CircuitState.H
 
 
 def away() -> TransportUnavailable:
-    """Redis cannot be reached, once more."""
+    """Return the error for an unreachable Redis."""
     return TransportUnavailable("no connection")
 
 
 def refused() -> WriteRefused:
-    """Redis does not write, once more."""
+    """Return the error for a Redis that refuses writes."""
     return WriteRefused("Redis refuses writes: ReadOnlyError")
 
 
 class Ears(Observer):
-    """Remembers every transition."""
+    """Records every transition."""
 
     def __init__(self) -> None:
         self.heard: list[tuple[CircuitState, CircuitState]] = []
 
     def circuit_moved(self, transition: Transition) -> None:
-        """Remember it."""
+        """Record it."""
         self.heard.append((transition.before, transition.after))
 
 
 class World:
-    """A link, its clock and its ears; the circuit opens at the third failure and recovers in 30 s."""
+    """A link with its clock and observer; the circuit opens at the third failure and recovers in 30 s."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -45,7 +45,7 @@ class World:
         self.link.in_use = True
 
     def circuit_changed(self, state: CircuitState) -> None:
-        """Remember it."""
+        """Record it."""
         self.moves.append(state)
 
     def open(self) -> Link:

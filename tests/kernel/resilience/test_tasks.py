@@ -1,4 +1,4 @@
-"""Ending tasks: none is left, whatever it does with its cancellation."""
+"""Ending tasks: none is left, however it reacts to its cancellation."""
 
 import asyncio
 
@@ -6,7 +6,7 @@ from kernel.resilience.tasks import end
 
 
 async def _stubborn(losses: int) -> None:
-    """Lose so many cancellations, as `asyncio.wait_for` does before Python 3.12."""
+    """Lose `count` cancellations, as `asyncio.wait_for` does before Python 3.12."""
     while True:
         try:
             await asyncio.Event().wait()
