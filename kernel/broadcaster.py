@@ -69,7 +69,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     `chunk_bytes` is how much is joined into one write. `most_ahead` is how many events this replica's publishes may be
     ahead of what it has delivered; it must be well below what the history keeps, or missed events could not be fetched.
-    `flow_patience_seconds` is how long publishes wait at that bound without any delivery before somebody looks why.
+    `flow_patience_seconds` is how long publishes wait at that bound without any delivery before a position check.
     """
 
     message_buffer_size: int = 100
@@ -86,7 +86,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def idle_seconds(self) -> float:
-        """How long the subscription may receive nothing that a position check found, before it is given up as deaf."""
+        """Seconds for which a position check may find events that the subscription misses before it counts as deaf."""
         return min(1.0, self.position_check_seconds)
 
     @property
@@ -224,7 +224,7 @@ class EventBroadcaster:
                 await self._transport.close()
 
     async def drain(self, seconds: float) -> None:
-        """Take no more clients and let those that are here go, spread over `seconds`; publishing goes on."""
+        """Refuse new clients and close the others, spread over `seconds`; publishing continues."""
         self.draining = True
         begin, clients = self._clock(), list(self.hub)
         await drain(clients, seconds)
@@ -336,7 +336,7 @@ class EventBroadcaster:
 
     @property
     def connections(self) -> int:
-        """How many clients are connected to this replica."""
+        """The number of clients connected to this replica."""
         return len(self.hub)
 
     @property
@@ -351,12 +351,12 @@ class EventBroadcaster:
 
     @property
     def unacknowledged(self) -> int:
-        """How many events the clients that are connected have got, should have acknowledged, and have not."""
+        """The number of acks outstanding from the connected clients."""
         return self.hub.unacknowledged
 
     @property
     def history_depth(self) -> int:
-        """How many events were kept in Redis at the last position check."""
+        """The number of events in the Redis history at the last position check."""
         return self._transport.kept
 
     @property
@@ -366,7 +366,7 @@ class EventBroadcaster:
 
     @property
     def ready(self) -> bool:
-        """Whether Redis was reached once."""
+        """True once Redis was reached."""
         return bool(self._log.place.epoch)
 
     def get_circuit_state(self) -> CircuitStatus:
@@ -374,15 +374,15 @@ class EventBroadcaster:
         return self._link.status
 
     def is_listener_healthy(self) -> bool:
-        """Whether events of other replicas arrive here, as far as the last position check can tell."""
+        """Return True if the events of other replicas arrive here, as of the last position check."""
         return self._link.in_use and self._supervisor.healthy
 
     def is_degraded(self) -> bool:
-        """Whether Redis is away: the circuit is not closed."""
+        """Return True if Redis is unavailable: the circuit is not closed."""
         return self._link.status.state is not CircuitState.CLOSED
 
     def get_broadcast_metrics(self) -> BroadcastRetryMetrics:
-        """What became of the publishes of this replica."""
+        """Return how many publishes of this replica succeeded and failed, and after how many retries."""
         return self._publisher.metrics
 
 

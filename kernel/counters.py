@@ -134,7 +134,7 @@ class Counters(Observer):
         self.slow_clients += 1
 
     def left(self, unacknowledged: int) -> None:
-        """Count the acks that a client still owed when its connection closed."""
+        """Count the acks that were still outstanding when a connection closed."""
         self.unacknowledged_at_close += unacknowledged
 
     def refilled(self, refilled: Refilled) -> None:

@@ -88,7 +88,7 @@ class Retried(msgspec.Struct, frozen=True):
 
 
 class Written(NamedTuple):
-    """What was written: messages, those of them that require an ack, and the bytes that compression saved."""
+    """The number of messages written, how many of them require an ack, and the bytes that compression saved."""
 
     messages: int
     acks_wanted: int

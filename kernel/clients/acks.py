@@ -1,6 +1,7 @@
 """Acks: which delivered events require one, and since when, so that nothing is counted for each client and event.
 
-Events are numbered, and a client's place and its highest ack are numbers too. The acks that a client owes are those for
+Events are numbered, and a client's place and its highest ack are numbers too. A client's outstanding acks are those for
+
 the events that lie between the two.
 """
 
@@ -22,8 +23,8 @@ _MOST = 20_000
 class AckLedger:
     """The events of the current epoch that require an ack and were delivered here, and when.
 
-    At least the newest 10,000 are kept. A client owes an ack for those after its first place and its highest ack, up to
-    its place, if its present patterns let such events through.
+    At least the newest 10,000 are kept. An ack is outstanding for each event after the client's first position and
+    after its highest ack, up to its position, if its current patterns match such events.
     """
 
     def __init__(self) -> None:

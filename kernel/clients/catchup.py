@@ -25,7 +25,7 @@ __all__ = ["CatchUp", "Step"]
 
 
 class Step(Enum):
-    """What is to be done for a client next."""
+    """The next action for a client."""
 
     CHECK_POSITION = "check position"  # then call `proceed` again, after a position check has succeeded
     GO_LIVE = "go live"  # before anything else happens on the loop: the log has nothing after the client's place

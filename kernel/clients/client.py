@@ -17,7 +17,7 @@ __all__ = ["Client", "Delivery", "Sink"]
 
 
 class Delivery(Enum):
-    """How a client gets its events."""
+    """The way in which a client gets its events."""
 
     LIVE = "live"  # the fan-out writes to it
     BEHIND = "behind"  # a task of its own reads the log for it
@@ -25,7 +25,7 @@ class Delivery(Enum):
 
 
 class Sink(Protocol):
-    """Where a client's messages go: a socket, as the kernel sees it."""
+    """The sending side of a client's socket."""
 
     @property
     def blocked(self) -> bool:

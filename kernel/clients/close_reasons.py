@@ -15,7 +15,7 @@ __all__ = [
 
 
 class CloseReason(NamedTuple):
-    """Why a WebSocket is closed: a code of RFC 6455 section 7.4 (or of its private range) and a short text."""
+    """The reason to close a WebSocket: a code (RFC 6455, section 7.4, or of the private range) and a short text."""
 
     code: int
     text: str

@@ -26,7 +26,7 @@ _LONGEST_NUMBER = 1000
 
 
 class Decision(NamedTuple):
-    """What the hub has to do about a message: answer it, replace the patterns, replay, count an ack; or none of it."""
+    """The hub's actions for a message: send a reply, replace the patterns, replay, count an ack, or none of these."""
 
     reply: Control | None = None
     patterns: Patterns | None = None

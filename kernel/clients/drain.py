@@ -15,7 +15,7 @@ _AT_ONCE = 400
 
 
 async def drain(clients: list[Client], seconds: float) -> None:
-    """Tell every client when it will be closed, and close it then; the closes are spread evenly over `seconds`.
+    """Notify every client of its close, and close it then; the closes are spread evenly over `seconds`.
 
     A client gets its events until its own close. Clients that reconnect at the notice and clients that wait for the
     close are spread alike.

@@ -62,7 +62,7 @@ class Walk:
 
     @property
     def written(self) -> Written:
-        """What was written so far, over all clients."""
+        """The total of what was written so far, over all clients."""
         return Written(self._messages, self._acks, self._saved)
 
     def __iter__(self) -> Iterator[None]:
@@ -99,7 +99,7 @@ class Walk:
         self._passed_over.add(client)
 
     def reach(self, client: Client) -> None:
-        """Give a live client its frames now, unless it has them, because something else is about to be sent to it."""
+        """Write a live client its frames now, unless it has them, because another message is about to be sent to it."""
         self.pass_over(client)
         if client.place != self.end:
             written = client.write(self.frames)

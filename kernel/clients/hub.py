@@ -131,7 +131,7 @@ class Hub:
 
     @property
     def unacknowledged(self) -> int:
-        """The number of acks that connected clients owe, over all of them."""
+        """The number of acks outstanding, over all connected clients."""
         return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
 
     def heartbeat(self, client: Client) -> None:

@@ -60,7 +60,7 @@ class Resume(NamedTuple):
 
 
 class ReplayState(Enum):
-    """How far a replay is."""
+    """The progress of a replay."""
 
     REQUESTED = "requested"
     ASKING = "asking"
@@ -69,7 +69,7 @@ class ReplayState(Enum):
 
 
 class Verdict(Enum):
-    """What a replay came to; the values are those that observers get."""
+    """The outcome of a replay; the values are those that observers get."""
 
     RECOVERED = "recovered"
     GAP_TOO_OLD = "gap_too_old"

@@ -88,8 +88,8 @@ class Delivery:
     async def start(self, after: Position, frames: list[Frame]) -> None:
         """Fill the empty log with frames that follow `after`, at the first contact with Redis.
 
-        Nobody has missed these frames. Clients that connected before the first contact learn the epoch and continue
-        from the end of the log.
+        These frames are not written to clients: those that connected before the first contact learn the epoch and
+        continue from the end of the log.
         """
         self._log.ring.start(after)
         self._log.append(frames)

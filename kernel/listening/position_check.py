@@ -9,16 +9,16 @@ open), *asking*, *comparing*, *pausing* after a failure.
 Events:
 
     request, or time   waiting -> asking. Checks are requested after each subscribe, when an announcement does not fit,
-                       when somebody waits for one, and by the supervisor. They are due by themselves every
+                       when a caller waits for one, and by the supervisor. They are due by themselves every
                        `check_seconds`, and sooner while events are due that were not announced.
     recovery is over   waiting for the trial -> asking. This check is the trial call of the circuit, and it also writes.
     Redis answers      asking -> comparing. The answer of a trial closes the circuit.
     compared           comparing -> waiting.
-    failure            asking or comparing -> pausing. Those who wait for the check wait for the next one.
+    failure            asking or comparing -> pausing. Callers that wait for the check wait for the next one.
     failure, trial     asking -> waiting for the trial, without a pause: the circuit says when it may be tried again.
 
 Comparing decides between three cases. Before the first contact, the newest events are read into memory. If the events
-up to the position are in flight and nobody needs them at once, nothing is done. Otherwise they are fetched from the
+up to the position are in flight and no caller waits for them, nothing is done. Otherwise they are fetched from the
 history, and delivered; what the history no longer has is delivered as a gap, and a new epoch as its marker.
 
 Invariants: one check is under way at a time. The position that is held against Redis is `Ring.fence`, the last event
@@ -65,8 +65,8 @@ class _Outcome(Enum):
 class PositionCheck:
     """Keeps the log at the position of Redis.
 
-    `check_seconds` is the time between two checks that nobody requested; `delays` are the back-off's base and maximum,
-    in seconds.
+    `check_seconds` is the time between two checks that were not requested, `delays` the back-off's base and maximum;
+    all in seconds.
     """
 
     def __init__(
@@ -195,7 +195,7 @@ class PositionCheck:
         self._examined.clear()
 
     async def _start(self, position: Position) -> None:
-        """Fill the ring with the newest events, for clients that resume; nobody has missed anything yet."""
+        """Fill the ring with the newest events, for clients that resume; no client has missed any yet."""
         epoch, last = position
         start = place = Position(epoch, max(0, last - self._log.ring.size))
         frames: list[Frame] = []

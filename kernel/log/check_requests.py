@@ -1,4 +1,4 @@
-"""Requests for a position check: made by whoever doubts where the numbering stands, served by the position check."""
+"""Requests for a position check: made when events may be missing, answered by the position check."""
 
 import asyncio
 import contextlib
@@ -9,9 +9,9 @@ __all__ = ["CheckRequests"]
 
 
 class CheckRequests:
-    """Passes requests to the position check, and its success back to those who wait for it.
+    """Passes requests to the position check, and its success back to the callers that wait for it.
 
-    Requests that come while a check is under way are for the next one: the answer of the current one may be older.
+    A request that is made during a check is for the next one, because the answer of this one may be older.
     """
 
     def __init__(self) -> None:
@@ -24,7 +24,7 @@ class CheckRequests:
         self._requested.set()
 
     def circuit_changed(self, state: CircuitState) -> None:
-        """Let the position check look at once, whether it has to turn to the trial call or to go on."""
+        """Wake the position check, which makes the trial call or continues with its checks."""
         self.request()
 
     async def completed(self) -> None:
@@ -34,7 +34,7 @@ class CheckRequests:
         self.request()
         await waiter
 
-    # the side of the position check
+    # For the position check.
 
     async def wait(self, seconds: float) -> None:
         """Return at a request, or after `seconds`."""
@@ -43,7 +43,7 @@ class CheckRequests:
                 await self._requested.wait()
 
     def start(self) -> bool:
-        """Note that a check starts; return True if somebody waits for its success."""
+        """Note that a check starts; return True if a caller waits for its success."""
         self._requested.clear()
         self._served = [waiter for waiter in (*self._served, *self._waiting) if not waiter.done()]
         self._waiting.clear()
@@ -57,5 +57,5 @@ class CheckRequests:
         self._served.clear()
 
     def fail(self) -> None:
-        """Note that the check has failed: those who waited for it wait for the next one, which is due at once."""
+        """Note that the check has failed: its callers wait for the next one, which is due at once."""
         self.request()

@@ -26,7 +26,7 @@ Joined = bytes | list[str | bytes]
 
 
 class Encoding(Protocol):
-    """How a client wants its messages; equal for clients that can share them."""
+    """The encoding of a client's messages; equal for clients that can share them."""
 
     @property
     def compresses(self) -> bool:

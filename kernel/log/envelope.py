@@ -1,4 +1,4 @@
-"""What travels through Redis: one event as an entry, the entries of one call as an announcement.
+"""The envelope in Redis: one event is an entry, and the entries of one call are an announcement.
 
 An announcement, the payload on the channel, is `{"epoch": "…", "events": [entry, …]}`. An entry is
 `{"sequence": 42, "id": "…", "type": "event", "data": {…}}` plus, where they apply, `timestamp`, `requires_ack`,
@@ -6,7 +6,7 @@ An announcement, the payload on the channel, is `{"epoch": "…", "events": [ent
 and `published_at`: when its replica was asked to publish it, in seconds since the epoch, by that replica's clock.
 The history keeps each entry without its number, which is the stream entry's id.
 
-`data` is never looked into after the publish: it stays the bytes that the producer's replica wrote.
+`data` is not decoded after the publish: it stays the bytes that the producer's replica wrote.
 """
 
 from typing import Annotated
@@ -63,7 +63,7 @@ _entries = msgspec.json.Decoder(Entry)
 
 
 def encode_tail(message: Message, id: str, trace: TraceContext, published_at: float) -> bytes:
-    """The JSON of an entry behind its number: `,"id":"…",…,"data":{…}}`, to be put behind `{"sequence":42`."""
+    """Return the JSON of an entry without its number: `,"id":"…",…,"data":{…}}`, to be appended to `{"sequence":42`."""
     encoded = _encoder.encode(
         _Tail(
             id=id,
@@ -82,19 +82,19 @@ def encode_tail(message: Message, id: str, trace: TraceContext, published_at: fl
 
 
 def decode_announcement(payload: bytes) -> Announcement | None:
-    """An announcement, or None for anything else that somebody put on the channel."""
+    """Return the announcement in a payload, or None if the payload is invalid."""
     try:
-        # msgspec does not look at the encoding of what it keeps raw, and a frame that is not UTF-8 ends a connection
+        # msgspec does not check the encoding of raw fields, and a frame that is not UTF-8 ends a connection
         return _announcements.decode(str(payload, "utf-8"))
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None
 
 
 def decode_entry(sequence: int, fields: dict[bytes, bytes]) -> Entry | None:
-    """An entry of the history (its number and its stream fields), or None for what no publisher wrote."""
+    """Return an entry of the history (its number and its stream fields), or None if it is invalid."""
     try:
         entry = _entries.decode(f'{{"sequence":{sequence}{str(fields.get(b"event", b""), "utf-8")}')
     except (UnicodeDecodeError, msgspec.MsgspecError, RecursionError):
         return None
-    # a second "sequence" in the text would win
+    # a second "sequence" in the text would override the first
     return entry if entry.sequence == sequence else None

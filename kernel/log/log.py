@@ -1,7 +1,7 @@
-"""The log as this replica knows it: the ring, and behind it the history in Redis, read in pages that readers share.
+"""The log: the newest events in the ring, and older ones in the Redis history, read in pages that readers share.
 
-Replay, refill and catch-up of a slow client are one thing: `after(place)`. What arrives from the other replicas is
-judged here (`offer`), and becomes part of the log by `append`. Nothing here writes to a client.
+Replay, refill and catch-up of a slow client are one thing: `after(place)`. `offer` decides which announcements follow
+the log, and `append` makes their frames part of it. Nothing here writes to a client.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ _KEPT_BYTES = 8 * 1024 * 1024
 
 
 class Gone(Exception):
-    """Events after the place are no longer kept; `oldest` is the first that is."""
+    """Events after the place are no longer kept; `oldest` is the number of the oldest that is."""
 
     def __init__(self, oldest: int) -> None:
         super().__init__(oldest)
@@ -33,18 +33,18 @@ class Gone(Exception):
 
 
 class Moved(Exception):
-    """Redis is not where this replica thinks, in another epoch or behind it: a position check is due."""
+    """Redis is in another epoch than this replica, or behind it: a position check is due."""
 
 
 class Offered(NamedTuple):
-    """What has arrived came to: frames that follow, and the places of documents that do not fit the numbering."""
+    """The outcome of `offer`: the frames that follow the log, and the positions of announcements that do not."""
 
     frames: list[Frame]
     misfits: list[Position]
 
 
 class _Read(NamedTuple):
-    """A page's events, with the oldest number and the first behind the page that were kept when it was read."""
+    """A page's events; `oldest` and `beyond` are those of `Page` when it was read."""
 
     frames: list[Frame]
     oldest: int
@@ -63,18 +63,18 @@ class Log:
 
     @property
     def place(self) -> Position:
-        """Where this replica stands."""
+        """The position of the newest frame."""
         return self.ring.place
 
     async def close(self) -> None:
-        """Give up the reads under way."""
+        """Cancel the reads in progress."""
         await end(self._reading.values())
 
     def offer(self, announcements: Iterable[Announcement]) -> Offered:
-        """Judge what has arrived: what follows the newest event is taken, what is known already is passed over.
+        """Return the frames that follow the newest event; events that are known already are skipped.
 
-        Anything else (a hole, another epoch) is a misfit: either events were missed or somebody put them there, and
-        only Redis's own position can tell.
+        Anything else (a hole, another epoch) is a misfit: either events were missed, or the announcement is not
+        from a replica. Only Redis's own position can tell.
         """
         offered = Offered([], [])
         epoch, sequence = self.ring.place
@@ -95,19 +95,19 @@ class Log:
         self.ring.append(frames)
 
     def holds(self, place: Position) -> bool:
-        """Whether memory alone can tell what comes after `place`."""
+        """Return True if memory has all the frames after `place`."""
         return self.ring.since(place) is not None
 
     async def after(self, place: Position) -> list[Frame]:
-        """The next frames after `place`, some of them at least; none if `place` is where this replica stands.
+        """Return the next frames after `place`, at least one; none if `place` is the end of the log.
 
-        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is not where this replica
-        thinks, and `TransportError`.
+        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is in another epoch or behind this
+        replica, and `TransportError`.
         """
         held = self.ring.since(place)
         if held is not None:
             if held and held[0].entry is None and held[0].place.epoch == place.epoch:
-                # this replica may miss more than who has been elsewhere
+                # a client that was connected elsewhere may miss less than this replica does
                 held[0] = Frame.gap(place.epoch, place.sequence + 1, held[0].place.sequence)
             return held
         now = self.ring.place
@@ -115,32 +115,32 @@ class Log:
             return [Frame.first_epoch(now)]
         if place.epoch != now.epoch:
             return [Frame.new_epoch(now.epoch)]
-        # it is the numbering's present epoch that memory has only the end of, and the history is asked for the rest
+        # the ring has only the end of the current epoch; the rest is in the history
         return await self.stored(place, self.ring.base.sequence)
 
     async def stored(self, place: Position, last: int) -> list[Frame]:
-        """The next frames after `place` in Redis's history, `last` being the newest to take; at least one."""
+        """Return the next frames after `place` from the Redis history, at least one, and none after number `last`."""
         epoch, sequence = place
         number = sequence // PAGE
         frames, oldest, beyond = await self._page(epoch, number, last)
         if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
             raise Gone(min(oldest, last + 1))
-        # a hole is told whole: however far a position was put ahead, it is one step
+        # a hole is one gap, even if the position was set far ahead
         return list(_with_gaps(frames, epoch, sequence, min(beyond - 1, last)))
 
     async def _page(self, epoch: str, number: int, last: int) -> _Read:
-        """A page's events up to `last`."""
+        """Return a page's events up to `last`."""
         kept = self._pages.get((epoch, number))
         if kept is not None:
             self._pages.move_to_end((epoch, number))
             return kept
-        # one read of Redis per range, however many ask for it meanwhile
+        # one read of Redis per range, shared by all callers that ask for it meanwhile
         key = (epoch, number, min((number + 1) * PAGE, last))
         task = self._reading.get(key)
         if task is None:
             task = self._reading[key] = asyncio.create_task(self._read(*key))
             task.add_done_callback(lambda _: self._reading.pop(key, None))
-        # one reader that gives up must not take the answer from the others
+        # a reader that is cancelled must not cancel the read of the others
         return await asyncio.shield(task)
 
     async def _read(self, epoch: str, number: int, end: int) -> _Read:
@@ -161,7 +161,7 @@ class Log:
 
 
 def _with_gaps(frames: Iterable[Frame], epoch: str, after: int, last: int) -> Iterable[Frame]:
-    """The events numbered `after` + 1 to `last`, with a marker wherever one is missing."""
+    """Yield the events numbered `after` + 1 to `last`, with a marker wherever some are missing."""
     expected = after + 1
     for frame in frames:
         sequence = frame.place.sequence

@@ -1,4 +1,4 @@
-"""The replica's ring: the newest frames of the log in memory, and where in the log this replica stands."""
+"""The ring: the newest frames of the log in memory, and the replica's position."""
 
 from collections import deque
 from collections.abc import Iterable
@@ -12,8 +12,7 @@ __all__ = ["Ring"]
 class Ring:
     """The newest `size` frames, events and markers, in their order.
 
-    `place` is where this replica stands: the place of the newest frame.
-    `base` is the place after which everything is in memory.
+    `place` is the position of the newest frame. `base` is the position after which everything is in memory.
     """
 
     __slots__ = ("_frames", "_id", "base", "place", "size")
@@ -34,13 +33,13 @@ class Ring:
         return Fence(self.place, self._id)
 
     def start(self, place: Position) -> None:
-        """Stand at `place`, with nothing in memory from before it."""
+        """Move to `place`, and drop all frames."""
         self._frames.clear()
         self.base = self.place = place
         self._id = ""
 
     def append(self, frames: Iterable[Frame]) -> None:
-        """Put frames behind the newest one; the oldest go."""
+        """Add frames after the newest one; the oldest are dropped."""
         for frame in frames:
             if len(self._frames) == self.size:
                 self.base = self._frames[0].place
@@ -49,7 +48,7 @@ class Ring:
             self._id = "" if frame.entry is None else frame.entry.id
 
     def since(self, position: Position) -> list[Frame] | None:
-        """All frames after `position`, oldest first, or None if some that should follow it are no longer in memory."""
+        """Return all frames after `position`, oldest first, or None if some of them are no longer in memory."""
         epoch, sequence = position
         after: list[Frame] = []
         for frame in reversed(self._frames):
@@ -63,5 +62,5 @@ class Ring:
         return after
 
     def of_epoch(self) -> list[Frame]:
-        """The events in memory that bear numbers of the present epoch, oldest first."""
+        """Return the events of the current epoch that are in memory, oldest first."""
         return [frame for frame in self._frames if frame.entry is not None and frame.place.epoch == self.place.epoch]

@@ -1,8 +1,8 @@
-"""The link between replicas, as the kernel sees it: what a transport takes, gives and promises.
+"""The transport: the protocol of the link between replicas.
 
-`kernel.redis` keeps these promises on Redis, the tests' fake keeps them in memory, and one contract test holds both
-to them. Errors are `TransportUnavailable` and `WriteRefused`. Every call but `listen` ends within the deadline; a
-publish that has to wait for the one under way, within two.
+`kernel.redis` implements it on Redis, and the tests' fake in memory; the same tests run against both. Errors are
+`TransportUnavailable` and `WriteRefused`. Every call except `listen` ends within the deadline; a publish that has to
+wait for a call in flight ends within two deadlines.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -23,10 +23,10 @@ class Outgoing(NamedTuple):
 
 
 class Publication(NamedTuple):
-    """What became of a publish: numbers `first` to `first + size - 1` of the epoch.
+    """The outcome of a publish: the numbers `first` to `first + size - 1` of the epoch.
 
-    `subscribers` is how many replicas Redis handed it to; `replayed` says that an earlier publish under the same
-    producer's key is answered here instead.
+    `subscribers` is the number of replicas that Redis handed it to. `replayed` is true if this is the outcome of an
+    earlier publish with the same idempotency key.
     """
 
     epoch: str
@@ -37,7 +37,7 @@ class Publication(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Everything that has arrived since the last one; `foreign` counts the documents that were none of ours."""
+    """The announcements since the last batch; `foreign` is the number of messages that could not be decoded."""
 
     announcements: list[Announcement]
     foreign: int
@@ -46,7 +46,7 @@ class Batch(NamedTuple):
 class Page(NamedTuple):
     """A part of the history, read at one instant together with the position.
 
-    `oldest` is the number of the oldest event kept, `beyond` that of the first one behind this part (position + 1 if
+    `oldest` is the number of the oldest event kept, `beyond` that of the first event after this part (position + 1 if
     there is none).
     """
 
@@ -59,29 +59,29 @@ class Page(NamedTuple):
 class Transport(Protocol):
     """A link that numbers events once for all replicas.
 
-    `kept` is how many events the history held at the last position check.
+    `kept` is the number of events in the history at the last position check.
     """
 
     kept: int
 
     async def close(self) -> None:
-        """Give up every connection; safe to call twice, and usable again afterwards."""
+        """Close every connection. Safe to call twice; the transport can be used again afterwards."""
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
-        """Number, keep and announce events in one step; the same id twice is one publish."""
+        """Number, store and announce events in one step; the same id twice is one publish."""
         ...
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
-        """The current position; begins an epoch where there is none or where `fence` proves a fork.
+        """Return the current position; start a new epoch if there is none, or if `fence` proves a fork.
 
         With `probe` it also writes, so that success means that publishing works.
         """
         ...
 
     async def read(self, first: int, last: int) -> Page:
-        """The kept events numbered `first` to `last`, both included."""
+        """Return the kept events numbered `first` to `last`, both included."""
         ...
 
     def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
-        """Subscribe, yield an empty batch, then what arrives; an empty batch at least every `idle` seconds."""
+        """Subscribe, yield an empty batch, then a batch of what has arrived, at least every `idle` seconds."""
         ...

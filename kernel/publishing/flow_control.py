@@ -46,7 +46,7 @@ class FlowControl:
         if last.epoch == here.epoch:
             behind = max(0, last.sequence - here.sequence)
         else:
-            # Redis has begun an epoch that has not been heard of here yet, or this replica knows a newer one.
+            # Redis has started an epoch that was not delivered here yet, or this replica is in a newer one.
             behind = last.sequence if here.epoch == self._delivered_then.epoch else 0
         return self._in_flight + behind
 

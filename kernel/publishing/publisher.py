@@ -23,7 +23,7 @@ __all__ = ["PublishOptions", "Publisher", "Receipt", "ReplayedReceipt"]
 
 
 class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
-    """What a producer says beside the message.
+    """The options of a publish.
 
     Args:
         idempotency_key: The same key within 300 s publishes nothing again and returns the first receipt.

@@ -232,7 +232,7 @@ class RedisTransport:
                 group = self._pending.next_group()
             self._flusher = None
 
-    async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401
+    async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401 untyped
         """Call the script; if Redis does not have it, load it first."""
         (epoch, sequence), id = fence
         keys = [self._position_key, self._history_key, *records]
@@ -250,7 +250,7 @@ class RedisTransport:
 
         return await self._bounded(client, call)
 
-    async def _bounded(self, client: Any, call: Callable[[], Awaitable[_T]]) -> _T:  # noqa: ANN401
+    async def _bounded(self, client: Any, call: Callable[[], Awaitable[_T]]) -> _T:  # noqa: ANN401  redis-py's client is generic
         try:
             async with asyncio.timeout(self._deadline):
                 return await call()
@@ -262,7 +262,7 @@ class RedisTransport:
                 await self.disconnect()
             raise _translated(error) from error
 
-    async def _drop(self, *clients: Any) -> None:  # noqa: ANN401
+    async def _drop(self, *clients: Any) -> None:  # noqa: ANN401  redis-py's client is generic
         disconnects = (client.connection_pool.disconnect(inuse_connections=True) for client in clients)
         await asyncio.gather(*disconnects, return_exceptions=True)
 
@@ -272,7 +272,7 @@ def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
     return decode_entry(int(number), fields) if rest == b"0" else None
 
 
-def _usable(answer: Any) -> Any:  # noqa: ANN401
+def _usable(answer: Any) -> Any:  # noqa: ANN401  redis-py's replies are untyped
     """Return the answer, or None if the key is of another type because something else wrote it."""
     if not isinstance(answer, ResponseError):
         return answer
