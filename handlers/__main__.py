@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status; 2 means an invalid argument or setting."""
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # so that tail goes on in a terminal that is not UTF-8
+        sys.stdout.reconfigure(errors="replace")  # so that tail does not fail in a terminal that is not UTF-8
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)

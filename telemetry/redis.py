@@ -64,17 +64,17 @@ class _CommandTracer(Tracer):
         self._scope = scope
         self._tracers: WeakKeyDictionary[TracerProvider, Tracer] = WeakKeyDictionary()
 
-    def start_span(self, *args: Any, **kwargs: Any) -> Span:  # noqa: ANN401
+    def start_span(self, *args: Any, **kwargs: Any) -> Span:  # noqa: ANN401  not used
         """Return a span that records nothing; the instrumentation does not use this method."""
         return NonRecordingSpan(INVALID_SPAN.get_span_context())
 
     @contextmanager
-    def start_as_current_span(  # type: ignore[override]
+    def start_as_current_span(  # type: ignore[override]  # only the arguments that the instrumentation passes
         self,
         name: str,
-        *args: Any,  # noqa: ANN401
+        *args: Any,  # noqa: ANN401  not used
         kind: SpanKind = SpanKind.CLIENT,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401  not used
     ) -> Iterator[Span]:
         """Create the span of one command, if the command belongs to a sampled publish."""
         publish = CURRENT.get()

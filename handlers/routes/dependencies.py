@@ -1,4 +1,4 @@
-"""What Litestar injects into route handlers: the application's broadcaster."""
+"""The dependency that Litestar injects into route handlers: the application's broadcaster."""
 
 from typing import Final, TypeAlias
 

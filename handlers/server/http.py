@@ -14,9 +14,9 @@ __all__ = ["HttpProtocol", "JoiningTransport"]
 class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection; uvicorn writes its answers to a `JoiningTransport`."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
         """Start on a transport that joins writes."""
-        super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]
+        super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]  # a delegating transport
 
     def handle_websocket_upgrade(self) -> None:
         """Hand the underlying transport to the WebSocket protocol."""

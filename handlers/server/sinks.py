@@ -35,7 +35,7 @@ class AsgiSink:
     """A sink that takes messages without waiting and sends them by ASGI.
 
     It is blocked while more than `high_water` characters or bytes are unsent, until a quarter of that is left. If one
-    `send` takes longer than `stall_seconds`, it gives up and drops everything that is unsent.
+    `send` takes longer than `stall_seconds`, the connection is abandoned and everything unsent is dropped.
     """
 
     def __init__(self, send: Send, *, high_water: int, stall_seconds: float) -> None:

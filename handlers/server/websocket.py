@@ -75,10 +75,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     `high_water` is in bytes, `stall_seconds` in seconds; the module's docstring says what they do.
     """
 
-    def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401
+    def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401  uvicorn's
         super().__init__(*args, **kwargs)
-        self.queue = SlimQueue()  # type: ignore[assignment]
-        self.writable: SlimEvent = SlimEvent()  # type: ignore[assignment]
+        self.queue = SlimQueue()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Queue
+        self.writable: SlimEvent = SlimEvent()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Event
         self.conn.available_extensions = [_SharedDeflate()]
         self.logger = self.conn.logger = _protocol_logger
         self.conn.debug = False
@@ -102,7 +102,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def write(self, data: Joined) -> None:
         """Write prebuilt frames, in order, without waiting; does nothing once the connection is closing."""
         if not self.close_sent and not self.transport.is_closing():
-            self.transport.write(data)  # type: ignore[arg-type]
+            self.transport.write(data)  # type: ignore[arg-type]  # on this wire messages are joined to bytes
 
     async def drained(self) -> None:
         """Return once no longer blocked, or once the connection is lost."""
@@ -190,7 +190,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.handshake_complete = True
 
     def handle_close(self, event: Frame) -> None:
-        """Process the client's close frame, whether it starts the closing handshake or answers ours."""
+        """Process the client's close frame, which starts the closing handshake or answers the server's."""
         super().handle_close(event)
         # Closing waits for the unsent data, and the client may have stopped reading.
         self.loop.call_later(_CLOSE_SECONDS, self._abort)
