@@ -137,7 +137,7 @@ class FakeBroadcaster:
         return self.listener_healthy
 
     def is_degraded(self) -> bool:
-        """Whether the circuit is not closed, as with the real one."""
+        """Return True if the circuit is not closed, like the real broadcaster."""
         return self.circuit.state is not CircuitState.CLOSED
 
     def get_broadcast_metrics(self) -> BroadcastRetryMetrics:
@@ -183,12 +183,13 @@ def text_of(message: Frame | str | bytes) -> str:
 
 
 class FakeSink:
-    """The sending side of a socket, in memory, with a client at the other end that holds the service to its word.
+    """The sending side of a socket, in memory; it checks each heartbeat that is written to it.
 
-    `messages` are the JSON messages in their order. With `room`, it is blocked as soon as more than so many bytes are
-    unsent, until `drain()`. Each heartbeat is held against what came before it: every event up to it, from where the
-    client began (`since`, or the first frame), must have been written, but for those that `skips` says are filtered;
-    with `lossy` only from the first resync_ack on, which says what was lost. `claims` is what a resync said it has.
+    `messages` are the JSON messages in their order. With `room`, it is blocked while more than `room` bytes are unsent;
+    `drain()` takes them. At each heartbeat every event up to its `lastSeq` must have been written, from the client's
+    start (`since`, or the first frame), except those for which `skips` returns True because of the client's patterns.
+    With `lossy` this holds only after the first `resync_ack`, which says what was lost. `claims` is the position that a
+    resync named.
     """
 
     def __init__(
@@ -222,7 +223,7 @@ class FakeSink:
 
     @property
     def blocked(self) -> bool:
-        """Whether more is unsent than there is room for."""
+        """True while more is unsent than `room` allows."""
         return not self._free.is_set()
 
     def write(self, data: Joined) -> None:
@@ -307,7 +308,7 @@ class FakeSink:
         elif kind == "gap":
             self._passed.update(range(message["from"], message["to"] + 1))
         elif kind == "epoch_changed":
-            # the first epoch of one who came before Redis was reached begins anywhere
+            # a client that connected before Redis was reached starts anywhere in the first epoch
             self._begun = 0 if self._epoch else -1
             self._epoch = message["epoch"]
             self._passed.clear()
@@ -346,9 +347,9 @@ def _outline(message: dict[str, Any]) -> str:
 
 
 class FakeRedis:
-    """What replicas share, without a server: numbering, history, records of publishes, subscribers.
+    """A Redis in memory: numbering, history, records of publishes, subscribers.
 
-    One contract test holds its transport and the real one to the same promises (tests/kernel/log/test_transport.py).
+    The same tests run against its transport and the real one (tests/kernel/log/test_transport.py).
     Rare faults: `fail` the next calls, be `down` or `read_only`; announcements `deaf` (lost) or `hold` and `release`;
     `lose_history`, `trim`, `rewind` (a copy that lags takes over), `flush`, `hang_up` (subscriptions end).
     """
@@ -378,7 +379,7 @@ class FakeRedis:
 
     @property
     def down(self) -> bool:
-        """Whether nobody gets through; going down ends the subscriptions too."""
+        """True while it is unreachable; setting it to True ends the subscriptions too."""
         return self._down
 
     @down.setter
@@ -418,13 +419,13 @@ class FakeRedis:
             del self.history[sequence]
 
     def rewind(self, sequence: int) -> None:
-        """Stand where a copy stood that never heard of anything after `sequence`."""
+        """Go back to `sequence`, like a copy that lags and takes over."""
         self.place = self.place._replace(sequence=sequence)
         self.history = {number: event for number, event in self.history.items() if number <= sequence}
         self.records = {name: kept for name, kept in self.records.items() if kept[1].first <= sequence}
 
     def announce(self, payload: bytes) -> int:
-        """Put a payload on the channel, anybody's; returns how many subscribers it reaches."""
+        """Publish any payload on the channel; returns the number of subscribers that it reaches."""
         if self._held is not None:
             self._held.append(payload)
         elif not self.deaf:
@@ -488,7 +489,7 @@ class FakeTransport:
 
     @property
     def subscriptions(self) -> int:
-        """How many subscriptions of this replica are alive."""
+        """The number of this replica's subscriptions."""
         return len(self._ears)
 
     async def close(self) -> None:
@@ -556,7 +557,7 @@ _NOTHING = bytes(bytearray(b"nothing"))
 
 
 async def _arrived(ear: "asyncio.Queue[bytes | None]", idle: float) -> list[bytes]:
-    """Everything that has arrived, at most `idle` seconds from now; raises when the subscription has ended."""
+    """Return everything that has arrived, after `idle` seconds at most; raises when the subscription has ended."""
     payloads: list[bytes] = []
     # not `asyncio.timeout`: what that throws through its readers ends Python 3.11's tracing (and coverage) of them
     timer = asyncio.get_running_loop().call_later(idle, ear.put_nowait, _NOTHING)

@@ -15,7 +15,7 @@ Matches = Callable[[bytes], bool]
 
 
 class ProxyMode(Enum):
-    """What the proxy does with connections and data."""
+    """The treatment of connections and data."""
 
     PASS = auto()
     SHUT = auto()  # nothing listens on the port; open connections stay

@@ -1,4 +1,4 @@
-"""The house itself: who may import whom, how large a room may grow, what lies at the top, what the locks hold."""
+"""The architecture: allowed imports, size of modules, files at the top level, locked versions."""
 
 import ast
 import re
@@ -24,7 +24,7 @@ LONG = {
     "kernel/observer.py": "one detail and one hook for each thing that is told",
 }
 
-# Who may import what. The standard library is everyone's; what is not in this table is nobody's.
+# The modules that may import each package. All may import the standard library; other packages are not allowed.
 DOORS = {
     "kernel": ["kernel/*", "telemetry/*", "handlers/*"],
     "telemetry": ["telemetry/*", "handlers/*"],
@@ -154,7 +154,7 @@ def test_top_level() -> None:
     """Nothing lies at the top that does not belong there."""
     if not (ROOT / ".git").exists():
         pytest.skip("no clone: what is part of the project cannot be told from what is not")
-    # a clone may belong to another user than the one who tests it
+    # the clone may belong to another user
     command = ["git", "-c", "safe.directory=*", "ls-files"]
     files = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
     top = {file.partition("/")[0] for file in files}

@@ -83,7 +83,7 @@ def test_timeouts() -> None:
 
 
 def test_deadlock() -> None:
-    """Where every task waits for another and no timer is set, the test fails at once and names the tasks."""
+    """If every task waits for another and no timer is set, the test fails at once and names the tasks."""
 
     async def stuck() -> None:
         asyncio.current_task().set_name("the stuck one")  # type: ignore[union-attr]
@@ -94,7 +94,7 @@ def test_deadlock() -> None:
 
 
 def test_sockets_and_threads_are_refused() -> None:
-    """What happens in real time cannot be waited for on virtual time; the error says what to do."""
+    """Events of real time cannot be waited for on virtual time; the error says what to do."""
 
     async def wait() -> None:
         with socket.create_server(("127.0.0.1", 0)) as server, pytest.raises(RuntimeError, match="real_time"):

@@ -119,7 +119,7 @@ def at_every_turn(check: Callable[[], object]) -> Iterator[None]:
 
 
 async def eventually(condition: Callable[[], object], seconds: float = 600.0) -> None:
-    """Return as soon as a condition holds, looking after every turn; fail after so many seconds of virtual time."""
+    """Return as soon as a condition holds, checked at every turn of the loop; fail after `seconds` of virtual time."""
     if condition():
         return
     holds = asyncio.get_running_loop().create_future()

@@ -1,7 +1,6 @@
 """Acks: which delivered events require one, and since when, so that nothing is counted for each client and event.
 
 Events are numbered, and a client's place and its highest ack are numbers too. A client's outstanding acks are those for
-
 the events that lie between the two.
 """
 

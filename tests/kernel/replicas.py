@@ -152,7 +152,7 @@ async def replica(
 
 
 class _Invariants:
-    """What must hold at every moment of a replica: one subscription, and no client told of more than was written to it.
+    """The invariants of a replica: one subscription, and no heartbeat could be ahead of what was written.
 
     A heartbeat could be sent at any moment; it names the client's place, up to which all must have been written.
     """
@@ -160,11 +160,11 @@ class _Invariants:
     def __init__(self, broadcaster: EventBroadcaster, transport: PausableTransport) -> None:
         self._broadcaster = broadcaster
         self._transport = transport
-        # where each client stood at the last look, and how often it had been written to: mostly neither has changed
+        # each client's position at the last check, and its number of writes: mostly neither has changed
         self._seen: WeakKeyDictionary[FakeSink, tuple[Position, int]] = WeakKeyDictionary()
 
     def __call__(self) -> None:
-        """Look."""
+        """Check them."""
         assert self._transport.subscriptions <= 1, "two subscriptions"
         for client in self._broadcaster.hub:
             if isinstance(client.sink, FakeSink):

@@ -303,7 +303,7 @@ async def test_any_replica_will_do(redis: FakeRedis) -> None:
 
 
 async def test_replicas_agree(redis: FakeRedis) -> None:
-    """Whatever befalls Redis, every client of every replica sees the same numbers and epochs."""
+    """Whatever happens to Redis, every client of every replica sees the same numbers and epochs."""
     async with replica(redis) as one, replica(redis, RARE_CHECKS) as two:
         sinks = [join(broadcaster)[1] for broadcaster in (one, two)]
         fill(redis, 5)

@@ -175,7 +175,7 @@ def test_a_guest_that_fails_does_not_hide_an_error(caplog: pytest.LogCaptureFixt
 
 
 def test_every_hook_reaches_every_observer() -> None:
-    """Each observer of a list hears each hook, once, in the order of the list."""
+    """Each hook calls each observer of a list once, in the order of the list."""
     heard: list[tuple[str, str]] = []
 
     class Echo(Observer):

@@ -38,7 +38,7 @@ async def check_unharmed(env: FaultEnvironment) -> None:
         assert degraded_notices(recorder.frames) == []
 
 
-# -- on the channel ---------------------------------------------------------------------------------------------------
+# -- the channel ---------------------------------------------------------------------------------------------------
 
 
 def invalid_payloads(epoch: str) -> list[bytes]:
@@ -108,7 +108,7 @@ async def test_channel_under_load(env: FaultEnvironment) -> None:
     env.check_unbroken()
 
 
-# -- in the keys ------------------------------------------------------------------------------------------------------
+# -- the keys ------------------------------------------------------------------------------------------------------
 
 POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 
@@ -208,7 +208,7 @@ async def test_record(env: FaultEnvironment) -> None:
     env.check_unbroken()
 
 
-# -- on a socket ------------------------------------------------------------------------------------------------------
+# -- sockets ------------------------------------------------------------------------------------------------------
 
 MESSAGES: tuple[str | bytes, ...] = (
     "",

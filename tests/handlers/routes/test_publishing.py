@@ -1,4 +1,4 @@
-"""How a publish route is made of a function."""
+"""Publish routes that are built from functions."""
 
 from typing import Any
 

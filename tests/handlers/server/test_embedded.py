@@ -169,7 +169,7 @@ def test_left_over_directory(parent: Parent, valkey: EmbeddedValkey, temporary: 
 
 
 def test_orphan_is_stopped(valkey: EmbeddedValkey) -> None:
-    """Where the operating system has no parent-death signal, the next start stops an orphaned server."""
+    """If the operating system has no parent-death signal, the next start stops an orphaned server."""
     with parent_process(PARENT.replace("valkey =", "sys.platform = 'darwin'; valkey =")) as parent:
         pass
     try:

@@ -1,4 +1,4 @@
-"""Acks: which client owes which, and since when."""
+"""Acks: which are outstanding from which client, and since when."""
 
 import msgspec
 import pytest
@@ -38,7 +38,7 @@ def ledger() -> AckLedger:
 
 
 def test_owed(ledger: AckLedger) -> None:
-    """A client owes acks for what it was sent and has not acknowledged, from its first event to its place."""
+    """Acks are outstanding for the events that a client was sent and has not acknowledged, up to its position."""
     one = client(10)
     assert ledger.owed(one) == 0
     one.place = Position("e", 13)
@@ -67,7 +67,7 @@ def test_out_since(ledger: AckLedger) -> None:
 
 
 def test_only_who_gets_them(ledger: AckLedger) -> None:
-    """A client owes no ack for events that its patterns do not let through."""
+    """No ack is outstanding for events that a client's patterns do not match."""
     for globs, owed in ((["alert.*"], 0), (["event"], 2), (["event.c*"], 2), ([], 0)):
         one = client(10, Patterns.of(globs))
         one.place = Position("e", 15)
@@ -75,7 +75,7 @@ def test_only_who_gets_them(ledger: AckLedger) -> None:
 
 
 def test_going_back(ledger: AckLedger) -> None:
-    """Events before the client's first one are owed too if a replay sends them."""
+    """Acks are outstanding for replayed events too, although they are older than the client's first event."""
     one = client(15)
     one.move_to(Position("e", 11))
     assert ledger.owed(one) == 0
@@ -86,7 +86,7 @@ def test_going_back(ledger: AckLedger) -> None:
 
 
 def test_new_epoch(ledger: AckLedger) -> None:
-    """In a new epoch acks restart at 0, and no ack of the old epoch is owed."""
+    """In a new epoch acks restart at 0, and none of the old epoch is outstanding."""
     one = client(10)
     one.place = Position("e", 15)
     one.acknowledge(13)
@@ -115,7 +115,7 @@ def test_bounded() -> None:
 
 
 async def test_a_replica_keeps_count() -> None:
-    """A replica counts the acks that were requested, received, owed now and owed at each close."""
+    """A replica counts the acks that were requested, received, outstanding now and outstanding at each close."""
     data = EventData(
         id=1,
         event_id=1,
@@ -143,7 +143,7 @@ async def test_a_replica_keeps_count() -> None:
         broadcaster.disconnect(clients[1])
         broadcaster.disconnect(clients[1])
         assert (counters.unacknowledged_at_close, broadcaster.unacknowledged) == (1, 2)
-        # a client that subscribes to events only now owes no ack for earlier ones
+        # for a client that subscribes to events only now, no ack of an earlier one is outstanding
         broadcaster.hub.receive(other, '{"type":"subscribe","data":{"events":["event"]}}')
         assert broadcaster.unacknowledged == 2
         await broadcaster.broadcast_event(data)

@@ -395,7 +395,7 @@ async def test_the_epoch_changed_before_a_replay(redis: FakeRedis, epoch: str | 
 
 
 async def test_a_client_that_knows_the_new_epoch_first(redis: FakeRedis) -> None:
-    """A resume from an epoch that this replica has not heard of yet waits for it, announces it and is recovered."""
+    """A resume from an epoch that this replica does not have yet waits for it, announces it and is recovered."""
     async with replica(redis, RARE_CHECKS) as broadcaster:
         redis.hold()
         redis.flush()

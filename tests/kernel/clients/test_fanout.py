@@ -170,7 +170,7 @@ def test_leaving_meanwhile(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_reaching_out_of_turn(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that is given its frames out of turn is passed over later, and no client is given them twice."""
+    """A client that is given its frames early is skipped by the walk, and no client is given them twice."""
     monkeypatch.setattr(fanout, "WRITES", 1)
     for _ in range(3):
         fleet.join()

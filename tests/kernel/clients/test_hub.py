@@ -600,7 +600,7 @@ async def act(redis: FakeRedis, broadcaster: Any, peers: list[Peer], types: list
             elif verb == "drain":
                 peer.sink.drain()
             elif peer.sink.blocked:
-                pass  # such a client is not heard, nor does it get heartbeats
+                pass  # the messages of such a client are not read, and it gets no heartbeats
             elif verb == "heartbeat":
                 broadcaster.hub.heartbeat(peer.client)
             elif verb == "resync":

@@ -197,7 +197,7 @@ def task_of(part: str) -> "asyncio.Task[None]":
 
 
 def document(*numbers: int, epoch: str = E1, id: str = "forged") -> bytes:
-    """Return an announcement as anybody could put it on the channel."""
+    """Return an announcement that does not come from a replica."""
     events = b",".join(b'{"sequence":%d%s' % (number, tail(id)) for number in numbers)
     return b'{"epoch":"%s","events":[%s]}' % (epoch.encode(), events)
 

@@ -139,7 +139,7 @@ async def test_lost_events(redis: FakeRedis, observer: RecordingObserver, caplog
 
 
 async def test_a_position_far_ahead(redis: FakeRedis, observer: RecordingObserver) -> None:
-    """If somebody sets the position far ahead, that is one gap, and the next event is delivered at once."""
+    """If the position in Redis is set far ahead, that is one gap, and the next event is delivered at once."""
     async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
         _, sink = join(broadcaster)
         redis.place = redis.place._replace(sequence=10**5)

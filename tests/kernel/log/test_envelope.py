@@ -26,7 +26,7 @@ EVENT: dict[str, Any] = {
     "camera_id": "front_door",
     "risk_score": 75,
     "risk_level": "high",
-    "summary": "Somebody at the door",
+    "summary": "A person at the door",
     "reasoning": "…",
 }
 WORKER = {"event_type": "worker.started", "worker_name": "w", "worker_type": "detection", "timestamp": "t"}

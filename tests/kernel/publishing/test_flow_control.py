@@ -133,7 +133,7 @@ async def test_no_old_answers(replica: Replica) -> None:
 
 
 async def test_new_epoch(replica: Replica) -> None:
-    """All that was published in an epoch that the replica has not heard of yet takes room."""
+    """All that was published in an epoch that the replica has not reached yet takes room."""
     await replica.flow.enter(10, replica.require)
     replica.published(10, 10, epoch="new")
     assert replica.flow.ahead == 10

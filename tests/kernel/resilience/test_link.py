@@ -172,7 +172,7 @@ def test_outcomes_without_a_trial(world: World) -> None:
 
 
 async def test_waiting_for_it_to_close(world: World) -> None:
-    """A task that waits for the circuit goes on as soon as it closes."""
+    """A task that waits for the circuit continues as soon as it closes."""
     link = world.open()
     waiting = asyncio.create_task(link.closed.wait())
     world.now += 30

@@ -53,7 +53,7 @@ def test_delays_are_bounded(attempt: int, base: float, maximum: float, jitter: f
 
 
 async def test_success_at_once() -> None:
-    """What succeeds is not tried again, and its result is returned."""
+    """A call that succeeds is not repeated, and its result is returned."""
     calls, metrics = Calls("done"), BroadcastRetryMetrics()
     assert await broadcast_with_retry(calls, "event", metrics=metrics, sleep=calls.sleep) == "done"
     assert calls.slept == []

@@ -32,5 +32,5 @@ async def test_none_is_left() -> None:
 
 
 async def test_nothing_to_end() -> None:
-    """Where there is no task there is nothing to wait for."""
+    """Without a task there is nothing to wait for."""
     await end([])
