@@ -46,6 +46,7 @@ from kernel.messages.messages import (
     utc_now,
     wire_type_of,
 )
+from kernel.messages.surrogates import replace_lone_surrogates
 
 __all__ = [
     "MAX_BATCH",
@@ -92,6 +93,7 @@ __all__ = [
     "WorkerType",
     "decode_batch",
     "decode_message",
+    "replace_lone_surrogates",
     "utc_now",
     "wire_type_of",
 ]

@@ -6,15 +6,17 @@ each field is validated again by msgspec to locate the error and word it.
 Not here: the rules (data.py, messages.py), and HTTP statuses and problem documents (handlers).
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Callable
 from functools import cache
-from typing import Annotated, Any, Literal, NamedTuple, get_type_hints
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 from msgspec import UNSET, DecodeError, Meta, Raw, Struct, UnsetType, ValidationError, inspect
 
 from kernel.errors import FieldError, MessageInvalid
 from kernel.messages.messages import MESSAGE_TYPES, Message
+from kernel.messages.surrogates import replace_lone_surrogates
 
 __all__ = ["MAX_BATCH", "decode_batch", "decode_message"]
 
@@ -32,6 +34,7 @@ _PLAIN_WORDS: dict[type[inspect.Type], str] = {
     inspect.StructType: "an object",
 }
 
+_T = TypeVar("_T")
 _REFUSED = (DecodeError, UnicodeDecodeError, RecursionError)
 
 
@@ -79,13 +82,13 @@ def decode_message(wire_type: str, body: bytes) -> Message:
     invalid element is named.
     """
     form = _FORMS[wire_type]
-    try:
-        _check_utf8(body)
-        if _is_envelope(form, body):
-            return form.read_envelope(body)
-        return form.message(form.read_data(body))
-    except _REFUSED as error:
-        raise _invalid(error, body, lambda _, text: _message_faults(wire_type, text)) from error
+
+    def read(text: bytes) -> Message:
+        if _is_envelope(form, text):
+            return form.read_envelope(text)
+        return form.message(form.read_data(text))
+
+    return _read(body, read, lambda _, text: _message_faults(wire_type, text))
 
 
 def decode_batch(body: bytes) -> list[Message]:
@@ -93,11 +96,25 @@ def decode_batch(body: bytes) -> list[Message]:
 
     Raises MessageInvalid with every invalid field of the first invalid message, such as `[3].data.risk_score`.
     """
+    return _read(body, _read_batch, _batch_faults)
+
+
+def _read(
+    body: bytes, read: Callable[[bytes], _T], explain: Callable[[ValidationError, bytes], list[FieldError]]
+) -> _T:
+    """Read a body; a leading byte order mark is ignored, and an escape of a lone surrogate stands for U+FFFD."""
+    body = body.removeprefix(BOM_UTF8)
     try:
         _check_utf8(body)
-        return _read_batch(body)
+        return read(body)
     except _REFUSED as error:
-        raise _invalid(error, body, _batch_faults) from error
+        repaired = replace_lone_surrogates(body)
+        if repaired == body:
+            raise _invalid(error, body, explain) from error
+    try:
+        return read(repaired)
+    except _REFUSED as error:
+        raise _invalid(error, repaired, explain) from error
 
 
 def _check_utf8(body: bytes) -> None:
@@ -135,8 +152,8 @@ def _invalid(
             words = f"must be UTF-8; byte {error.start} is not"
         case RecursionError():
             words = "must not be nested so deeply"
-        case _ if "truncated" in str(error):  # msgspec reports a lone surrogate in this way too
-            words = "must be JSON; it ends too early or has half of a surrogate pair"
+        case _ if "truncated" in str(error):
+            words = "must be JSON; it ends too early"
         case _:
             words = f"must be JSON; {str(error).removeprefix('JSON is malformed: ')}"
     return MessageInvalid([_fault("", words)])
