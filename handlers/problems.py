@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response
-from litestar.exceptions import HTTPException, MethodNotAllowedException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, ServiceUnavailableException
 from litestar.types import ExceptionHandlersMap
 
 from kernel import BroadcastFailed, CircuitOpen, FieldError, MessageInvalid, NotStarted
@@ -63,6 +63,8 @@ def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
             )
         case NotStarted():
             return _unavailable("The service is starting or stopping.", 1.0)
+        case ServiceUnavailableException(detail=detail):
+            return _unavailable(detail, 1.0)
         case MethodNotAllowedException(headers={"allow": "websocket"}):
             if request.method == "GET":
                 status = HTTPStatus.UPGRADE_REQUIRED

@@ -12,7 +12,7 @@ from litestar.types import Middleware
 from handlers.auth import encoded
 from handlers.routes.dependencies import Broadcaster
 from handlers.routes.publishing import publish_route, publish_routes
-from handlers.routes.request import API_KEYS, MAX_BODY_BYTES
+from handlers.routes.request import API_KEYS, BODY_BUDGET, MAX_BODY_BYTES, BodyBudget
 from handlers.settings import Settings
 from kernel import (
     AlertAcknowledgedMessage,
@@ -37,6 +37,9 @@ from kernel import (
 from kernel.messages import wire_type_of
 
 __all__ = ["PUBLISH_ROUTES", "broadcast_router"]
+
+MAX_BODIES_BYTES: Final = 64 * 1024 * 1024
+"""How many bytes of bodies all publishes in flight may hold together."""
 
 AlertMessage: TypeAlias = (
     AlertCreatedMessage
@@ -164,5 +167,9 @@ def broadcast_router(settings: Settings, middleware: Sequence[Middleware] = ()) 
         "/",
         route_handlers=PUBLISH_ROUTES,
         middleware=middleware,
-        opt={API_KEYS: encoded(settings.api_keys), MAX_BODY_BYTES: settings.http_max_body_bytes},
+        opt={
+            API_KEYS: encoded(settings.api_keys),
+            MAX_BODY_BYTES: settings.http_max_body_bytes,
+            BODY_BUDGET: BodyBudget(MAX_BODIES_BYTES),
+        },
     )

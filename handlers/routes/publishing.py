@@ -20,7 +20,7 @@ from litestar.params import SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from handlers.routes.dependencies import Broadcaster
-from handlers.routes.request import read_publish
+from handlers.routes.request import BODY_BUDGET, BodyShare, read_publish
 from kernel import EventBroadcaster, Message, PublishOptions, Receipt, ReplayedReceipt
 from kernel.messages import decode_batch, decode_message
 
@@ -70,8 +70,12 @@ def _route(function: PublishFunction[Any], path: str, body: BodyType, tags: list
     decode = _decoder(body)
 
     async def handler(request: SkipValidation[Request[Any, Any, Any]], broadcaster: Broadcaster) -> ASGIApp:
-        content, options = await read_publish(request)
-        receipts = await function(broadcaster, decode(content), options)
+        share = BodyShare(request.scope["route_handler"].opt[BODY_BUDGET])
+        try:
+            content, options = await read_publish(request, share)
+            receipts = await function(broadcaster, decode(content), options)
+        finally:
+            share.release()
         return _Accepted(receipts, closing=broadcaster.draining)
 
     handler.__name__ = function.__name__

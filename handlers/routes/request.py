@@ -1,7 +1,8 @@
 """Read a publish request: check its headers, and return its body and its publish options.
 
 The checks come in this order, and the first that fails is answered: API key (401), media type and encoding (415), size
-(413), idempotency key (400). An invalid trace context is ignored, as W3C Trace Context requires.
+(413), size of all bodies in flight (503), idempotency key (400). An invalid trace context is ignored, as W3C Trace
+Context requires.
 """
 
 import re
@@ -9,20 +10,23 @@ from collections.abc import Iterable
 from typing import Any, Final, NoReturn, cast
 
 from litestar import Request
-from litestar.exceptions import ClientException, HTTPException
+from litestar.exceptions import ClientException, HTTPException, ServiceUnavailableException
 from litestar.status_codes import HTTP_413_REQUEST_ENTITY_TOO_LARGE, HTTP_415_UNSUPPORTED_MEDIA_TYPE
 from litestar.types import HTTPReceiveMessage, Receive
 
 from handlers.auth import require_api_key
 from kernel import PublishOptions
 
-__all__ = ["API_KEYS", "MAX_BODY_BYTES", "read_publish"]
+__all__ = ["API_KEYS", "BODY_BUDGET", "MAX_BODY_BYTES", "BodyBudget", "BodyShare", "read_publish"]
 
 API_KEYS: Final = "api_keys"
 """Router option: the API keys that are accepted, as bytes; empty if none is needed."""
 
 MAX_BODY_BYTES: Final = "max_body_bytes"
 """Router option: the size of the largest body, in bytes."""
+
+BODY_BUDGET: Final = "body_budget"
+"""Router option: the `BodyBudget` of all publish routes."""
 
 _MEDIA_TYPE: Final = re.compile(rb"application/(?:[!#$%&'*+.^_`|~0-9a-z-]+\+)?json[ \t]*(?:;(.*))?", re.DOTALL)
 _CHARSET: Final = re.compile(rb"""(?:^|;)[ \t]*charset=["']?([^\s;"']*)""")
@@ -39,18 +43,51 @@ _SHOWN_BYTES: Final = 100  # of a refused content type, in the error
 _NO_OPTIONS: Final = PublishOptions(validated=True)
 
 
-async def read_publish(request: Request[Any, Any, Any]) -> tuple[bytes, PublishOptions]:
-    """Return the body of a publish request, and the options in its headers.
+class BodyBudget:
+    """Limits how many bytes of bodies all publishes in flight hold together."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.used = 0
+
+
+class BodyShare:
+    """What one publish takes of the budget, from the first byte of its body until `release`."""
+
+    __slots__ = ("_budget", "_size")
+
+    def __init__(self, budget: BodyBudget) -> None:
+        self._budget = budget
+        self._size = 0
+
+    def take(self, size: int) -> None:
+        """Take this many bytes more; raises ServiceUnavailableException if there are not that many."""
+        if self._budget.used + size > self._budget.limit:
+            raise ServiceUnavailableException(
+                f"The publishes in flight hold {self._budget.limit} bytes; more are accepted once some of them are "
+                "answered. Nothing was published."
+            )
+        self._budget.used += size
+        self._size += size
+
+    def release(self) -> None:
+        """Give everything back."""
+        self._budget.used -= self._size
+        self._size = 0
+
+
+async def read_publish(request: Request[Any, Any, Any], share: BodyShare) -> tuple[bytes, PublishOptions]:
+    """Return the body of a publish request, which `share` accounts for, and the options in its headers.
 
     The options of the route's router must have `API_KEYS` and `MAX_BODY_BYTES`. Raises HTTPException with status 400,
-    401, 413 or 415.
+    401, 413, 415 or 503.
     """
     scope = request.scope
     limits = scope["route_handler"].opt
     headers = _combined(scope["headers"])
     require_api_key(headers.items(), limits[API_KEYS])
     _check_media_type(headers)
-    body = await _body(request.receive, headers, limits[MAX_BODY_BYTES])
+    body = await _body(request.receive, headers, limits[MAX_BODY_BYTES], share)
     return body, _options(scope["path"], headers)
 
 
@@ -85,7 +122,7 @@ def _unsupported(detail: str) -> NoReturn:
     raise HTTPException(status_code=HTTP_415_UNSUPPORTED_MEDIA_TYPE, detail=detail)
 
 
-async def _body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> bytes:
+async def _body(receive: Receive, headers: dict[bytes, bytes], limit: int, share: BodyShare) -> bytes:
     """Read the body, at most one chunk beyond the limit; if Content-Length exceeds the limit, read nothing.
 
     The server skips the rest of the body. Closing the connection instead would reset it, and the client would not see
@@ -104,6 +141,7 @@ async def _body(receive: Receive, headers: dict[bytes, bytes], limit: int) -> by
         size += len(chunk)
         if size > limit:
             _too_large(limit)
+        share.take(len(chunk))
         chunks.append(chunk)
         if not message.get("more_body", False):
             return b"".join(chunks)

@@ -6,6 +6,9 @@ from typing import Any
 import pytest
 
 from handlers.openapi.examples import EXAMPLES
+from handlers.routes import broadcast
+from kernel import BroadcastFailed, Receipt
+from tests.fakes import FakeBroadcaster
 
 PATH = "/broadcast/event"
 BODY = json.dumps(EXAMPLES["event"]).encode()
@@ -143,3 +146,28 @@ async def test_the_order_of_the_checks(
     answer = await exchange(app, path, [b"not JSON"], headers, method=method)
 
     assert answer.status == status
+
+
+async def test_bodies_in_flight_are_limited(
+    make_app: Any, exchange: Any, broadcaster: FakeBroadcaster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the limit of all bodies in flight a publish is a 503 with Retry-After; every answer releases its share."""
+    monkeypatch.setattr(broadcast, "MAX_BODIES_BYTES", len(BODY) + 10)
+    app = make_app()
+    inner: list[Any] = []
+
+    async def publish_another(*_: object, **__: object) -> Receipt:
+        inner.append(await exchange(app, "/broadcast/batch", [b"[", b"x" * 10], JSON_TYPE))
+        raise BroadcastFailed("Redis is away", 1.0)
+
+    monkeypatch.setattr(broadcaster, "broadcast_event", publish_another)
+
+    outer = await exchange(app, PATH, [BODY[:50], BODY[50:]], JSON_TYPE)
+
+    assert (outer.status, inner[0].status, inner[0].headers["retry-after"]) == (503, 503, "1")
+    assert "Nothing was published" in json.loads(inner[0].body)["detail"]
+    for pieces, status in (([BODY, None], 400), ([b"x" * (len(BODY) + 11)], 503), ([b"not JSON"], 400), ([BODY], 503)):
+        assert (await exchange(app, PATH, pieces, JSON_TYPE)).status == status
+    assert inner[-1].status == 503
+    answer = await exchange(app, PATH, [b"x" * (len(BODY) + 10)], JSON_TYPE)
+    assert answer.status == 400, "all shares have been released"
