@@ -22,6 +22,7 @@ from handlers.settings import Settings, SettingsError, settings_help
 
 __all__ = ["main"]
 
+_FAILED = 1
 _USAGE_ERROR = 2
 _SHOWN = 50  # characters of a refused argument, in the error
 _API_KEY = """
@@ -56,14 +57,23 @@ def _serve(options: argparse.Namespace) -> int:
 
     # Until the server installs its own handlers, SIGTERM runs the `finally` blocks, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _exit)
+    signal.signal(signal.SIGHUP, _exit if sys.stdin is not None and sys.stdin.isatty() else signal.SIG_IGN)
     from handlers.server.embedded import EmbeddedUnavailable, EmbeddedValkey
+    from handlers.server.listening import AddressInUse, bind
     from handlers.server.server import run
 
+    try:
+        sockets = bind(settings.host, settings.port)
+    except SettingsError as error:
+        return _report(error)
+    except AddressInUse as error:
+        _report(error)
+        return _FAILED
     if settings.redis_url is not None:
-        return run(settings, redis_url=settings.redis_url, embedded=None)
+        return run(settings, sockets=sockets, redis_url=settings.redis_url, embedded=None)
     embedded = EmbeddedValkey()
     try:
-        return run(settings, redis_url=embedded.start(), embedded=embedded)
+        return run(settings, sockets=sockets, redis_url=embedded.start(), embedded=embedded)
     except EmbeddedUnavailable as error:
         return _report(error)
     finally:

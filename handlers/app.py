@@ -14,6 +14,7 @@ from handlers.routes.broadcast import broadcast_router
 from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
 from handlers.routes.health import health_routes
 from handlers.routes.metrics import metrics_route
+from handlers.routes.root import root
 from handlers.routes.websocket import websocket_route
 from handlers.settings import Settings
 from kernel import BroadcasterConfig, EventBroadcaster, Observer, RedisTransport
@@ -46,6 +47,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
     return Litestar(
         route_handlers=[
             broadcast_router(settings, telemetry.middleware),
+            root,
             *health_routes,
             metrics_route(Exposition(broadcaster)),
             websocket_route(settings),

@@ -10,7 +10,9 @@ import contextlib
 import gc
 import logging
 import signal
-from collections.abc import Iterator
+import socket
+import sys
+from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FrameType
 
@@ -36,8 +38,10 @@ REQUESTS_SECONDS = 10
 """How long requests in flight may take after that."""
 
 
-def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) -> int:
-    """Serve until SIGTERM or SIGINT, drain, and return the exit status."""
+def run(
+    settings: Settings, *, sockets: Sequence[socket.socket], redis_url: str, embedded: EmbeddedValkey | None
+) -> int:
+    """Serve on these bound sockets until SIGTERM or SIGINT, drain, and return the exit status."""
     configure_logging(settings.log_level, settings.log_format)
     _logger.info("settings: %s", settings.describe())
     if embedded is not None:
@@ -68,14 +72,14 @@ def run(settings: Settings, *, redis_url: str, embedded: EmbeddedValkey | None) 
         timeout_graceful_shutdown=REQUESTS_SECONDS,
     )
     server = _Server(config, app.state.broadcaster, settings.drain_seconds)
-    return uvloop.run(_serve(server, embedded))
+    return uvloop.run(_serve(server, sockets, embedded))
 
 
-async def _serve(server: "_Server", embedded: EmbeddedValkey | None) -> int:
+async def _serve(server: "_Server", sockets: Sequence[socket.socket], embedded: EmbeddedValkey | None) -> int:
     _tune_garbage_collector()
     supervision = asyncio.create_task(embedded.supervise()) if embedded is not None else None
     try:
-        await server.serve()
+        await server.serve(list(sockets))
     except SystemExit as ended:  # uvicorn raises it, after logging why, if the port is in use or the start failed
         return int(ended.code or 0)
     finally:
@@ -104,27 +108,49 @@ class _Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self.should_exit = True
 
+    def handle_hangup(self, sig: int, frame: FrameType | None) -> None:
+        """Stop as after SIGTERM if the terminal is gone; otherwise go on, because there is nothing to reload."""
+        if sys.stdin is not None and not sys.stdin.closed and sys.stdin.isatty():
+            self.handle_exit(sig, frame)
+        else:
+            _logger.info("SIGHUP: there is nothing to reload; the service goes on")
+
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Handle SIGTERM and SIGINT while the server runs.
+        """Handle SIGTERM, SIGINT and SIGHUP while the server runs.
 
         uvicorn raises the signal again at its end; this server does not, so that it exits with status 0.
         """
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self.handle_exit) for number in signals}
+        handlers = {
+            signal.SIGINT: self.handle_exit,
+            signal.SIGTERM: self.handle_exit,
+            signal.SIGHUP: self.handle_hangup,
+        }
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    async def shutdown(self, sockets: object = None) -> None:
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start, and log the address; uvicorn logs it only for sockets that it has bound itself."""
+        try:
+            await super().startup(sockets)
+        except OSError as error:  # another process has bound the port at the same time, and listens already
+            _logger.error("cannot listen on %s port %d: %s", self.config.host, self.config.port, error)
+            await self.lifespan.shutdown()
+            raise SystemExit(1) from None
+        if sockets:
+            self._log_started_message(sockets)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain while the listening socket is still open, then let uvicorn shut down."""
         drain = asyncio.create_task(self._drain())
         while not drain.done() and not self.force_exit:
             await asyncio.wait([drain], timeout=0.1)
         drain.cancel()
-        await super().shutdown()
+        await super().shutdown(sockets)
         if self.force_exit:
             # uvicorn skips the lifespan after a second signal; the connections to Redis should still be closed
             await self.lifespan.shutdown()

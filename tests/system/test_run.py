@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests import processes
 from tests.proxy import Proxy
 from tests.system.client import connected
 from tests.system.producers import KINDS
+from tests.system.raw_http import raw_http
 from tests.system.replica import FAST, PATIENCE, ROOT, Replica, ReplicaFactory, clean_environment
 from tests.waiting import wait_until
 
@@ -234,6 +236,33 @@ def test_wrong_arguments() -> None:
         assert "usage:" in ended.stderr
     for arguments in (("--help",), ("serve", "--help"), ("tail", "--help"), ("demo", "--help")):
         assert run(*arguments).returncode == 0
+
+
+def test_host_that_is_not_here() -> None:
+    """A HOST that cannot be listened on ends the start with one line that names the variable, and status 2."""
+    host = "x86_64-conda-linux-gnu"
+    ended = run("serve", host=host, port=0)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    [line] = ended.stderr.splitlines()
+    assert line.startswith(f"event-broadcaster: HOST={host}: ")
+
+
+def test_all_addresses(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """`HOST=::` listens on IPv4 too."""
+    replica = start(host="::", redis_url=valkey, redis_event_channel=channel)
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as client:
+            client.connect((address, replica.port))
+
+
+async def test_options_of_the_root(replica: Replica) -> None:
+    """`OPTIONS /`, the default health check of HAProxy, is a 204; otherwise nothing is there."""
+    answer = await replica.request("OPTIONS", "/")
+    assert (answer.status_code, answer.content) == (204, b"")
+    async with raw_http(replica) as raw:
+        await raw.send(b"OPTIONS / HTTP/1.0\r\n\r\n")
+        assert (await raw.answer()).status == 204
+    assert (await replica.request("GET", "/")).status_code == 404
 
 
 def test_port_in_use(replica: Replica) -> None:
