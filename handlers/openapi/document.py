@@ -141,10 +141,22 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
         "This path does not support this method.",
         {"Allow": "Allow"},
     ),
+    "RequestTimeout": (
+        HTTPStatus.REQUEST_TIMEOUT,
+        "The request was not complete within `HTTP_REQUEST_SECONDS`; the connection is closed",
+        "The request was not complete within 30 seconds.",
+        {},
+    ),
     "TooLarge": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
         "Body over `HTTP_MAX_BODY_BYTES`",
         "The body must not be larger than 1048576 bytes.",
+        {},
+    ),
+    "TargetTooLong": (
+        HTTPStatus.REQUEST_URI_TOO_LONG,
+        "Request target over 64,000 bytes; the connection is closed",
+        "The request target must not be longer than 64000 bytes.",
         {},
     ),
     "UnsupportedMediaType": (
@@ -153,9 +165,16 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
         "The body must be JSON, not 'text/plain': send the header 'Content-Type: application/json'.",
         {},
     ),
+    "FieldsTooLarge": (
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        "Header fields over 64 KiB in all; the connection is closed",
+        "Header fields, trailers and chunk extensions must not be larger than 65536 bytes.",
+        {},
+    ),
     "Unavailable": (
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Redis was not reached within the retries, or the circuit is open",
+        "Redis was not reached within the retries, the circuit is open, the publishes in flight hold too much, or the "
+        "service is stopping",
         "The link to Redis is down; nothing was published.",
         {"Retry-After": "RetryAfter"},
     ),

@@ -1,60 +1,300 @@
-"""uvicorn's HTTP protocol, extended to send the head and the body of an answer in one write.
+"""uvicorn's HTTP protocol, extended by limits on what a client may send, and by the handling of upgrades.
 
-Two writes cost the operating system, and the client, about as much as all of uvicorn's own work on a small answer.
+Theory of operation. A connection reads requests one after the other and answers them in the same order; a request may
+arrive while earlier ones are being answered. `_Reading` is the state of the reading side:
+
+IDLE: between two requests. After `HTTP_KEEP_ALIVE_SECONDS` without an answer in progress the connection is closed.
+HEAD, BODY: a request has begun. From its first byte it has `request_seconds` to be complete, else it is answered 408.
+Its size is limited while it is read (see `request_size`), so that the parser never collects much more than that. At the
+end of the head the application starts; it reads the body, and limits it.
+ENDED: nothing more is read as HTTP. Either the request is refused, or the connection becomes a WebSocket.
+
+What follows ENDED waits until every earlier request has been answered. A refused request gets a problem document. Then
+the server's side of the connection is closed, and what the client still sends is read and dropped for a few seconds;
+closing with unread input would reset the connection, and the client would not see the answer.
+
+Upgrades. httptools ends a request that asks for an upgrade at its head. If the upgrade is not to a WebSocket, it is
+ignored (RFC 9110, 7.8): the same head without its `Upgrade` header is fed to the parser again, in front of the body.
 """
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from enum import Enum, auto
+from functools import partial
+from http import HTTPStatus
+from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-__all__ = ["HttpProtocol", "JoiningTransport"]
+from handlers.server.cancellation import answer_until_cancelled
+from handlers.server.descriptors import ConnectionLimit
+from handlers.server.flow import PipelineFlow
+from handlers.server.joining_transport import JoiningTransport
+from handlers.server.refusal import Refusal, RefusalLog
+from handlers.server.request_size import RequestSize, check_fields, check_target
+from handlers.server.upgrade import asks_for_websocket, head_without_upgrade, websocket_headers
+
+__all__ = ["HttpProtocol"]
+
+_LINGER_SECONDS: Final = 5.0
+
+
+class _Reading(Enum):
+    """What is being read."""
+
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    ENDED = auto()
+
+
+_IDLE, _HEAD, _BODY, _ENDED = _Reading  # an attribute of an enum costs more than the comparison
 
 
 class HttpProtocol(HttpToolsProtocol):
     """One HTTP connection; uvicorn writes its answers to a `JoiningTransport`."""
 
+    transport: Any  # a JoiningTransport; uvicorn declares an asyncio.Transport
+    flow: PipelineFlow
+
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401  uvicorn's own arguments
+        request_seconds: float,
+        limit: ConnectionLimit,
+        refusals: RefusalLog,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._request_seconds = request_seconds
+        self._limit = limit
+        self._refusals = refusals
+        self._reading = _IDLE
+        self._size = RequestSize()
+        self._websocket = False
+        self._running: RequestResponseCycle | None = None
+        self._when_answered: Callable[[], None] | None = None
+        self._request_timer: asyncio.TimerHandle | None = None
+        self._linger_timer: asyncio.TimerHandle | None = None
+
+    # What asyncio calls.
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
-        """Start on a transport that joins writes."""
-        super().connection_made(JoiningTransport(transport, self.loop))  # type: ignore[arg-type]  # a delegating transport
-
-    def handle_websocket_upgrade(self) -> None:
-        """Hand the underlying transport to the WebSocket protocol."""
-        assert isinstance(self.transport, JoiningTransport)
-        self.transport = self.transport.wrapped
-        super().handle_websocket_upgrade()
-
-
-class JoiningTransport:
-    """A transport that holds back every other write and joins it with the next one.
-
-    A write that is held back goes out at the end of the current iteration of the event loop if no other write follows.
-    Everything but `write` and `close` is delegated to the `wrapped` transport.
-    """
-
-    def __init__(self, wrapped: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self.wrapped = wrapped
-        self._loop = loop
-        self._held = b""
-
-    def write(self, data: bytes) -> None:
-        """Write together with the data that is held back, or hold the data back if there is none."""
-        if self._held:
-            held, self._held = self._held, b""
-            self.wrapped.write(held + data)
+        """Start on a transport that joins writes; over the limit of descriptors, refuse."""
+        joining: Any = JoiningTransport(transport, self.loop, patience=self._request_seconds)
+        super().connection_made(joining)
+        self.flow = PipelineFlow(joining, self.pipeline, loop=self.loop, stall_seconds=self._request_seconds)
+        if self._limit.admit(len(self.connections)):
+            self._rest()
         else:
-            self._held = data
-            self._loop.call_soon(self._flush)
+            self._refuse(Refusal(HTTPStatus.SERVICE_UNAVAILABLE, "Too many connections.", [(b"retry-after", b"1")]))
+            self.transport.close()
 
-    def close(self) -> None:
-        """Close after everything that was written."""
-        self._flush()
-        self.wrapped.close()
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Stop every timer."""
+        self._limit.keep(self)
+        self._when_answered = None
+        self._unset_keepalive_if_required()
+        self._stop_request_timer()
+        if self._linger_timer is not None:
+            self._linger_timer.cancel()
+        if self._running is not None:  # uvicorn tells only the newest of several pipelined requests
+            self._running.disconnected = True
+            self._running.message_event.set()
+        super().connection_lost(exc)
 
-    def _flush(self) -> None:
-        if self._held:
-            held, self._held = self._held, b""
-            self.wrapped.write(held)
+    def data_received(self, data: bytes) -> None:
+        """Parse received data within the limits."""
+        if self._reading is _ENDED:
+            return
+        if self._reading is _IDLE and data[0] in b"\r\n" and not data.strip(b"\r\n"):
+            return  # empty lines between requests are allowed (RFC 9112, 2.2), and are not a request
+        self._unset_keepalive_if_required()
+        try:
+            self._feed(data)
+            if self._reading is _HEAD:
+                self._size.check_head(self.url)
+            elif self._reading is _BODY:
+                self._size.check_body()
+        except Refusal as refusal:
+            self._refuse(refusal)
+        else:
+            self._rest()
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  any attribute of a transport
-        return getattr(self.wrapped, name)
+    def evict(self) -> None:
+        """End the connection at once."""
+        self.transport.abort()
+
+    # What the parser calls.
+
+    def on_message_begin(self) -> None:
+        """Begin a request."""
+        super().on_message_begin()
+        self._limit.keep(self)
+        self._reading = _HEAD
+        self._size.begin()
+
+    def on_headers_complete(self) -> None:
+        """Start the application, unless the request asks for an upgrade."""
+        check_target(self.url)
+        hosts = check_fields(self.headers)
+        version = self.parser.get_http_version()
+        if hosts != 1 and (hosts or version == "1.1"):
+            raise Refusal(HTTPStatus.BAD_REQUEST, "The request must have exactly one Host header.")  # RFC 9112, 3.2
+        if self.parser.should_upgrade():
+            self._websocket = asks_for_websocket(self.parser.get_method(), version, self.headers)
+            if self._websocket:  # the target may be a whole URL (RFC 9112, 3.2.2)
+                target = httptools.parse_url(self.url)
+                self.url = (target.path or b"/") + (b"?" + target.query if target.query else b"")
+            return
+        if self.url == b"*" and self.parser.get_method() == b"OPTIONS":  # asks about the server as a whole
+            self.url = b"/"
+        super().on_headers_complete()
+        self._reading = _BODY
+        self._size.begin()
+        self.headers = []  # the request has its own; trailers, which come after the body, are dropped
+
+    def on_body(self, body: bytes) -> None:
+        """Pass a part of the body on."""
+        self._size.add_body(len(body))
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """End the request; one that asks for an upgrade is not complete before that is decided."""
+        if not self.parser.should_upgrade():
+            if self.headers:
+                check_fields(self.headers)
+            self._reading = _IDLE
+            self._stop_request_timer()
+            super().on_message_complete()
+
+    # What uvicorn calls.
+
+    def on_response_complete(self) -> None:
+        """Go on with what waits for this answer."""
+        super().on_response_complete()
+        if self.transport.is_closing() or self._answering:
+            return
+        if self._reading is not _IDLE:  # uvicorn has set the timer of an idle connection
+            self._unset_keepalive_if_required()
+        self._rest()
+        if self._when_answered is not None:
+            then, self._when_answered = self._when_answered, None
+            self.flow.held = False
+            then()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:  # noqa: ANN401  an ASGI application
+        self._running = cycle
+        super()._start_asgi_task(cycle, partial(answer_until_cancelled, app, cycle))
+
+    # Timers.
+
+    @property
+    def _answering(self) -> bool:
+        return self._running is not None and not self._running.response_complete
+
+    def _rest(self) -> None:
+        """Set the timer of the present state, and note whether the connection may be ended to make way."""
+        if self._reading is _ENDED:
+            return
+        if self._reading is _IDLE:
+            if self._answering:
+                return
+            if self.timeout_keep_alive_task is None:
+                timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
+                self.timeout_keep_alive_task = timer
+        else:
+            if self._request_timer is None:
+                self._request_timer = self.loop.call_later(self._request_seconds, self._too_slow)
+            if self._answering and (self._reading is _HEAD or self._running is not self.cycle):
+                self._limit.keep(self)  # an earlier request is being answered
+                return
+        self._limit.mark_evictable(self)
+
+    def _too_slow(self) -> None:
+        self._request_timer = None
+        if self.flow.read_paused:  # not the client's fault
+            self._rest()
+        else:
+            detail = f"The request was not complete within {self._request_seconds:g} seconds."
+            self._refuse(Refusal(HTTPStatus.REQUEST_TIMEOUT, detail))
+
+    def _stop_request_timer(self) -> None:
+        if self._request_timer is not None:
+            self._request_timer.cancel()
+            self._request_timer = None
+            self._limit.keep(self)
+
+    # Refusals.
+
+    def _feed(self, data: bytes) -> None:
+        while True:
+            self._size.feed(len(data))
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                after_head = data[upgrade.args[0] :]
+            except httptools.HttpParserCallbackError as error:
+                if isinstance(error.__context__, Refusal):
+                    raise error.__context__ from None
+                raise Refusal.invalid("its target or a header cannot be used") from error
+            except httptools.HttpParserError as error:
+                raise Refusal.invalid(str(error)) from error
+            else:
+                return
+            if self._websocket:
+                self._end_http(partial(self._become_websocket, after_head))
+                return
+            version = self.parser.get_http_version()
+            data = head_without_upgrade(self.parser.get_method(), self.url, version, self.headers) + after_head
+            # If the client asked to close the connection too, this parser has ended.
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer the request that is being read with an error when its turn comes, and close."""
+        self._refusals.add(refusal)
+        answer = refusal.answer(self.server_state.default_headers)
+        if self._reading is _BODY:  # the application has the request already
+            if self.pipeline and self.pipeline[0][0] is self.cycle:
+                self.pipeline.popleft()  # it waits for earlier answers
+            elif self.cycle.response_started:
+                answer = b""
+            else:
+                self.cycle.disconnected = True
+                self.cycle.message_event.set()
+                self._running = None
+        self._end_http(partial(self._close, answer))
+
+    def _end_http(self, then: Callable[[], None]) -> None:
+        """Read no more requests, and call `then` once those before have been answered."""
+        self._reading = _ENDED
+        self._stop_request_timer()
+        self._limit.keep(self)
+        if self._answering:
+            self._when_answered = then
+            self.flow.pause_reading()
+            self.flow.held = True
+        else:
+            then()
+
+    def _close(self, answer: bytes) -> None:
+        if self.transport.is_closing():
+            return
+        if answer:
+            self.transport.write(answer)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self._linger_timer = self.loop.call_later(_LINGER_SECONDS, self.transport.abort)
+        self._limit.mark_evictable(self)
+
+    def _become_websocket(self, after_head: bytes) -> None:
+        self.headers[:] = websocket_headers(self.headers)
+        self.scope["method"] = "GET"
+        self.flow.resume_reading()
+        self.transport.flush()
+        wrapped = self.transport = self.transport.wrapped
+        self.handle_websocket_upgrade()
+        if after_head and not wrapped.is_closing():
+            wrapped.get_protocol().data_received(after_head)

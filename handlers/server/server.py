@@ -16,12 +16,15 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from types import FrameType
 
+import msgspec
 import uvicorn
 import uvloop
 
 from handlers.app import create_app
+from handlers.server.descriptors import ConnectionLimit, DescriptorPlan, raise_descriptor_limit
 from handlers.server.embedded import EmbeddedValkey
 from handlers.server.http import HttpProtocol
+from handlers.server.refusal import RefusalLog
 from handlers.server.websocket import WebSocketProtocol
 from handlers.settings import Settings
 from kernel import EventBroadcaster
@@ -49,16 +52,22 @@ def run(
         _logger.info(text, embedded.pid)
     for name in settings.without_effect():
         _logger.warning("%s is set but has no effect in this version", name)
-    app = create_app(settings, redis_url)
+    plan = DescriptorPlan.for_limit(raise_descriptor_limit())
+    limit = ConnectionLimit(plan.connections)
+    cap = plan.cap(settings.websocket_max_connections)
+    app = create_app(msgspec.structs.replace(settings, websocket_max_connections=cap), redis_url)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
-        http=HttpProtocol,
+        http=partial(  # type: ignore[arg-type]  # uvicorn only calls it
+            HttpProtocol, request_seconds=settings.http_request_seconds, limit=limit, refusals=RefusalLog()
+        ),
         ws=partial(  # type: ignore[arg-type]  # uvicorn only calls it
             WebSocketProtocol,
             high_water=settings.websocket_send_buffer_bytes,
             stall_seconds=settings.websocket_idle_timeout_seconds,
+            limit=limit,
         ),
         ws_max_size=settings.websocket_max_message_size,
         ws_per_message_deflate=False,  # WebSocketProtocol negotiates its own
@@ -69,7 +78,8 @@ def run(
         server_header=False,
         proxy_headers=False,
         backlog=4096,
-        timeout_graceful_shutdown=REQUESTS_SECONDS,
+        timeout_keep_alive=settings.http_keep_alive_seconds,  # type: ignore[arg-type]  # uvicorn only adds it to a time
+        timeout_graceful_shutdown=REQUESTS_SECONDS + 5,
     )
     server = _Server(config, app.state.broadcaster, settings.drain_seconds)
     return uvloop.run(_serve(server, sockets, embedded))
@@ -150,10 +160,22 @@ class _Server(uvicorn.Server):
         while not drain.done() and not self.force_exit:
             await asyncio.wait([drain], timeout=0.1)
         drain.cancel()
+        ending = asyncio.create_task(self._end_requests())
         await super().shutdown(sockets)
+        ending.cancel()
         if self.force_exit:
             # uvicorn skips the lifespan after a second signal; the connections to Redis should still be closed
             await self.lifespan.shutdown()
+
+    async def _end_requests(self) -> None:
+        """End the requests that are still in flight after `REQUESTS_SECONDS`; each of them is answered 503."""
+        await asyncio.sleep(REQUESTS_SECONDS)
+        requests = list(self.server_state.tasks)
+        if requests:
+            text = "ending %d requests that were not answered within %d s after the drain, with status 503"
+            _logger.warning(text, len(requests), REQUESTS_SECONDS)
+        for request in requests:
+            request.cancel()
 
     async def _drain(self) -> None:
         _logger.info("draining %d connections over %g s", self._broadcaster.connections, self._drain_seconds)

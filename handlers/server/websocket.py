@@ -29,10 +29,15 @@ from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
 from websockets.frames import Frame
-from websockets.http11 import Request
-from websockets.typing import ExtensionParameter
+from websockets.http11 import Request, Response
+from websockets.server import ServerProtocol
+from websockets.typing import ExtensionParameter, StatusLike
 
+from handlers.problems import PROBLEM_JSON
+from handlers.server.descriptors import ConnectionLimit
+from handlers.server.joining_transport import NO_LINGER
 from handlers.server.primitives import SlimEvent, SlimQueue
+from handlers.server.refusal import problem_body
 from handlers.server.sinks import EXTENSION
 from kernel.clients import CloseReason
 from kernel.log import WINDOW_BITS, Joined
@@ -40,15 +45,13 @@ from kernel.log import WINDOW_BITS, Joined
 __all__ = ["WebSocketProtocol"]
 
 _CLOSE_SECONDS = 5.0
-# SO_LINGER with 0 seconds: closing resets the connection, and the operating system drops the unsent data
-_NO_LINGER = struct.pack("ii", 1, 0)
 _logger = logging.getLogger(__name__)
 # uvicorn logs each upgrade with its query string, which may contain a token, and websockets logs the messages.
 _protocol_logger = logging.getLogger("handlers.server.websocket.protocol")
 _protocol_logger.setLevel(logging.WARNING)
 # The client is told of its own mistake by the close code.
 _protocol_logger.addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
-# The query may contain 100 patterns of 256 characters, each character as %XX.
+# handlers.server.http limits the request target and the header fields before; what it lets through must be readable.
 http11.MAX_LINE_LENGTH = 128 * 1024
 
 
@@ -69,18 +72,40 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
         return response, extension
 
 
+class _Handshakes(ServerProtocol):
+    """websockets' protocol, changed to refuse a handshake with a problem document."""
+
+    def reject(self, status: StatusLike, text: str) -> Response:
+        response = super().reject(status, text)
+        response.body = problem_body(HTTPStatus(status), text.strip())
+        del response.headers["Content-Length"], response.headers["Content-Type"]
+        response.headers["Content-Length"] = str(len(response.body))
+        response.headers["Content-Type"] = PROBLEM_JSON
+        return response
+
+
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One WebSocket connection, and the `FrameSink` of its client.
 
-    `high_water` is in bytes, `stall_seconds` in seconds; the module's docstring says what they do.
+    `high_water` is in bytes, `stall_seconds` in seconds; the module's docstring says what they do. While the connection
+    is being closed, `limit` may end it to make way for a new one.
     """
 
-    def __init__(self, *args: Any, high_water: int, stall_seconds: float, **kwargs: Any) -> None:  # noqa: ANN401  uvicorn's
+    def __init__(
+        self,
+        *args: Any,  # noqa: ANN401  uvicorn's own arguments
+        high_water: int,
+        stall_seconds: float,
+        limit: ConnectionLimit,
+        **kwargs: Any,  # noqa: ANN401
+    ) -> None:
         super().__init__(*args, **kwargs)
+        self.conn = _Handshakes(max_size=self.config.ws_max_size, logger=_protocol_logger)
+        self._limit = limit
         self.queue = SlimQueue()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Queue
         self.writable: SlimEvent = SlimEvent()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Event
         self.conn.available_extensions = [_SharedDeflate()]
-        self.logger = self.conn.logger = _protocol_logger
+        self.logger = _protocol_logger
         self.conn.debug = False
         self.on_blocked: Callable[[], None] | None = None
         self._high_water = high_water
@@ -127,6 +152,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Wake everything that waits for this socket; without a close frame the code is 1006 (RFC 6455, 7.1.5)."""
         self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
+        self._limit.keep(self)
         self.on_blocked = None
         self._stop_stall_timer()
 
@@ -193,7 +219,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Process the client's close frame, which starts the closing handshake or answers the server's."""
         super().handle_close(event)
         # Closing waits for the unsent data, and the client may have stopped reading.
-        self.loop.call_later(_CLOSE_SECONDS, self._abort)
+        self._closing()
 
     def handle_parser_exception(self) -> None:
         """Close after a message that violates the protocol (1002, 1007) or is too large (1009).
@@ -217,7 +243,16 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.stop_keepalive()
         self.read_paused = False
         self.transport.resume_reading()
-        self.close_timer = self.loop.call_later(_CLOSE_SECONDS, self._abort)
+        self.close_timer = self._closing()
+
+    def _closing(self) -> asyncio.TimerHandle:
+        if not self.disconnected:
+            self._limit.mark_evictable(self)
+        return self.loop.call_later(_CLOSE_SECONDS, self._abort)
+
+    def evict(self) -> None:
+        """End the connection at once."""
+        self._abort()
 
     def _watch(self, unsent: int) -> None:
         self._stop_stall_timer()
@@ -248,7 +283,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self.disconnected:
             return
         if self._unacknowledged_bytes():
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _NO_LINGER)
+            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
 
     def _stop_stall_timer(self) -> None:

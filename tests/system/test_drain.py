@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import os
+import pty
 import signal
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.system.client import Client, connected
 from tests.system.raw_websocket import CLOSE, TEXT, RawWebSocket, raw_websocket
+from tests.system.redis_server import RedisServer
 from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
 
@@ -116,6 +119,54 @@ async def test_publishes_in_flight(draining: Callable[..., Replica]) -> None:
     await writer.wait_closed()
     assert answer.startswith(b"HTTP/1.1 202 ")
     assert await asyncio.to_thread(replica.ended) == 0
+
+
+async def test_publishes_that_redis_does_not_answer(draining: Callable[..., Replica]) -> None:
+    """A publish that Redis does not answer in time gets a 503 with Retry-After, and the log no traceback."""
+    with RedisServer() as server:
+        replica = draining(module="tests.system.short_shutdown serve", redis_url=server.url, position_check_seconds=60)
+        async with replica.http() as http:
+            server.freeze()
+            posts = [
+                asyncio.create_task(http.post("/broadcast/alert/deleted", json={"id": str(number)}))
+                for number in range(20)
+            ]
+            await asyncio.sleep(0.5)
+            replica.signal()
+            answers = await asyncio.gather(*posts)
+        try:
+            assert await asyncio.to_thread(replica.ended) == 0
+        finally:
+            server.thaw()
+    assert {answer.status_code for answer in answers} == {503}
+    for answer in answers:
+        assert (answer.headers["content-type"], answer.json()["status"]) == ("application/problem+json", 503)
+        assert int(answer.headers["retry-after"]) >= 1
+    assert "Traceback" not in replica.log
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+async def test_hangup(draining: Callable[..., Replica], terminal: bool) -> None:
+    """SIGHUP ends nothing; where standard input is a terminal, it drains and stops as SIGTERM does."""
+    controller, stdin = pty.openpty() if terminal else (-1, os.open(os.devnull, os.O_RDONLY))
+    try:
+        replica = draining(stdin=stdin)
+        [client] = await connect_clients(replica, 1)
+        replica.signal(signal.SIGHUP)
+        if terminal:
+            await client.take(type="system.shutdown")
+            assert (await client.closed())[0] == 1012
+            assert await asyncio.to_thread(replica.ended) == 0
+        else:
+            await eventually(lambda: "SIGHUP" in replica.log, 15)
+            answer = await replica.post("/broadcast/alert/deleted", {"id": "after"})
+            assert answer.status_code == 202
+            assert (await client.take(type="alert_deleted"))["data"]["id"] == "after"
+            await client.vanish()
+    finally:
+        for descriptor in (controller, stdin):
+            if descriptor >= 0:
+                os.close(descriptor)
 
 
 async def test_idle_http_connection_does_not_delay_exit(draining: Callable[..., Replica]) -> None:

@@ -260,8 +260,9 @@ async def test_options_of_the_root(replica: Replica) -> None:
     answer = await replica.request("OPTIONS", "/")
     assert (answer.status_code, answer.content) == (204, b"")
     async with raw_http(replica) as raw:
-        await raw.send(b"OPTIONS / HTTP/1.0\r\n\r\n")
-        assert (await raw.answer()).status == 204
+        for request_ in (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", b"OPTIONS / HTTP/1.0\r\n\r\n"):
+            await raw.send(request_)
+            assert (await raw.answer()).status == 204
     assert (await replica.request("GET", "/")).status_code == 404
 
 

@@ -3,7 +3,9 @@
 import asyncio
 from typing import Any, cast
 
-from handlers.server.http import JoiningTransport
+import pytest
+
+from handlers.server.joining_transport import JoiningTransport
 
 
 class FakeTransport:
@@ -12,6 +14,28 @@ class FakeTransport:
     def __init__(self) -> None:
         self.writes: list[bytes] = []
         self.closed_after: int | None = None
+        self.aborted = False
+        self.unsent = 0
+
+    def get_write_buffer_size(self) -> int:
+        """Return how much is unsent."""
+        return self.unsent
+
+    def get_extra_info(self, name: str) -> "FakeTransport":
+        """Return the socket."""
+        assert name == "socket"
+        return self
+
+    def setsockopt(self, *option: object) -> None:
+        """Take an option of the socket."""
+
+    def abort(self) -> None:
+        """Record the end."""
+        self.aborted = True
+
+    def write_eof(self) -> None:
+        """Record the end of the stream."""
+        self.writes.append(b"EOF")
 
     def write(self, data: bytes) -> None:
         """Record a write."""
@@ -28,7 +52,7 @@ class FakeTransport:
 
 def joining(transport: FakeTransport) -> JoiningTransport:
     """Return a joining transport on the running event loop."""
-    return JoiningTransport(cast(Any, transport), asyncio.get_running_loop())
+    return JoiningTransport(cast(Any, transport), asyncio.get_running_loop(), patience=0.01)
 
 
 async def test_two_writes_are_one() -> None:
@@ -62,6 +86,30 @@ async def test_close_comes_last() -> None:
     await asyncio.sleep(0)
 
     assert (transport.writes, transport.closed_after) == ([b"head"], 1)
+
+
+async def test_the_end_of_the_stream_comes_last() -> None:
+    """The end of the stream comes after what was held back."""
+    transport = FakeTransport()
+    joined = joining(transport)
+
+    joined.write(b"answer")
+    joined.write_eof()
+
+    assert transport.writes == [b"answer", b"EOF"]
+
+
+@pytest.mark.parametrize("unsent", [0, 1])
+async def test_a_client_that_takes_nothing_is_cut_off(unsent: int) -> None:
+    """Closing waits for the client to take what is left, but not for ever."""
+    transport = FakeTransport()
+    transport.unsent = unsent
+
+    joining(transport).close()
+    assert not transport.aborted
+    await asyncio.sleep(0.1)
+
+    assert transport.aborted == bool(unsent)
 
 
 async def test_everything_else_is_delegated() -> None:

@@ -1,0 +1,42 @@
+"""Requests that the server cancels because it stops: they are answered 503 instead of uvicorn's 500."""
+
+import asyncio
+from http import HTTPStatus
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from handlers.problems import PROBLEM_JSON
+from handlers.server.refusal import problem_body
+
+__all__ = ["answer_until_cancelled"]
+
+_BODY: Final = problem_body(
+    HTTPStatus.SERVICE_UNAVAILABLE,
+    "The service is stopping and could not finish this request in time: repeat it, with its Idempotency-Key if any.",
+)
+_HEADERS: Final = [
+    (b"content-type", PROBLEM_JSON.encode()),
+    (b"content-length", b"%d" % len(_BODY)),
+    (b"retry-after", b"1"),
+    (b"connection", b"close"),
+]
+
+
+async def answer_until_cancelled(
+    app: Any,  # noqa: ANN401  an ASGI application
+    cycle: RequestResponseCycle,
+    scope: Any,  # noqa: ANN401
+    receive: Any,  # noqa: ANN401
+    send: Any,  # noqa: ANN401
+) -> None:
+    """Call the application; if it is cancelled, answer 503, or end the connection if the answer has begun."""
+    try:
+        await app(scope, receive, send)
+    except asyncio.CancelledError:
+        if cycle.response_started:
+            cycle.disconnected = True
+            cycle.transport.abort()
+            return
+        await send({"type": "http.response.start", "status": 503, "headers": _HEADERS})
+        await send({"type": "http.response.body", "body": _BODY, "more_body": False})

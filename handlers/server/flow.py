@@ -1,0 +1,62 @@
+"""Flow control of an HTTP connection: when it reads, and how long it waits for a client that takes no data."""
+
+import asyncio
+from collections.abc import Sized
+from typing import Any
+
+from uvicorn.protocols.http.flow_control import FlowControl
+
+__all__ = ["PipelineFlow"]
+
+
+class PipelineFlow(FlowControl):
+    """uvicorn's flow control, with bounds on what one client can make the server hold.
+
+    Reading: uvicorn resumes it whenever the application reads a body. A client that pipelines requests could then fill
+    the memory, because each of them lets a whole segment of further ones in. Here nothing more is read while complete
+    requests wait to be answered (`waiting`), or while `held` is set.
+
+    Writing: a client that takes no data for `stall_seconds` although there is some to send is cut off.
+    """
+
+    def __init__(
+        self,
+        transport: Any,  # noqa: ANN401  a JoiningTransport
+        waiting: Sized,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        stall_seconds: float,
+    ) -> None:
+        super().__init__(transport)
+        self.held = False
+        self._waiting = waiting
+        self._loop = loop
+        self._stall_seconds = stall_seconds
+        self._stall_timer: asyncio.TimerHandle | None = None
+
+    def resume_reading(self) -> None:
+        """Read again, unless that would only let more requests in."""
+        if not self._waiting and not self.held:
+            super().resume_reading()
+
+    def pause_writing(self) -> None:
+        """Note that the operating system takes no more for the moment."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """Note that the client has taken most of what there was to send, or has left."""
+        super().resume_writing()
+        if self._stall_timer is not None:
+            self._stall_timer.cancel()
+            self._stall_timer = None
+
+    def _watch(self) -> None:
+        unsent = self._transport.get_write_buffer_size()
+        self._stall_timer = self._loop.call_later(self._stall_seconds, self._check, unsent)
+
+    def _check(self, unsent: int) -> None:
+        if self._transport.get_write_buffer_size() >= unsent:
+            self._transport.abort()
+        else:
+            self._watch()
