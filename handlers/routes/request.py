@@ -52,7 +52,7 @@ class BodyBudget:
 
 
 class BodyShare:
-    """What one publish takes of the budget, from the first byte of its body until `release`."""
+    """The share of one publish in the budget, from the first byte of its body until `release`."""
 
     __slots__ = ("_budget", "_size")
 
@@ -71,7 +71,7 @@ class BodyShare:
         self._size += size
 
     def release(self) -> None:
-        """Give everything back."""
+        """Return the whole share to the budget."""
         self._budget.used -= self._size
         self._size = 0
 

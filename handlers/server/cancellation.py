@@ -26,9 +26,9 @@ _HEADERS: Final = [
 async def answer_until_cancelled(
     app: Any,  # noqa: ANN401  an ASGI application
     cycle: RequestResponseCycle,
-    scope: Any,  # noqa: ANN401
-    receive: Any,  # noqa: ANN401
-    send: Any,  # noqa: ANN401
+    scope: Any,  # noqa: ANN401  passed on as it is
+    receive: Any,  # noqa: ANN401  passed on as it is
+    send: Any,  # noqa: ANN401  passed on as it is
 ) -> None:
     """Call the application; if it is cancelled, answer 503, or end the connection if the answer has begun."""
     try:

@@ -34,7 +34,7 @@ def raise_descriptor_limit() -> int:
 
 
 class DescriptorPlan(NamedTuple):
-    """How the descriptors are divided: the most connections of any kind, and the most WebSockets among them."""
+    """The division of descriptors: the most connections of any kind, and the most WebSockets among them."""
 
     descriptors: int
     connections: int

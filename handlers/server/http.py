@@ -41,7 +41,7 @@ _LINGER_SECONDS: Final = 5.0
 
 
 class _Reading(Enum):
-    """What is being read."""
+    """The part of a request that is being read."""
 
     IDLE = auto()
     HEAD = auto()
@@ -64,7 +64,7 @@ class HttpProtocol(HttpToolsProtocol):
         request_seconds: float,
         limit: ConnectionLimit,
         refusals: RefusalLog,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401  passed on to uvicorn
     ) -> None:
         super().__init__(*args, **kwargs)
         self._request_seconds = request_seconds

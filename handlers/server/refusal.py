@@ -56,7 +56,7 @@ def problem_body(status: HTTPStatus, detail: str) -> bytes:
 class RefusalLog:
     """Logs refused requests: the first at once, those that follow as one line a minute with their number.
 
-    Anybody can cause such requests, so their log lines must not be as many as they are.
+    Any client can cause such requests, so there must be fewer log lines than requests.
     """
 
     def __init__(self) -> None:

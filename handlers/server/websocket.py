@@ -97,7 +97,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         high_water: int,
         stall_seconds: float,
         limit: ConnectionLimit,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401  passed on to uvicorn
     ) -> None:
         super().__init__(*args, **kwargs)
         self.conn = _Handshakes(max_size=self.config.ws_max_size, logger=_protocol_logger)

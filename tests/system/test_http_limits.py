@@ -1,4 +1,4 @@
-"""What a client may send over HTTP, in bytes and in time, and how it is told."""
+"""Limits of what a client may send over HTTP, in bytes and in time, and the answers to it."""
 
 import asyncio
 import contextlib
@@ -133,7 +133,7 @@ async def test_small_chunks(replica: Replica) -> None:
     ],
 )
 async def test_what_is_not_http(replica: Replica, request_: bytes) -> None:
-    """What the HTTP parser refuses, and HTTP/1.1 without exactly one Host, is a problem document with status 400."""
+    """Input that the HTTP parser refuses, and HTTP/1.1 without exactly one Host, get a problem document with status 400."""
     async with raw_http(replica) as raw:
         await raw.send(request_)
         await refusal(raw, 400)
@@ -227,7 +227,7 @@ async def test_too_slow_after_the_answer(hasty: Replica) -> None:
 
 
 async def test_idle(hasty: Replica) -> None:
-    """An idle connection is closed without a word after HTTP_KEEP_ALIVE_SECONDS, also before its first request."""
+    """An idle connection is closed without notice after HTTP_KEEP_ALIVE_SECONDS, also before its first request."""
 
     async def idle(request: bytes) -> None:
         async with raw_http(hasty) as raw:

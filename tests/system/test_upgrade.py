@@ -105,7 +105,7 @@ async def test_other_versions(replica: Replica, version: bytes) -> None:
 
 
 async def test_too_many_fields_for_an_upgrade(replica: Replica) -> None:
-    """What the WebSocket library refuses is a problem document too."""
+    """An upgrade that the WebSocket library refuses gets a problem document too."""
     fields = b"".join(b"X-%d: x\r\n" % number for number in range(200))
     async with raw_http(replica) as raw:
         await raw.send(b"GET /ws/events HTTP/1.1\r\nHost: localhost\r\n" + HANDSHAKE + fields + b"\r\n")

@@ -1,4 +1,4 @@
-"""How file descriptors are divided, and which connection makes way for a new one."""
+"""The division of file descriptors, and the connection that makes way for a new one."""
 
 import logging
 
