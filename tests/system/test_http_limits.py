@@ -133,7 +133,7 @@ async def test_small_chunks(replica: Replica) -> None:
     ],
 )
 async def test_what_is_not_http(replica: Replica, request_: bytes) -> None:
-    """Input that the HTTP parser refuses, and HTTP/1.1 without exactly one Host, get a problem document with status 400."""
+    """Input that the parser refuses, and HTTP/1.1 without exactly one Host, get a problem document with status 400."""
     async with raw_http(replica) as raw:
         await raw.send(request_)
         await refusal(raw, 400)
