@@ -29,14 +29,14 @@ BANNED = {
     r"\bso many\b": "the name of the number",
     r"\bas ever\b": "unchanged",
     r"\bof ours\b": "valid, invalid, this service's",
-    r"\b(hears?|heard|ears?|deafly)\b": "receives, is notified",
+    r"\b(hears?|heard|ears?)\b": "receives, is notified",
     r"\bow(e|es|ed)\b": "must get, outstanding",
     r"\b(befalls?|midst|fate|house|guests?|wishes|wanderers?|demons?|strangers?)\b": "what it is",
     r"\bwithout a word\b": "without notice",
     r"(?<!RFC \d{4} )(?<!RFC \d{4}, )\bsections? \d": "the behaviour itself, or a document of this repository",
     r"\bthe contract\b": "the protocol document of this repository",
 }
-# Files with such words in the data of examples, or that list them.
+# Files that list such words, or have them in the data of their examples.
 QUOTING = {"tests/test_text.py", "handlers/openapi/examples.py", "handlers/cli/demo_story.py"}
 
 # First words of docstrings that say neither what a thing is nor what it does.
@@ -44,7 +44,7 @@ RIDDLES = ("Whether ", "Give ", "Gives ", "Tell ", "Tells ", "What ", "How ", "W
 
 
 def test_readme_is_short() -> None:
-    """The README is for somebody who decides in two minutes."""
+    """The README is short enough to be read in two minutes."""
     assert len((ROOT / "README.md").read_text().splitlines()) <= LONGEST_README
 
 
@@ -105,7 +105,7 @@ def test_documents_stand_alone() -> None:
 
 
 def test_guarantees_have_proofs() -> None:
-    """Each line of the table of guarantees names a test."""
+    """Each row of the table of guarantees names a test."""
     text = (ROOT / "kernel" / "README.md").read_text()
     [table] = re.findall(r"\| promise \| how \| proof \|\n\|[-|]+\|\n((?:\|.*\n)+)", text)
     for promise in table.splitlines():
@@ -122,7 +122,7 @@ def test_commit_subjects() -> None:
 
 
 def test_reasons_for_exceptions() -> None:
-    """Each `type: ignore` and `noqa` has its reason beside it, and each rule that ruff ignores as well."""
+    """Each `type: ignore`, each `noqa` and each rule that ruff ignores has its reason in the same line."""
     wrong = [
         f"{path.relative_to(ROOT)}:{number}"
         for path in MODULES

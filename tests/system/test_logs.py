@@ -113,7 +113,7 @@ async def test_no_secrets(start: ReplicaFactory, private_redis: str, channel: st
     assert f"REDIS_EVENT_CHANNEL={channel}" in settings["message"]
     assert entries_about(replica, "running on")[0]["logger"] == "uvicorn.error"
     assert entries_about(replica, "JWT_SECRET is set but has no effect")
-    joined, left = entries_about(replica, " joined"), entries_about(replica, " left with ")
+    joined, left = entries_about(replica, " connected"), entries_about(replica, " disconnected with ")
     assert {line["level"] for line in joined + left} == ({"DEBUG"} if level == "DEBUG" else set())
     assert len(joined) == len(left) == (3 if level == "DEBUG" else 0)
     assert entries_about(replica, "draining 0 connections")[0]["level"] == "INFO"
