@@ -191,8 +191,8 @@ async def slow(pair: ReplicaPair) -> None:
     async with slow_client(pair.one) as client:
         client.stall()
         before = pair.one.metric("slow_clients_total")
-        for number in range(100):
-            await pair.publish(reasoning=random.Random(number).randbytes(100_000).hex())
+        for number in range(500):
+            await pair.publish(reasoning=random.Random(number).randbytes(30_000).hex())
             if pair.one.metric("slow_clients_total") > before:
                 break
 
