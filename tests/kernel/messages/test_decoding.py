@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kernel.errors import EventTooLarge, MessageInvalid
-from kernel.messages.decoding import INSPECTED_BYTES, MAX_BATCH, decode_batch, decode_message
+from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
+from kernel.messages.invalid_fields import INSPECTED_BYTES
 from kernel.messages.messages import MESSAGE_TYPES, EventMessage
 
 EVENT: dict[str, Any] = {
