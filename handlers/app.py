@@ -64,6 +64,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
 def _broadcaster(settings: Settings, redis_url: str, observers: Sequence[Observer]) -> EventBroadcaster:
     config = BroadcasterConfig(
         message_buffer_size=settings.message_buffer_size,
+        event_max_bytes=settings.event_max_bytes,
         max_retries=settings.broadcast_max_retries,
         base_delay=settings.broadcast_base_delay_seconds,
         max_delay=settings.broadcast_max_delay_seconds,

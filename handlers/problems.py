@@ -15,7 +15,7 @@ from litestar import Request, Response
 from litestar.exceptions import HTTPException, MethodNotAllowedException, ServiceUnavailableException
 from litestar.types import ExceptionHandlersMap
 
-from kernel import BroadcastFailed, CircuitOpen, FieldError, MessageInvalid, NotStarted
+from kernel import BroadcastFailed, CircuitOpen, EventTooLarge, FieldError, MessageInvalid, NotStarted
 
 __all__ = ["PROBLEM_JSON", "Problem", "exception_handlers", "log_unexpected"]
 
@@ -52,6 +52,8 @@ def _as_problem(request: Request[Any, Any, Any], error: Exception) -> Response[P
 
 def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     match error:
+        case EventTooLarge(errors=errors):
+            return _answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "An event is too large.", errors=tuple(errors))
         case MessageInvalid(errors=errors):
             return _answer(HTTPStatus.BAD_REQUEST, "The body is not valid.", errors=tuple(errors))
         case CircuitOpen(retry_after=seconds):

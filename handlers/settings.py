@@ -54,6 +54,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         "security_events"
     )
     history_size: Annotated[int, _integer(1, "number of newest events kept in Redis")] = 10000
+    event_max_bytes: Annotated[int, _integer(0, "largest data of one event, as compact JSON")] = 65536
     message_buffer_size: Annotated[int, _integer(1, "number of newest events kept in memory")] = 100
     api_keys: Annotated[tuple[str, ...], Meta(description="comma-separated API keys; empty: no key needed")] = ()
     websocket_token: Annotated[str, Meta(description="token for WebSocket clients; empty: no token needed")] = ""

@@ -67,9 +67,10 @@ _ALERTS = [wire_type for wire_type in MESSAGE_TYPES if wire_type.startswith("ale
 class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of the kernel, in seconds, bytes and events.
 
-    `chunk_bytes` is how much is joined into one write. `most_ahead` is how many events this replica's publishes may be
-    ahead of what it has delivered; it must be well below what the history keeps, or missed events could not be fetched.
-    `flow_patience_seconds` is how long publishes wait at that bound without any delivery before a position check.
+    `event_max_bytes` limits the data of one event, as compact JSON. `chunk_bytes` is how much is joined into one write.
+    `most_ahead` is how many events this replica's publishes may be ahead of what it has delivered; it must be well
+    below what the history keeps, or missed events could not be fetched. `flow_patience_seconds` is how long publishes
+    wait at that bound without any delivery before a position check.
     """
 
     message_buffer_size: int = 100
@@ -80,6 +81,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     circuit_recovery_seconds: float = 30.0
     position_check_seconds: float = 5.0
     supervision_interval_seconds: float = 30.0
+    event_max_bytes: int = 64 * 1024
     chunk_bytes: int = 256 * 1024
     most_ahead: int = 3 * MAX_BATCH
     flow_patience_seconds: float = 1.0
@@ -108,8 +110,8 @@ class EventBroadcaster:
     call twice. Every method belongs to the event loop on which it was started.
 
     The `broadcast_*` methods validate the struct they are given (see `PublishOptions.validated`) and return the
-    receipt. They raise MessageInvalid with every field at fault, CircuitOpen while the link to Redis is down,
-    BroadcastFailed when Redis confirmed nothing within the retries, and NotStarted.
+    receipt. They raise MessageInvalid with every field at fault (EventTooLarge for the size), CircuitOpen while the
+    link to Redis is down, BroadcastFailed when Redis confirmed nothing within the retries, and NotStarted.
     """
 
     def __init__(
@@ -144,6 +146,7 @@ class EventBroadcaster:
             observer=observer,
             max_retries=config.max_retries,
             delays=delays,
+            event_max_bytes=config.event_max_bytes,
             clock=clock,
         )
         delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes, clock=clock)
@@ -179,6 +182,7 @@ class EventBroadcaster:
             interval=config.supervision_interval_seconds,
             restart_delay=config.base_delay,
         )
+        self.event_max_bytes = config.event_max_bytes
         self._subscribe_seconds = config.position_check_seconds
         self._changing = asyncio.Lock()
         self.draining = False

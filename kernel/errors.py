@@ -2,6 +2,7 @@
 
     BroadcasterError
     ├── MessageInvalid          the message breaks a rule of its family; never retried
+    │   └── EventTooLarge           its data is larger than an event may be
     ├── NotStarted              the broadcaster was used before start() or after stop()
     ├── CircuitOpen             the link to Redis is known to be down; the call was refused without an attempt
     ├── BroadcastFailed         every retry failed
@@ -18,6 +19,7 @@ __all__ = [
     "BroadcastFailed",
     "BroadcasterError",
     "CircuitOpen",
+    "EventTooLarge",
     "FieldError",
     "MessageInvalid",
     "NotStarted",
@@ -48,6 +50,19 @@ class MessageInvalid(BroadcasterError):
     def __init__(self, errors: list[FieldError]) -> None:
         super().__init__("; ".join(f"{e.field}: {e.message}" if e.field else e.message for e in errors))
         self.errors = errors
+
+
+class EventTooLarge(MessageInvalid):
+    """The data of an event is larger than `limit` bytes, as the compact JSON in which it would be passed on.
+
+    `index` is the position of the event in its batch, None for a single one.
+    """
+
+    def __init__(self, limit: int, index: int | None = None) -> None:
+        field = "data" if index is None else f"[{index}].data"
+        super().__init__([FieldError(field, f"must not be larger than {limit:,} bytes as compact JSON")])
+        self.limit = limit
+        self.index = index
 
 
 class NotStarted(BroadcasterError):

@@ -1,12 +1,28 @@
-"""Log output: one line per entry, as text or JSON, with the ids of the current span. Never a payload or credential."""
+"""Log output: one line per entry, as text or JSON, with the ids of the current span. Never a payload or credential.
+
+A thread writes the lines (log_writer.py), and lines that strangers can cause are limited (log_limit.py).
+"""
 
 import json
 import logging
+import sys
+import traceback
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from opentelemetry.trace import get_current_span
 
-__all__ = ["configure_logging"]
+from telemetry.log_limit import OncePerMinute
+from telemetry.log_writer import LogWriter
+
+__all__ = ["configure_logging", "dropped_lines"]
+
+# Loggers of libraries with lines that strangers can cause.
+_LIMITED = ("uvicorn.error", "websockets", "websockets.server", "asyncio")
+
+_MAX_CHAINED = 10
+
+_writers: list[LogWriter] = []
 
 
 class _Text(logging.Formatter):
@@ -18,7 +34,7 @@ class _Text(logging.Formatter):
         if ids:
             line += f" [trace_id={ids['trace_id']} span_id={ids['span_id']}]"
         if record.exc_info:
-            line += " | " + " | ".join(self.formatException(record.exc_info).splitlines())
+            line += " | " + " | ".join(_traceback(record.exc_info[1]).splitlines())
         # A message may contain line breaks.
         return " ".join(line.splitlines())
 
@@ -30,22 +46,56 @@ class _Json(logging.Formatter):
         entry = {"time": _time(record), "level": record.levelname, "logger": record.name, **_ids()}
         entry["message"] = record.getMessage()
         if record.exc_info:
-            entry["error"] = self.formatException(record.exc_info)
+            entry["error"] = _traceback(record.exc_info[1])
         return json.dumps(entry, ensure_ascii=False)
 
 
-def configure_logging(level: str, format: str) -> None:
-    """Send every log line of this process to stderr, including Python's warnings; `format` is "text" or "json"."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if format == "json" else _Text())
+def configure_logging(level: str, format: str, limited: Mapping[str, int] | None = None) -> None:
+    """Send every log line of this process to stderr, including Python's warnings; `format` is "text" or "json".
+
+    `limited` names further loggers with lines that strangers can cause. Its values are the `distinct` arguments of
+    `OncePerMinute`.
+    """
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers.clear()
+    for old in _writers:
+        old.close()
+    if sys.__stderr__ is None:  # it was closed before the start
+        root.addHandler(logging.NullHandler())
+    else:
+        writer = LogWriter(sys.__stderr__.fileno())
+        writer.setFormatter(_Json() if format == "json" else _Text())
+        root.addHandler(writer)
+        _writers[:] = [writer]
     root.setLevel(level)
+    for name, distinct in (dict.fromkeys(_LIMITED, 0) | dict(limited or {})).items():
+        logger = logging.getLogger(name)
+        logger.filters[:] = [each for each in logger.filters if not isinstance(each, OncePerMinute)]
+        logger.addFilter(OncePerMinute(distinct=distinct))
     logging.captureWarnings(True)
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
+
+
+def dropped_lines() -> int:
+    """Return how many log lines were not written, because stderr did not accept them."""
+    return sum(writer.dropped for writer in _writers)
+
+
+def _traceback(error: BaseException | None) -> str:
+    """Return the places and classes of an exception and of those that caused it.
+
+    Their texts are left out, because they may quote what a client has sent, except those of the operating system.
+    """
+    parts: list[str] = []
+    while error is not None and len(parts) < _MAX_CHAINED:
+        text = f": {error}" if isinstance(error, OSError) else ""
+        frames = "".join(traceback.format_tb(error.__traceback__))
+        parts.append(f"Traceback (most recent call last):\n{frames}{type(error).__qualname__}{text}\n")
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\nThe above exception led to another:\n\n".join(reversed(parts)).rstrip("\n")
 
 
 def _time(record: logging.LogRecord) -> str:

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 
 from kernel import CircuitState, EventBroadcaster
 from kernel.counters import Histogram
+from telemetry.logs import dropped_lines
 
 __all__ = ["METRICS", "Exposition", "Meter", "Metric", "watch_loop"]
 
@@ -109,6 +110,7 @@ METRICS: Final = (
          lambda b: b.counters.foreign_documents),
         ("saved_bytes_total", "Bytes saved by compression, over all messages written",
          lambda b: b.counters.saved_bytes),
+        ("log_lines_dropped_total", "Log lines dropped because stderr did not accept them", lambda _: dropped_lines()),
     ),
     *_table(
         "histogram",

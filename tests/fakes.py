@@ -60,6 +60,7 @@ class FakeBroadcaster:
         self.connections = 0
         self.ready = True
         self.draining = False
+        self.event_max_bytes = 65536
         self.circuit = CircuitStatus()
         self.listener_healthy = True
         self.metrics = BroadcastRetryMetrics()

@@ -149,7 +149,7 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
     ),
     "TooLarge": (
         HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-        "Body over `HTTP_MAX_BODY_BYTES`",
+        "Body over `HTTP_MAX_BODY_BYTES`, or the data of an event over `EVENT_MAX_BYTES`",
         "The body must not be larger than 1048576 bytes.",
         {},
     ),

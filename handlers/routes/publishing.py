@@ -73,7 +73,7 @@ def _route(function: PublishFunction[Any], path: str, body: BodyType, tags: list
         share = BodyShare(request.scope["route_handler"].opt[BODY_BUDGET])
         try:
             content, options = await read_publish(request, share)
-            receipts = await function(broadcaster, decode(content), options)
+            receipts = await function(broadcaster, decode(content, broadcaster.event_max_bytes), options)
         finally:
             share.release()
         return _Accepted(receipts, closing=broadcaster.draining)
@@ -83,7 +83,7 @@ def _route(function: PublishFunction[Any], path: str, body: BodyType, tags: list
     return post(path, tags=tags, opt={_BODY_TYPE: body})(handler)
 
 
-def _decoder(body: BodyType) -> Callable[[bytes], Any]:
+def _decoder(body: BodyType) -> Callable[[bytes, int], Any]:
     if isinstance(body, type) and issubclass(body, msgspec.Struct):
         return partial(decode_message, str(body.__struct_config__.tag))
     return decode_batch

@@ -16,7 +16,7 @@ import msgspec
 from kernel.messages.messages import Message, event_type_of, requires_ack, wire_type_of
 from kernel.observer import TraceContext
 
-__all__ = ["Announcement", "Entry", "decode_announcement", "decode_entry", "encode_tail"]
+__all__ = ["Announcement", "Entry", "decode_announcement", "decode_entry", "encode_data", "encode_tail"]
 
 
 class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -54,7 +54,7 @@ class _Tail(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):
     baggage: str | None = None
     published_at: float | None = None
     timestamp: str | None | msgspec.UnsetType = msgspec.UNSET
-    data: msgspec.Struct
+    data: msgspec.Raw
 
 
 _encoder = msgspec.json.Encoder()
@@ -62,7 +62,12 @@ _announcements = msgspec.json.Decoder(Announcement)
 _entries = msgspec.json.Decoder(Entry)
 
 
-def encode_tail(message: Message, id: str, trace: TraceContext, published_at: float) -> bytes:
+def encode_data(message: Message) -> bytes:
+    """Return the data of a message as the compact JSON that every client receives."""
+    return _encoder.encode(message.data)
+
+
+def encode_tail(message: Message, data: bytes, id: str, trace: TraceContext, published_at: float) -> bytes:
     """Return the JSON of an entry without its number: `,"id":"…",…,"data":{…}}`, to be appended to `{"sequence":42`."""
     encoded = _encoder.encode(
         _Tail(
@@ -75,7 +80,7 @@ def encode_tail(message: Message, id: str, trace: TraceContext, published_at: fl
             baggage=trace.baggage,
             published_at=published_at,
             timestamp=getattr(message, "timestamp", msgspec.UNSET),
-            data=message.data,
+            data=msgspec.Raw(data),
         )
     )
     return b"," + encoded[1:]

@@ -6,9 +6,9 @@ JSON has no cycles, and garbage collections would slow batches down.
 Not here: the message around the data (messages.py), and the decoding of bodies (decoding.py).
 """
 
-from typing import Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, cast
 
-from msgspec import UNSET, Meta, Struct
+from msgspec import UNSET, Meta, Raw, Struct
 from msgspec.structs import force_setattr
 
 from kernel.messages.enums import (
@@ -21,9 +21,9 @@ from kernel.messages.enums import (
     ServiceStatus,
     WorkerType,
 )
+from kernel.messages.free_objects import MAX_NESTING, NESTED_TOO_DEEPLY, nested_too_deeply
 
 __all__ = [
-    "MAX_NESTING",
     "AlertData",
     "AlertDeletedData",
     "BoundingBox",
@@ -31,6 +31,7 @@ __all__ = [
     "DetectionBatchData",
     "DetectionNewData",
     "EventData",
+    "FreeObject",
     "InfrastructureAlertData",
     "SceneChangeData",
     "ServiceStatusData",
@@ -38,9 +39,6 @@ __all__ = [
     "SummaryUpdateData",
     "WorkerStatusData",
 ]
-
-MAX_NESTING = 100
-"""Maximum depth of nesting in `details` and `metadata`, far less than any JSON library supports, msgspec included."""
 
 Timestamp = Annotated[str, Meta(description="A time, ISO 8601 by convention; passed through unchanged.")]
 Started = Annotated[str, Meta(description="The start, ISO 8601 by convention; passed through unchanged.")]
@@ -51,7 +49,12 @@ Reason = Annotated[str, Meta(description="A human-readable reason.")]
 RiskScore = Annotated[int, Meta(ge=0, le=100, description="The risk from 0 (none) to 100; 80 or more requests an ack.")]
 Fraction = Annotated[float, Meta(ge=0, le=1)]
 Count = Annotated[int, Meta(ge=0)]
-Anything = Annotated[dict[str, Any], Meta(description=f"Any content, nested at most {MAX_NESTING} levels deep.")]
+
+# An object of any content: a dict, or in a decoded message its JSON as it came (free_objects.py).
+if TYPE_CHECKING:
+    FreeObject: TypeAlias = dict[str, Any] | Raw
+else:  # what a schema shows
+    FreeObject = Annotated[dict[str, Any], Meta(description=f"Any content, nested at most {MAX_NESTING} levels deep.")]
 
 
 class EventData(Struct, frozen=True, kw_only=True, gc=False):
@@ -107,7 +110,7 @@ class CameraStatusData(Struct, frozen=True, kw_only=True, gc=False):
     timestamp: Timestamp
     previous_status: CameraStatus | None = None
     reason: Reason | None = None
-    details: Anything | None = None
+    details: FreeObject | None = None
 
     def __post_init__(self) -> None:
         """Enforce the limit of nesting."""
@@ -155,7 +158,7 @@ class WorkerStatusData(Struct, frozen=True, kw_only=True, gc=False):
     items_processed: int | None = None
     attempt: Annotated[int, Meta(description="The number of this restart attempt.")] | None = None
     max_attempts: int | None = None
-    metadata: Anything | None = None
+    metadata: FreeObject | None = None
 
     def __post_init__(self) -> None:
         """Enforce the limit of nesting."""
@@ -227,12 +230,6 @@ class SummaryUpdateData(Struct, frozen=True, kw_only=True, gc=False):
     daily: Summary | None = None
 
 
-def _check_nesting(name: str, value: object) -> None:
-    """Raise ValueError if `value` is nested deeper than MAX_NESTING; iterates by level instead of recursing."""
-    level = [value]
-    for _ in range(MAX_NESTING + 1):
-        containers = [item for item in level if isinstance(item, (dict, list))]
-        if not containers:
-            return
-        level = [item for each in containers for item in (each.values() if isinstance(each, dict) else each)]
-    raise ValueError(f"{name}: must not be nested deeper than {MAX_NESTING} levels")
+def _check_nesting(name: str, value: FreeObject | None) -> None:
+    if isinstance(value, dict) and nested_too_deeply(value):
+        raise ValueError(f"{name}: {NESTED_TOO_DEEPLY}")

@@ -18,16 +18,16 @@ from kernel.messages.messages import Message, wire_type_of
 __all__ = ["check_batch", "check_message"]
 
 
-def check_message(message: Message) -> Message:
+def check_message(message: Message, max_bytes: int | None = None) -> Message:
     """Validate a message by the rules of its family.
 
     Returns the message as decoded from its JSON, with enums in lower case. Raises MessageInvalid with every invalid
-    field.
+    field, and EventTooLarge as `decode_message` does.
     """
-    return decode_message(wire_type_of(message), _written(message, ""))
+    return decode_message(wire_type_of(message), _written(message, ""), max_bytes)
 
 
-def check_batch(messages: Sequence[Message]) -> list[Message]:
+def check_batch(messages: Sequence[Message], max_bytes: int | None = None) -> list[Message]:
     """Validate 1 to MAX_BATCH messages, and return them as `check_message` does.
 
     Raises MessageInvalid with every invalid field of the first invalid message, such as `[3].data.risk_score`.
@@ -37,7 +37,8 @@ def check_batch(messages: Sequence[Message]) -> list[Message]:
     for index, message in enumerate(messages):
         if not isinstance(message, get_args(Message)):
             raise MessageInvalid([FieldError(f"[{index}]", "must be a message, as EventMessage(data=…) is one")])
-    return decode_batch(b"[%b]" % b",".join(_written(message, f"[{i}]") for i, message in enumerate(messages)))
+    written = [_written(message, f"[{index}]") for index, message in enumerate(messages)]
+    return decode_batch(b"[%b]" % b",".join(written), max_bytes)
 
 
 def _written(message: Message, path: str) -> bytes:

@@ -7,8 +7,8 @@ from itertools import count
 
 import msgspec
 
-from kernel.errors import BroadcasterError, BroadcastFailed, CircuitOpen, NotStarted, TransportError
-from kernel.log.envelope import encode_tail
+from kernel.errors import BroadcasterError, BroadcastFailed, CircuitOpen, EventTooLarge, NotStarted, TransportError
+from kernel.log.envelope import encode_data, encode_tail
 from kernel.log.ring import Ring
 from kernel.log.transport import Outgoing, Publication, Transport
 from kernel.messages.messages import Message, wire_type_of
@@ -58,7 +58,8 @@ class Publisher:
     """Publishes messages through the transport, with retries while the link to Redis works.
 
     `ring` holds the last event that this replica delivered, which the transport compares with Redis's history.
-    `delays` are the base and the maximum of the back-off in seconds.
+    `delays` are the base and the maximum of the back-off in seconds. `event_max_bytes` limits the data of one event, as
+    compact JSON.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Publisher:
         observer: Observer,
         max_retries: int,
         delays: tuple[float, float],
+        event_max_bytes: int,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._transport = transport
@@ -80,6 +82,7 @@ class Publisher:
         self._observer = observer
         self._max_retries = max_retries
         self._base_delay, self._max_delay = delays
+        self._event_max_bytes = event_max_bytes
         self._clock = clock
         self.metrics = BroadcastRetryMetrics()
         # Ids of publishes: no two replicas, and no two lives of one, have the same name.
@@ -89,12 +92,13 @@ class Publisher:
     async def publish(self, message: Message, options: PublishOptions | None = None) -> Receipt:
         """Publish one message.
 
-        Raises MessageInvalid (with every field at fault), CircuitOpen, BroadcastFailed or NotStarted.
+        Raises MessageInvalid (with every field at fault; EventTooLarge for its size), CircuitOpen, BroadcastFailed or
+        NotStarted.
         """
         options = options or _DEFAULT
         if not options.validated:
-            message = check_message(message)
-        return (await self._publish((message,), options))[0]
+            message = check_message(message, self._event_max_bytes)
+        return (await self._publish((message,), options, batch=False))[0]
 
     async def publish_batch(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
         """Publish 1 to 1,000 messages of any mix in their order, under consecutive numbers and in one round trip.
@@ -103,10 +107,14 @@ class Publisher:
         """
         options = options or _DEFAULT
         if not options.validated:
-            messages = check_batch(messages)
-        return await self._publish(messages, options)
+            messages = check_batch(messages, self._event_max_bytes)
+        return await self._publish(messages, options, batch=True)
 
-    async def _publish(self, messages: Sequence[Message], options: PublishOptions) -> list[Receipt]:
+    async def _publish(self, messages: Sequence[Message], options: PublishOptions, *, batch: bool) -> list[Receipt]:
+        encoded = [encode_data(message) for message in messages]
+        for index, data in enumerate(encoded):
+            if len(data) > self._event_max_bytes:
+                raise EventTooLarge(self._event_max_bytes, index if batch else None)
         types = [wire_type_of(message) for message in messages]
         producer = TraceContext(options.traceparent, options.tracestate, options.baggage)
         begin = self._clock()
@@ -114,8 +122,8 @@ class Publisher:
             with self._observer.publishing(Publishing(types, producer)) as trace:
                 id = f"{self._name}-{next(self._numbers)}"
                 names = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
-                pairs = zip(messages, names, strict=True)
-                events = [(name, encode_tail(message, name, trace, begin)) for message, name in pairs]
+                parts = zip(messages, encoded, names, strict=True)
+                events = [(name, encode_tail(message, data, name, trace, begin)) for message, data, name in parts]
                 publication, retries = await self._send(Outgoing(id, options.idempotency_key, events), types)
                 epoch, first, size, subscribers, replayed = publication
                 seconds = self._clock() - begin

@@ -1,5 +1,6 @@
 """Error answers: their status, their headers and their problem document."""
 
+import json
 import logging
 from typing import Any
 
@@ -9,10 +10,12 @@ from litestar.testing import AsyncTestClient
 
 from handlers.openapi.examples import EXAMPLES
 from handlers.problems import exception_handlers
-from kernel import BroadcastFailed, CircuitOpen, NotStarted
+from kernel import BroadcastFailed, CircuitOpen, EventTooLarge, NotStarted
+from tests.fakes import FakeBroadcaster
 
 PATH = "/broadcast/event"
 EVENT = EXAMPLES["event"]
+JSON = {"content-type": "application/json"}
 SECRET = "what the neighbours do at night"
 
 
@@ -44,6 +47,29 @@ async def test_an_error_is_a_problem_document(
         assert (problem["type"], problem["title"], problem["status"]) == ("about:blank", title, status)
         assert problem["detail"]
         assert ("errors" in problem) == (status == 400)
+
+
+@pytest.mark.parametrize(("index", "field"), [(None, "data"), (3, "[3].data")])
+async def test_an_event_that_is_too_large(client: Any, broadcaster: FakeBroadcaster, index: int, field: str) -> None:
+    """An event over EVENT_MAX_BYTES is answered 413; in a batch the item is named."""
+    broadcaster.error = EventTooLarge(65_536, index)
+
+    answer = await client.post(PATH, json=EVENT)
+
+    assert answer.status_code == 413
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["errors"] == [
+        {"field": field, "message": "must not be larger than 65,536 bytes as compact JSON"}
+    ]
+
+
+async def test_details_that_are_too_large(client: Any, broadcaster: FakeBroadcaster) -> None:
+    """Details over EVENT_MAX_BYTES are refused before they are inspected; whitespace does not count."""
+    broadcaster.event_max_bytes = 1000
+    for size, status in ((900, 202), (1000, 413)):
+        body = EXAMPLES["camera_status"]["data"] | {"details": {"a": "x" * size}}
+        answer = await client.post("/broadcast/camera-status", content=json.dumps(body, indent=99), headers=JSON)
+        assert answer.status_code == status, answer.text
 
 
 async def test_wrong_method_names_the_right_ones(client: Any) -> None:

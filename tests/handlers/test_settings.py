@@ -12,6 +12,7 @@ DEFAULTS = {
     "REDIS_URL": None,
     "REDIS_EVENT_CHANNEL": "security_events",
     "HISTORY_SIZE": 10000,
+    "EVENT_MAX_BYTES": 65536,
     "MESSAGE_BUFFER_SIZE": 100,
     "API_KEYS": (),
     "WEBSOCKET_TOKEN": "",

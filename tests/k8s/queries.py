@@ -39,6 +39,7 @@ PROMISED: dict[str, tuple[str, set[str]]] = {
     "event_broadcaster_acknowledge_duration_seconds": ("histogram", set()),
     "event_broadcaster_foreign_documents_total": ("counter", set()),
     "event_broadcaster_saved_bytes_total": ("counter", set()),
+    "event_broadcaster_log_lines_dropped_total": ("counter", set()),
     "event_broadcaster_publish_duration_seconds": ("histogram", set()),
     "event_broadcaster_fanout_duration_seconds": ("histogram", set()),
     "event_broadcaster_delivery_lag_seconds": ("histogram", set()),

@@ -4,6 +4,7 @@ from kernel.errors import (
     BroadcasterError,
     BroadcastFailed,
     CircuitOpen,
+    EventTooLarge,
     FieldError,
     MessageInvalid,
     NotStarted,
@@ -28,6 +29,14 @@ def test_invalid_names_its_fields() -> None:
     error = MessageInvalid(errors)
     assert str(error) == "data.status: must be one of low, high; is not JSON"
     assert error.errors == errors
+
+
+def test_too_large_names_the_event() -> None:
+    """An event that is too large is an invalid message, and the error names it in its batch."""
+    error = EventTooLarge(65_536, 3)
+    assert isinstance(error, MessageInvalid)
+    assert str(error) == "[3].data: must not be larger than 65,536 bytes as compact JSON"
+    assert str(EventTooLarge(100)) == "data: must not be larger than 100 bytes as compact JSON"
 
 
 def test_retry_after() -> None:

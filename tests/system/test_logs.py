@@ -1,18 +1,24 @@
 """Logs: every line has the same format and its trace ids, and none contains a secret."""
 
 import asyncio
+import fcntl
 import json
 import os
+import re
 import signal
+import sys
+from functools import partial
 from typing import Any
 
+import httpx
 import pytest
 import redis
 
+from tests import processes
 from tests.collector import Collector
 from tests.proxy import Proxy, ProxyMode
 from tests.system.client import connected
-from tests.system.replica import Replica, ReplicaFactory
+from tests.system.replica import ROOT, Replica, ReplicaFactory, clean_environment
 from tests.waiting import eventually
 
 ROUTE = "/broadcast/alert/deleted"
@@ -113,10 +119,69 @@ async def test_no_secrets(start: ReplicaFactory, private_redis: str, channel: st
     assert f"REDIS_EVENT_CHANNEL={channel}" in settings["message"]
     assert entries_about(replica, "running on")[0]["logger"] == "uvicorn.error"
     assert entries_about(replica, "JWT_SECRET is set but has no effect")
-    joined, left = entries_about(replica, " connected"), entries_about(replica, " disconnected with ")
+    joined, left = entries_about(replica, " connected"), entries_about(replica, " disconnected with code ")
     assert {line["level"] for line in joined + left} == ({"DEBUG"} if level == "DEBUG" else set())
     assert len(joined) == len(left) == (3 if level == "DEBUG" else 0)
     assert entries_about(replica, "draining 0 connections")[0]["level"] == "INFO"
+
+
+async def malformed(port: int, count: int) -> None:
+    """Send requests that are not HTTP, one after the other, and read each answer."""
+    for _ in range(count):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET / NONSENSE\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+
+async def test_lines_that_strangers_cause(start: ReplicaFactory) -> None:
+    """Malformed requests are one line a minute, however many there are."""
+    replica = await asyncio.to_thread(start, log_format="json")
+    before = len(entries(replica))
+    await malformed(replica.port, 200)
+    await asyncio.sleep(0.5)
+    assert len(entries(replica)) == before + 1
+    assert entries(replica)[-1]["level"] == "WARNING"
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+async def test_nobody_reads_the_log(valkey: str, channel: str, log_format: str) -> None:
+    """A full pipe on stderr stops nothing: requests are answered, and SIGTERM ends the service in time."""
+    reader, writer = os.pipe()
+    fcntl.fcntl(writer, fcntl.F_SETPIPE_SZ, 4096)
+    environment = clean_environment(
+        redis_url=valkey,
+        redis_event_channel=channel,
+        log_format=log_format,
+        log_level="DEBUG",
+        host="127.0.0.1",
+        port=0,
+        drain_seconds=0.1,
+    )
+    command = [sys.executable, "-m", "handlers", "serve"]
+    try:
+        with processes.running(command, cwd=ROOT, env=environment, stderr=writer) as process:
+            log = b""
+            while not (running := re.search(rb"running on http://127.0.0.1:(\d+)", log)):
+                log += await asyncio.to_thread(os.read, reader, 4096)
+            port = int(running[1])
+            async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10, trust_env=False) as http:
+                await eventually(partial(_is_ready, http), 15)
+                for _ in range(100):  # each is two DEBUG lines, so the pipe is soon full
+                    async with connected(f"ws://127.0.0.1:{port}/ws/events") as client:
+                        await client.next()
+                await malformed(port, 801)
+                for _ in range(10):
+                    assert (await http.get("/health")).status_code == 200
+            process.send_signal(signal.SIGTERM)
+            assert await asyncio.to_thread(process.wait, 15) == 0
+    finally:
+        os.close(writer)
+        os.close(reader)
+
+
+async def _is_ready(http: httpx.AsyncClient) -> bool:
+    return (await http.get("/health/ready")).status_code == 200
 
 
 async def test_trace_ids(start: ReplicaFactory, valkey: str, channel: str) -> None:
@@ -143,6 +208,7 @@ async def test_trace_ids(start: ReplicaFactory, valkey: str, channel: str) -> No
             headers = {"traceparent": f"00-{trace}-{'1' * 16}-01"}
             answer = await replica.request("POST", ROUTE, json={"id": "x"}, headers=headers)
             assert answer.status_code == 503
+            await eventually(lambda: entries_about(replica, "circuit open"))
             (retry,) = entries_about(replica, "alert_deleted failed with TransportUnavailable, retry 1 of 1")
             (opened,) = entries_about(replica, "circuit open, degraded mode")
             (publish,) = await collector.wait(f"publish {channel}")

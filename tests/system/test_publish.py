@@ -251,6 +251,38 @@ async def test_too_large(replica: Replica) -> None:
         assert (await http.post("/broadcast/alert/deleted", json={"id": "x"})).status_code == 202
 
 
+@pytest.mark.parametrize("unknown", ["", "x" * 500_000])
+async def test_an_event_too_large(replica: Replica, unknown: str) -> None:
+    """The data of an event over EVENT_MAX_BYTES is a 413; unknown fields and whitespace do not count."""
+    for reason, status in (("x" * 65_000, 202), ("x" * 65_536, 413)):
+        content = json.dumps({"id": "x", "reason": reason, "unknown": unknown}, indent=1000).encode()
+        headers = {"Content-Type": "application/json"}
+        answer = await replica.request("POST", "/broadcast/alert/deleted", content=content, headers=headers)
+        assert answer.status_code == status
+        item = {"type": "alert_deleted", "data": {"id": "x", "reason": reason, "unknown": unknown}}
+        answer = await replica.request("POST", "/broadcast/batch", json=[item | {"data": {"id": "y"}}, item])
+        assert answer.status_code == status
+    assert answer.headers["Content-Type"] == PROBLEM
+    assert [error["field"] for error in answer.json()["errors"]] == ["[1].data"]
+
+
+@pytest.mark.parametrize(("digits", "status"), [(640, 202), (641, 400)])
+async def test_long_integers(replica: Replica, digits: int, status: int) -> None:
+    """An integer has at most 640 digits, because reading one takes quadratic time."""
+    body = {
+        "batch_id": "b",
+        "camera_id": "c",
+        "detection_ids": [1, "LONG"],
+        "detection_count": 2,
+        "started_at": "t",
+        "closed_at": "t",
+    }
+    content = json.dumps(body).replace('"LONG"', "9" * digits).encode()
+    headers = {"Content-Type": "application/json"}
+    answer = await replica.request("POST", "/broadcast/detection/batch", content=content, headers=headers)
+    assert answer.status_code == status, answer.text
+
+
 async def test_too_large_without_end(replica: Replica) -> None:
     """An endless body gets 413 as soon as it exceeds the limit."""
     reader, writer = await asyncio.open_connection("127.0.0.1", replica.port)

@@ -35,7 +35,12 @@ async def test_soak(start: ReplicaFactory) -> None:
         # a killed server comes back with everything that it confirmed; only `flush` loses data
         server = stack.enter_context(RedisServer(appendonly="yes", appendfsync="always"))
         proxies = [await stack.enter_async_context(Proxy(server.path)) for _ in range(3)]
-        settings = {"drain_seconds": 1, "circuit_recovery_seconds": 1, "websocket_send_buffer_bytes": 65536}
+        settings = {
+            "drain_seconds": 1,
+            "circuit_recovery_seconds": 1,
+            "event_max_bytes": 1048576,
+            "websocket_send_buffer_bytes": 65536,
+        }
         replicas = [await asyncio.to_thread(start, redis_url=proxy.url, **settings) for proxy in proxies]
         rng, history = random.Random(SEED), History()
         stop, gone = asyncio.Event(), asyncio.Event()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -11,18 +12,24 @@ from opentelemetry.sdk.trace import TracerProvider
 
 from telemetry import configure_logging
 
-NAMES = ("", "uvicorn", "uvicorn.error", "uvicorn.access")
+NAMES = ("", "a", "uvicorn", "uvicorn.error", "uvicorn.access")
 
 
 @pytest.fixture
-def lines(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
+def lines(capfd: pytest.CaptureFixture[str]) -> Iterator[Callable[[], list[str]]]:
     """Return a function that returns the lines logged since its last call; logging is restored after the test."""
     loggers = [logging.getLogger(name) for name in NAMES]
-    before = [(list(logger.handlers), logger.propagate, logger.level) for logger in loggers]
-    yield lambda: capsys.readouterr().err.rstrip("\n").split("\n")
+    before = [(list(logger.handlers), list(logger.filters), logger.propagate, logger.level) for logger in loggers]
+
+    def read() -> list[str]:
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+        return capfd.readouterr().err.rstrip("\n").split("\n")
+
+    yield read
     logging.captureWarnings(False)
-    for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.propagate = handlers, propagate
+    for logger, (handlers, filters, propagate, level) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.filters[:], logger.propagate = handlers, filters, propagate
         logger.setLevel(level)
 
 
@@ -65,26 +72,79 @@ def test_traces(lines: Callable[[], list[str]], format: str) -> None:
 
 @pytest.mark.parametrize("format", ["json", "text"])
 def test_errors(lines: Callable[[], list[str]], format: str) -> None:
-    """A traceback is in the same line as the message that it belongs to."""
+    """A traceback is in the same line as the message that it belongs to, with all exceptions of a chain."""
     configure_logging("INFO", format)
     try:
-        raise ZeroDivisionError("so\nit is")
+        try:
+            raise OSError(5, "disk\nfailed")
+        except OSError as error:
+            raise ZeroDivisionError from error
     except ZeroDivisionError:
         logging.getLogger("a").exception("failed")
     (line,) = lines()
     error = json.loads(line)["error"] if format == "json" else line
-    assert "Traceback" in error
-    assert "ZeroDivisionError: so" in error
+    assert error.count("Traceback (most recent call last):") == 2
+    assert error.count("test_logs.py") == 2
+    assert re.search(r"OSError: \[Errno 5\] disk.*ZeroDivisionError$", error, re.DOTALL)
+
+
+def test_no_payloads_in_tracebacks(lines: Callable[[], list[str]]) -> None:
+    """The text of an exception, which may quote what a client has sent, is left out."""
+    configure_logging("INFO", "text")
+    payload = "SECRET"
+    try:
+        try:
+            raise KeyError(payload)
+        except KeyError:
+            raise ValueError(payload)  # noqa: B904
+    except ValueError:
+        logging.getLogger("a").exception("failed")
+    (line,) = lines()
+    assert "SECRET" not in line
+    assert line.endswith("ValueError")
+    assert "KeyError" in line
+
+
+def test_wrong_arguments(lines: Callable[[], list[str]]) -> None:
+    """An entry that cannot be formatted is replaced by its place, without its arguments."""
+    configure_logging("INFO", "text")
+    logging.getLogger("a").warning("%d", "SECRET")
+    (line,) = lines()
+    assert re.search(r"WARNING telemetry.log_writer: a log entry of \S+test_logs.py:\d+ cannot be formatted$", line)
+
+
+def test_limited_loggers(lines: Callable[[], list[str]]) -> None:
+    """Lines that strangers can cause are logged once a minute for each kind."""
+    configure_logging("INFO", "text", {"a": 1})
+    for name in ("a", "uvicorn.error", "b"):
+        for number in (1, 1, 2):
+            logging.getLogger(name).warning("line %d", number)
+    assert [line.partition("WARNING ")[2] for line in lines()] == [
+        "a: line 1",
+        "a: line 2",
+        "uvicorn.error: line 1",
+        "b: line 1",
+        "b: line 1",
+        "b: line 2",
+    ]
+
+
+def test_without_stderr(lines: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process without stderr logs nothing."""
+    monkeypatch.setattr(sys, "__stderr__", None)
+    configure_logging("INFO", "text")
+    logging.getLogger("a").warning("line")
+    assert lines() == [""]
 
 
 def test_uvicorn_too(lines: Callable[[], list[str]]) -> None:
     """Uvicorn's own entries have the same format as all others, and are written once."""
-    for name in NAMES[1:]:
+    for name in NAMES[2:]:
         logging.getLogger(name).addHandler(logging.StreamHandler(sys.stderr))
     configure_logging("INFO", "json")
-    for name in NAMES[1:]:
+    for name in NAMES[2:]:
         logging.getLogger(name).info("here")
-    assert [json.loads(line)["logger"] for line in lines()] == list(NAMES[1:])
+    assert [json.loads(line)["logger"] for line in lines()] == list(NAMES[2:])
 
 
 def test_warnings_too(lines: Callable[[], list[str]]) -> None:

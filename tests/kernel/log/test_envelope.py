@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernel.log.envelope import Announcement, Entry, decode_announcement, decode_entry, encode_tail
+from kernel.log.envelope import Announcement, Entry, decode_announcement, decode_entry, encode_data, encode_tail
 from kernel.messages.messages import (
     CameraStatusMessage,
     EventMessage,
@@ -49,7 +49,7 @@ def message(kind: type[Message], data: dict[str, Any], **envelope: Any) -> Any:
 
 def tail(of: Any, traceparent: str | None = None, tracestate: str | None = None, baggage: str | None = None) -> bytes:
     """Return what a publisher writes for a message."""
-    return encode_tail(of, "id-1", TraceContext(traceparent, tracestate, baggage), NOW)
+    return encode_tail(of, encode_data(of), "id-1", TraceContext(traceparent, tracestate, baggage), NOW)
 
 
 def through_the_history(written: bytes) -> Entry:

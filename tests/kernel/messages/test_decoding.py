@@ -1,6 +1,8 @@
 """Decoding of request bodies: which are accepted, and the errors of those that are not."""
 
+import contextlib
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -8,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel.errors import MessageInvalid
+from kernel.errors import EventTooLarge, MessageInvalid
 from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
+from kernel.messages.invalid_fields import INSPECTED_BYTES
 from kernel.messages.messages import MESSAGE_TYPES, EventMessage
 
 EVENT: dict[str, Any] = {
@@ -30,6 +33,8 @@ CAMERA = {
     "status": "error",
     "timestamp": "t",
 }
+WORKER = {"event_type": "worker.started", "worker_name": "w", "worker_type": "detection", "timestamp": "t"}
+BATCH: dict[str, Any] = {"batch_id": "b", "camera_id": "c", "detection_count": 1, "started_at": "t", "closed_at": "t"}
 
 
 def encoded(value: Any) -> bytes:
@@ -263,6 +268,166 @@ class TestWholeBody:
         """Nesting that would exhaust the stack is refused in `details` too."""
         text = json.dumps({**CAMERA, "details": {"a": "DEEP"}}).replace('"DEEP"', "[" * 50_000 + "]" * 50_000)
         assert refusal("camera_status", text.encode()) == [("", "the body must not be nested so deeply")]
+
+
+class TestFreeObjects:
+    """`details` and `metadata` are passed on as they came, without whitespace."""
+
+    @pytest.mark.parametrize("wire_type", ["camera_status", "worker_status"])
+    @pytest.mark.parametrize("enveloped", [False, True])
+    def test_bytes_unchanged(self, wire_type: str, enveloped: bool) -> None:
+        """Numbers, escapes and repeated keys stay as they were sent."""
+        name, data = ("details", CAMERA) if wire_type == "camera_status" else ("metadata", WORKER)
+        sent = rb'{"a":[1e2,0.10,-0,123456789012345678901234567890],"a":"\u0041\/"}'
+        body = encoded({**data, name: "FREE"})
+        body = body.replace(b'"FREE"', sent.replace(b",", b" ,\n"))
+        if enveloped:
+            body = b'{"type":"%b","data":%b}' % (wire_type.encode(), body)
+        message: Any = decode_message(wire_type, body)
+        assert bytes(getattr(message.data, name)) == sent
+        assert msgspec.json.encode(message.data).endswith(sent + b"}")
+
+    @pytest.mark.parametrize("sent", [" null ", None])
+    def test_none(self, sent: str | None) -> None:
+        """Null and an absent field are None."""
+        body = encoded(CAMERA | ({} if sent is None else {"details": 7})).replace(b"7", (sent or "").encode())
+        message: Any = decode_message("camera_status", body)
+        assert message.data.details is None
+
+    @pytest.mark.parametrize(
+        ("sent", "words"),
+        [
+            ("5", "must be an object or null, not 5"),
+            ('["x"]', 'must be an object or null, not ["x"]'),
+            ('{"a":[1e999]}', "must not have numbers beyond the range of a 64-bit float"),
+            ('{"a":%s}' % ("[" * 100 + "]" * 100), "must not be nested deeper than 100 levels"),
+        ],
+    )
+    def test_faults(self, sent: str, words: str) -> None:
+        """An invalid free object is named, with all other invalid fields."""
+        body = encoded({**CAMERA, "details": "FREE"}).replace(b'"FREE"', sent.encode())
+        assert refusal("camera_status", body) == [("details", words)]
+        assert refusal("camera_status", b'{"data":%b}' % body) == [("data.details", words)]
+        (item,) = batch_refusal(
+            b'[{"type":"event","data":%b},{"type":"camera_status","data":%b}]' % (encoded(EVENT), body)
+        )
+        assert item == ("[1].data.details", words)
+        both = body.replace(b'"camera_id": "c"', b'"camera_id": 5')
+        assert refusal("camera_status", both) == [("camera_id", "must be a string, not 5"), ("details", words)]
+
+    def test_large_one_beside_other_errors(self) -> None:
+        """A free object of more than 64 KiB is not inspected while other fields are invalid."""
+        body = encoded({**CAMERA, "camera_id": 5, "details": [" " * INSPECTED_BYTES]})
+        assert refusal("camera_status", body) == [("camera_id", "must be a string, not 5")]
+
+    def test_too_large(self) -> None:
+        """A free object of more than `max_bytes`, without whitespace, is refused."""
+        body = encoded({**CAMERA, "details": {"a": "x" * 92}}).replace(b'"a"', b"  " * 200 + b'"a"')
+        assert decode_message("camera_status", body, 100)
+        with pytest.raises(EventTooLarge, match="data: must not be larger than 99 bytes as compact JSON") as caught:
+            decode_message("camera_status", body, 99)
+        assert (caught.value.limit, caught.value.index) == (99, None)
+        batch = b'[{"type":"event","data":%b},{"type":"camera_status","data":%b}]' % (encoded(EVENT), body)
+        assert len(decode_batch(batch, 100)) == 2
+        with pytest.raises(EventTooLarge) as caught:
+            decode_batch(batch, 99)
+        assert (caught.value.index, caught.value.errors[0].field) == (1, "[1].data")
+
+
+SMALL, LARGE = 64_500, 2**20 - 2000
+DETECTION = (
+    b'"detection_id":1,"batch_id":"b","camera_id":"c","label":"l","timestamp":"t",'
+    b'"bbox":{"x":1,"y":1,"width":1,"height":1%b}'
+)
+
+
+def repeated(text: bytes, size: int) -> bytes:
+    """Return a text and a comma, as often as it fits into a size."""
+    return (text + b",") * (size // (len(text) + 1))
+
+
+def camera(details: bytes, **changes: Any) -> bytes:
+    """Return a body with these details."""
+    return encoded({**CAMERA, **changes, "details": "FREE"}).replace(b'"FREE"', details)
+
+
+def numbers(text: bytes, size: int) -> bytes:
+    """Return details full of a number."""
+    return b'{"a":[%b1]}' % repeated(text, size)
+
+
+def unknown(size: int) -> bytes:
+    """Return different unknown fields."""
+    return b",".join(b'"k%x":1' % index for index in range(size // 11))
+
+
+class TestCost:
+    """No body takes much longer than its size justifies; the bounds are ten times what was measured, or more."""
+
+    @pytest.mark.parametrize(
+        ("seconds", "max_bytes", "wire_type", "body"),
+        [
+            (0.05, 65_536, "camera_status", camera(numbers(b"1e308", SMALL))),
+            (0.05, 65_536, "camera_status", camera(numbers(b"1e-310", SMALL))),
+            (0.05, 65_536, "camera_status", camera(numbers(b"1e308", SMALL), status=5)),
+            (0.1, 65_536, "camera_status", camera(numbers(b"1e308", LARGE))),
+            (0.1, 65_536, "camera_status", camera(numbers(b"1e308", LARGE), status=5)),
+            (0.2, 65_536, "camera_status", camera(numbers(b"[" * 90 + b"]" * 90, LARGE))),
+            (1.0, LARGE, "camera_status", camera(numbers(b"1e308", LARGE - 200))),
+            (0.03, 65_536, "event", b'{%b,"data":%b}' % (unknown(LARGE), encoded(EVENT))),
+            (0.03, 65_536, "event", b'{%b,"risk_score":101}' % unknown(LARGE)),
+            (0.03, 65_536, "event", b'{%b,"type":"event","data":{%b}}' % (unknown(LARGE // 2), unknown(LARGE // 2))),
+            (0.1, 65_536, "detection.new", b"{%b%b}" % (repeated(b'"confidence":1e-308', LARGE), DETECTION % b"")),
+            (
+                0.1,
+                65_536,
+                "detection.new",
+                b'{"confidence":1,%b}' % (DETECTION % (b"," + repeated(b'"x":1E-308', LARGE) + b'"x":1')),
+            ),
+            (0.03, 65_536, "service_status", b'{%b"status":"FAILED"}' % repeated(b'"status":"FAILED"', LARGE)),
+        ],
+        ids=str,
+    )
+    def test_single(self, seconds: float, max_bytes: int, wire_type: str, body: bytes) -> None:
+        """A single message, whether it is valid or not."""
+        begin = time.thread_time()
+        with contextlib.suppress(MessageInvalid):
+            decode_message(wire_type, body, max_bytes)
+        assert time.thread_time() - begin < seconds
+
+    @pytest.mark.parametrize(
+        ("seconds", "item"),
+        [
+            (0.9, b'{"type":"camera_status","data":%b}' % camera(numbers(b"1e308", SMALL))),
+            (0.2, b'{"type":"detection.new","data":{%b%b}}' % (b'"confidence":1e-308,' * 400, DETECTION % b"")),
+            (0.1, b'{%b"type":5}' % (b'"type":1e-308,' * 400)),
+            (0.1, b"[%b1]" % (b"1e-308," * 400)),
+            (0.1, b"0"),
+        ],
+        ids=["details", "repeated", "no type", "no object", "numbers"],
+    )
+    def test_batch(self, seconds: float, item: bytes) -> None:
+        """A batch of 1 MiB, whether it is valid or not."""
+        body = b"[%b%b]" % (repeated(item, LARGE - len(item)), item)
+        begin = time.thread_time()
+        with contextlib.suppress(MessageInvalid):
+            decode_batch(body, 65_536)
+        assert time.thread_time() - begin < seconds
+
+    def test_meaning_unchanged(self) -> None:
+        """Of fields that are repeated very often, the last one counts, as in other bodies."""
+        fields = repeated(b'"confidence":1e-308', LARGE // 2)
+        body = b'{%b%b,"confidence":0.5}' % (fields, DETECTION % b"")
+        expected = decode_message("detection.new", b'{%b,"confidence":0.5}' % (DETECTION % b""))
+        assert decode_message("detection.new", body) == expected
+        item = b'{"type":"detection.new","data":%b}' % body
+        assert decode_message("detection.new", item) == expected
+        assert decode_batch(b"[%b]" % item) == [expected]
+
+    def test_late_element(self) -> None:
+        """The error of an element far behind in a list does not repeat its value."""
+        body = encoded({**BATCH, "detection_ids": [1] * 2000 + ["x"]})
+        assert refusal("detection.batch", body) == [("detection_ids[2000]", "must be an integer")]
 
 
 class TestBatch:

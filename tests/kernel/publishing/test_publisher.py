@@ -19,6 +19,7 @@ from kernel import (
     DetectionNewData,
     EventBroadcaster,
     EventData,
+    EventTooLarge,
     InfrastructureAlertData,
     Message,
     MessageInvalid,
@@ -281,6 +282,41 @@ async def test_messages_built_in_python_are_checked(redis: FakeRedis, ears: Ears
         assert caught.value.errors[0].field == "[3].data.id"
         assert "publish" not in redis.calls
         assert ears.publishes == []
+
+
+@pytest.mark.parametrize("validated", [False, True])
+async def test_the_size_of_an_event(redis: FakeRedis, ears: Ears, validated: bool) -> None:
+    """Data of at most `event_max_bytes` as compact JSON is published; of a larger one nothing reaches Redis."""
+    options = PublishOptions(validated=validated)
+    size = len(msgspec.json.encode(EVENT))
+    async with replica(redis, replace(FAST, event_max_bytes=size), observer=ears) as broadcaster:
+        assert (await broadcaster.broadcast_event(EVENT, options=options)).sequence == 1
+        larger = replace(EVENT, summary=EVENT.summary + "x")
+        text = rf"data: must not be larger than {size} bytes as compact JSON"
+        with pytest.raises(EventTooLarge, match=text) as caught:
+            await broadcaster.broadcast_event(larger, options=options)
+        assert caught.value.index is None
+        with pytest.raises(EventTooLarge) as caught:
+            await broadcaster.broadcast_batch([*batch(3), EventMessage(data=larger)], options=options)
+        assert caught.value.index == 3
+        assert caught.value.errors[0].field == "[3].data"
+        assert redis.calls.count("publish") == 1
+        assert len(ears.publishes) == 1
+
+
+async def test_the_size_of_details(redis: FakeRedis) -> None:
+    """Whitespace in `details` does not count, and `details` that are too large on their own are refused at once."""
+    async with replica(redis, replace(FAST, event_max_bytes=500)) as broadcaster:
+        camera = CameraStatusData(
+            event_type="camera.error", camera_id="c", camera_name="n", status="error", timestamp="t"
+        )
+        with pytest.raises(EventTooLarge):
+            await broadcaster.broadcast_camera_status(replace(camera, details={"a": "x" * 500}))
+        _, sink = join(broadcaster)
+        details = msgspec.Raw(b'{"a":' + b" " * 500 + b"1.50}")
+        await broadcaster.broadcast_camera_status(replace(camera, details=details))
+        await sink.until(lambda: sink.numbers)
+        assert sink.messages[-1]["data"]["details"] == {"a": 1.5}
 
 
 async def test_enums_in_lower_case(redis: FakeRedis) -> None:
