@@ -1,4 +1,4 @@
-"""Limits the log lines that a stranger can cause, such as those about invalid requests, to one a minute."""
+"""Limits the log lines that any client can cause, such as those about invalid requests, to one a minute."""
 
 import asyncio
 import logging
@@ -26,7 +26,7 @@ class _Kind:
 
 
 class OncePerMinute(logging.Filter):
-    """A filter for a logger whose lines strangers can cause as often as they like.
+    """A filter for a logger whose lines any client can cause without limit.
 
     Lines are of one kind if they have the same text before its arguments are put in, the same first `distinct`
     arguments, and the same class of exception. The first one is logged at once. Those that follow within a minute are

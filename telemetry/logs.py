@@ -1,6 +1,6 @@
 """Log output: one line per entry, as text or JSON, with the ids of the current span. Never a payload or credential.
 
-A thread writes the lines (log_writer.py), and lines that strangers can cause are limited (log_limit.py).
+A thread writes the lines (log_writer.py), and lines that any client can cause are limited (log_limit.py).
 """
 
 import json
@@ -17,7 +17,7 @@ from telemetry.log_writer import LogWriter
 
 __all__ = ["configure_logging", "dropped_lines"]
 
-# Loggers of libraries with lines that strangers can cause.
+# Loggers of libraries with lines that any client can cause.
 _LIMITED = ("uvicorn.error", "websockets", "websockets.server", "asyncio")
 
 _MAX_CHAINED = 10
@@ -53,7 +53,7 @@ class _Json(logging.Formatter):
 def configure_logging(level: str, format: str, limited: Mapping[str, int] | None = None) -> None:
     """Send every log line of this process to stderr, including Python's warnings; `format` is "text" or "json".
 
-    `limited` names further loggers with lines that strangers can cause. Its values are the `distinct` arguments of
+    `limited` names further loggers with lines that any client can cause. Its values are the `distinct` arguments of
     `OncePerMinute`.
     """
     root = logging.getLogger()

@@ -18,6 +18,7 @@ ignored (RFC 9110, 7.8): the same head without its `Upgrade` header is fed to th
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from enum import Enum, auto
 from functools import partial
@@ -31,11 +32,13 @@ from handlers.server.cancellation import answer_until_cancelled
 from handlers.server.descriptors import ConnectionLimit
 from handlers.server.flow import PipelineFlow
 from handlers.server.joining_transport import JoiningTransport
-from handlers.server.refusal import Refusal, RefusalLog
+from handlers.server.refusal import Refusal
 from handlers.server.request_size import RequestSize, check_fields, check_target
 from handlers.server.upgrade import asks_for_websocket, head_without_upgrade, websocket_headers
 
 __all__ = ["HttpProtocol"]
+
+_logger = logging.getLogger(__name__)
 
 _LINGER_SECONDS: Final = 5.0
 
@@ -63,13 +66,11 @@ class HttpProtocol(HttpToolsProtocol):
         *args: Any,  # noqa: ANN401  uvicorn's own arguments
         request_seconds: float,
         limit: ConnectionLimit,
-        refusals: RefusalLog,
         **kwargs: Any,  # noqa: ANN401  passed on to uvicorn
     ) -> None:
         super().__init__(*args, **kwargs)
         self._request_seconds = request_seconds
         self._limit = limit
-        self._refusals = refusals
         self._reading = _IDLE
         self._size = RequestSize()
         self._websocket = False
@@ -254,7 +255,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer the request that is being read with an error when its turn comes, and close."""
-        self._refusals.add(refusal)
+        _logger.warning("refused a request that is invalid or over a limit: %d %s", refusal.status, refusal.detail)
         answer = refusal.answer(self.server_state.default_headers)
         if self._reading is _BODY:  # the application has the request already
             if self.pipeline and self.pipeline[0][0] is self.cycle:

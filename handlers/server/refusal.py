@@ -1,7 +1,5 @@
-"""Requests that are refused before they reach the application: their answers, and one log line a minute about them."""
+"""Answers to requests that are refused before they reach the application."""
 
-import asyncio
-import logging
 from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final, Self
@@ -10,12 +8,8 @@ import msgspec
 
 from handlers.problems import PROBLEM_JSON, Problem
 
-__all__ = ["Refusal", "RefusalLog", "problem_body"]
+__all__ = ["Refusal", "problem_body"]
 
-LOG_SECONDS: Final = 60.0
-"""The shortest time between two log lines about refused requests."""
-
-_logger = logging.getLogger(__name__)
 _encode: Final = msgspec.json.Encoder().encode
 
 
@@ -51,30 +45,3 @@ class Refusal(Exception):
 def problem_body(status: HTTPStatus, detail: str) -> bytes:
     """Return the problem document of an error."""
     return _encode(Problem(type="about:blank", title=status.phrase, status=status.value, detail=detail))
-
-
-class RefusalLog:
-    """Logs refused requests: the first at once, those that follow as one line a minute with their number.
-
-    Any client can cause such requests, so there must be fewer log lines than requests.
-    """
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._newest: Refusal | None = None
-        self._timer: asyncio.TimerHandle | None = None
-
-    def add(self, refusal: Refusal) -> None:
-        """Count a refused request, and log it unless a line was logged within the last minute."""
-        self._count += 1
-        self._newest = refusal
-        if self._timer is None:
-            self._write()
-
-    def _write(self) -> None:
-        self._timer = None
-        if self._newest is not None:
-            text = "refused %d HTTP requests that were invalid or over a limit (at most one such line a minute): %d %s"
-            _logger.warning(text, self._count, self._newest.status, self._newest.detail)
-            self._count, self._newest = 0, None
-            self._timer = asyncio.get_running_loop().call_later(LOG_SECONDS, self._write)

@@ -24,7 +24,6 @@ from handlers.app import create_app
 from handlers.server.descriptors import ConnectionLimit, DescriptorPlan, raise_descriptor_limit
 from handlers.server.embedded import EmbeddedValkey
 from handlers.server.http import HttpProtocol
-from handlers.server.refusal import RefusalLog
 from handlers.server.websocket import WebSocketProtocol
 from handlers.settings import Settings
 from kernel import EventBroadcaster
@@ -36,11 +35,11 @@ _logger = logging.getLogger(__name__)
 
 _LIMITED_LOGGERS = {
     "handlers.problems": 3,  # the class and the place of an unexpected error tell its lines apart
-    "handlers.server.http": 0,
+    "handlers.server.http": 1,  # the status
     "handlers.server.websocket": 0,
     "handlers.server.websocket.protocol": 0,
 }
-"""Loggers with lines that strangers can cause, as `configure_logging` takes them."""
+"""Loggers with lines that any client can cause, as `configure_logging` takes them."""
 
 CLOSES_SECONDS = 6.0
 """How long the closing handshakes of WebSockets may take after the drain."""
@@ -69,7 +68,7 @@ def run(
         host=settings.host,
         port=settings.port,
         http=partial(  # type: ignore[arg-type]  # uvicorn only calls it
-            HttpProtocol, request_seconds=settings.http_request_seconds, limit=limit, refusals=RefusalLog()
+            HttpProtocol, request_seconds=settings.http_request_seconds, limit=limit
         ),
         ws=partial(  # type: ignore[arg-type]  # uvicorn only calls it
             WebSocketProtocol,

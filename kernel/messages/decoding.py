@@ -60,7 +60,7 @@ class _Typed(Struct, gc=False):
 
 _read_type = msgspec.json.Decoder(_Typed).decode
 _read_batch: Callable[[bytes], list[Any]] = msgspec.json.Decoder(
-    Annotated[list[Union[tuple(DECODED.values())]], Meta(min_length=1, max_length=MAX_BATCH)]  # type: ignore[misc]  # noqa: UP007
+    Annotated[list[Union[tuple(DECODED.values())]], Meta(min_length=1, max_length=MAX_BATCH)]  # type: ignore[misc]  # noqa: UP007  built at run time
 ).decode
 
 

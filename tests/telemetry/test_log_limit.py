@@ -1,4 +1,4 @@
-"""The limit of log lines that strangers can cause."""
+"""The limit of log lines that any client can cause."""
 
 import asyncio
 import logging

@@ -79,7 +79,7 @@ def test_order(pipe: Callable[..., Pipe]) -> None:
 
 
 def test_nobody_reads(pipe: Callable[..., Pipe]) -> None:
-    """Logging to a full pipe does not block; lines are dropped, counted, and reported once somebody reads."""
+    """Logging to a full pipe does not block; lines are dropped, counted, and reported once the pipe is read."""
     log = pipe()
     filled = log.fill()
     begin = time.monotonic()

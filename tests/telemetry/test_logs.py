@@ -114,7 +114,7 @@ def test_wrong_arguments(lines: Callable[[], list[str]]) -> None:
 
 
 def test_limited_loggers(lines: Callable[[], list[str]]) -> None:
-    """Lines that strangers can cause are logged once a minute for each kind."""
+    """Lines that any client can cause are logged once a minute for each kind."""
     configure_logging("INFO", "text", {"a": 1})
     for name in ("a", "uvicorn.error", "b"):
         for number in (1, 1, 2):
