@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.history import ClientRecord, Connection, History, Reader, violations
+from tests.history import ClientRecord, Connection, History, Reader, violations
 from tests.system.producers import marked
 
 Frames = list[dict[str, Any]]
