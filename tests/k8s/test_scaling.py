@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from tests.system.history import History, violations
+from tests.history import History, violations
 from tests.system.producers import RetryingProducer
 from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
 from tests.system.replica import PATIENCE, Replica, ReplicaFactory

@@ -4,7 +4,7 @@ import asyncio
 import json
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -16,9 +16,9 @@ from kernel.clients import Client, Patterns, Resume
 from kernel.clients.patterns import EVERYTHING
 from kernel.log import Encoding, WireEncoding
 from kernel.log.transport import Outgoing
-from kernel.messages.names import names_of
 from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import FakeRedis, FakeSink, FakeTransport
+from tests.history import MARKS, ClientRecord, Connection, History, Place
 from tests.virtual_time import VirtualTimeLoop, at_every_turn
 from tests.waiting import eventually
 
@@ -43,6 +43,7 @@ RARE_CHECKS = replace(FAST, position_check_seconds=60.0, supervision_interval_se
 
 
 _transports: WeakKeyDictionary[EventBroadcaster, "PausableTransport"] = WeakKeyDictionary()
+_records: WeakKeyDictionary[FakeSink, ClientRecord] = WeakKeyDictionary()
 
 
 class PausableTransport(FakeTransport):
@@ -81,11 +82,12 @@ def tail(id: str, type: str = "event", data: str = "{}") -> bytes:
     return f',"id":"{id}","type":"{type}","data":{data}}}'.encode()
 
 
-def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}") -> None:
-    """Publish `count` events, one by one, as another replica would."""
+def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str | None = None) -> None:
+    """Publish `count` events, one by one, as another replica would; without `data`, each has a mark of its own."""
     for _ in range(count):
         id = f"{redis.place.epoch}-{redis.place.sequence + 1}"
-        redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, data))]))
+        marked = json.dumps({MARKS[type]: id}) if data is None else data
+        redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, marked))]))
 
 
 def transport_of(broadcaster: EventBroadcaster) -> PausableTransport:
@@ -107,6 +109,9 @@ def join(
         sink_options.setdefault("since", resume.last_sequence)
         sink_options.setdefault("lossy", resume.epoch not in (None, broadcaster.epoch))
     sink = FakeSink(room, **sink_options)
+    since, epoch = (None, "") if resume is None else (resume.last_sequence, resume.epoch or "")
+    globs = None if patterns.globs is None else sorted(patterns.globs)
+    _records[sink] = ClientRecord("client", globs, [Connection("replica", since, epoch, sink.messages)])
     client = broadcaster.connect(sink, encoding, patterns=patterns, resume=resume)
     sink.on_blocked = lambda: broadcaster.hub.fall_behind(client)
     if sink.blocked:
@@ -116,9 +121,33 @@ def join(
 
 def resync(broadcaster: EventBroadcaster, client: Client, **data: Any) -> None:
     """Let a client ask for what it missed."""
-    assert isinstance(client.sink, FakeSink)
-    client.sink.claims = max(client.sink.claims, data.get("last_sequence", 0))
+    sink = client.sink
+    assert isinstance(sink, FakeSink)
+    sink.claims = max(sink.claims, data.get("last_sequence", 0))
+    errors = len(sink.of("error"))
     broadcaster.hub.receive(client, json.dumps({"type": "resync", "data": data}))
+    if len(sink.of("error")) == errors:
+        asked = Place(data.get("epoch") or "", data.get("last_sequence", 0))
+        record_of(sink).connections[-1].resyncs.append(asked)
+
+
+def record_of(sink: FakeSink) -> ClientRecord:
+    """Return the record of a client that joined, for the history checker.
+
+    A test that changes the client's patterns adds them to its connection.
+    """
+    record = _records[sink]
+    record.connections[-1].open = sink.closed is None
+    return record
+
+
+def history_of(redis: FakeRedis) -> History:
+    """Return everything that was published to a Redis that has lost nothing, for the history checker."""
+    history = History(complete=True)
+    for sequence, (_, tail) in redis.history.items():
+        event = json.loads(b'{"sequence":%d%b' % (sequence, tail))
+        history.receipt(event["type"], event["data"], {"epoch": redis.place.epoch, "sequence": sequence})
+    return history
 
 
 @asynccontextmanager
@@ -172,51 +201,3 @@ class _Invariants:
                 if self._seen.get(client.sink) != state:
                     client.sink.check_place(client.place.epoch, client.place.sequence)
                     self._seen[client.sink] = state
-
-
-def assert_faithful(
-    sink: FakeSink,
-    published: Sequence[str],
-    *,
-    changes: Sequence[Patterns] = (EVERYTHING,),
-    resyncs: Sequence[int] = (),
-) -> None:
-    """Hold everything that a client got in one epoch against what was published: nothing missing, twice, or unwanted.
-
-    `published` are the types of events 1, 2 …; `changes` the client's patterns, the first and one for each reply;
-    `resyncs` the numbers that it asked from, in their order.
-    """
-    changed, asked = iter(changes), iter(resyncs)
-    current = next(changed)
-    since_last = [current]  # the patterns that may have let events pass unseen
-    place = sink.messages[0]["lastSeq"]
-    replayed: int | None = None
-
-    def passed(last: int) -> None:
-        for number in range(place + 1, last + 1):
-            names = names_of(published[number - 1])
-            assert not all(p.matches(names) for p in since_last), f"{number} is missing after {place}"
-
-    for message in sink.messages[1:]:
-        number = message.get("sequence")
-        if message.get("type") == "resync_ack":
-            if replayed is None:
-                place = next(asked)
-            assert message["recovered"]
-            assert message["replayed_count"] == (replayed or 0)
-            replayed = None
-        elif message.get("action"):
-            current = next(changed)
-            since_last.append(current)
-        elif number is not None:
-            if message.get("replay") and replayed is None:
-                place, replayed = next(asked), 0
-            assert bool(message.get("replay")) == (replayed is not None), "live and replayed frames are mixed"
-            assert number > place, f"{number} again, or out of order"
-            passed(number - 1)
-            assert message["type"] == published[number - 1]
-            assert current.matches(names_of(message["type"])), f"{number} is not wanted"
-            replayed = None if replayed is None else replayed + 1
-            place, since_last = number, [current]
-    passed(len(published))
-    assert next(asked, None) is None, "a resync was not answered"

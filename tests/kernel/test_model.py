@@ -23,8 +23,8 @@ from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
 from kernel.messages.decoding import decode_message
 from tests.fakes import FakeRedis, FakeSink
+from tests.history import ClientRecord, Connection, History, Place, Reader, violations
 from tests.kernel.replicas import WIRE, PausableTransport
-from tests.system.history import ClientRecord, Connection, History, Place, Reader, violations
 from tests.system.producers import marked
 from tests.virtual_time import VirtualTimeLoop
 

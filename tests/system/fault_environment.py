@@ -11,8 +11,8 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from tests.history import History, violations
 from tests.proxy import Proxy
-from tests.system.history import History, violations
 from tests.system.producers import KINDS, Producer, RetryingProducer
 from tests.system.recording_client import RecordingClient, wait_until_delivered
 from tests.system.redis_server import RedisServer

@@ -11,8 +11,8 @@ from typing import Any, Final
 import httpx
 
 from handlers.openapi.examples import EXAMPLES
+from tests.history import MARKS, History
 from tests.system.client import PATIENCE
-from tests.system.history import MARKS, History
 from tests.system.replica import Replica
 
 __all__ = ["KINDS", "BulkProducer", "Producer", "RetryingProducer", "marked", "route_of"]

@@ -7,8 +7,8 @@ from typing import Any, Final, NamedTuple
 
 from websockets.exceptions import WebSocketException
 
+from tests.history import ClientRecord, Connection, History, Reader
 from tests.system.client import PATIENCE, Client, Frame
-from tests.system.history import ClientRecord, Connection, History, Reader
 from tests.system.replica import Replica
 
 __all__ = ["PATTERNS", "ReconnectingClient", "Reconnection", "RecordingClient", "wait_until_delivered"]

@@ -7,8 +7,8 @@ from typing import Final
 
 from websockets.asyncio.client import connect
 
+from tests.history import ClientRecord, Connection, Reader
 from tests.system.client import Client
-from tests.system.history import ClientRecord, Connection, Reader
 from tests.system.replica import Replica
 
 __all__ = ["OVERFLOW_BYTES", "SlowClient", "slow_client"]

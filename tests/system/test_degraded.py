@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.history import History, violations
 from tests.proxy import ProxyMode
 from tests.system.client import PATIENCE, Client, connected
 from tests.system.fault_environment import FaultEnvironment, degraded_notices, health, wait_for_health
-from tests.system.history import History, violations
 from tests.system.producers import Producer
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import Replica, ReplicaFactory

@@ -5,8 +5,8 @@ import random
 import pytest
 from websockets.exceptions import InvalidStatus
 
+from tests.history import History, violations
 from tests.system.client import Client, connected
-from tests.system.history import History, violations
 from tests.system.producers import KINDS, Producer
 from tests.system.raw_websocket import TEXT, raw_websocket
 from tests.system.recording_client import RecordingClient

@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from handlers.openapi.examples import EXAMPLES
+from tests.history import History, violations
 from tests.system.client import connected
-from tests.system.history import History, violations
 from tests.system.producers import KINDS, Producer
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import ROOT, Replica, ReplicaFactory

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import redis
 
+from tests.history import History, violations
 from tests.proxy import Proxy, ProxyMode
 from tests.system.client import Client, connected
-from tests.system.history import History, violations
 from tests.system.producers import KINDS, Producer
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import FAST, Replica, ReplicaFactory

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
+from tests.history import ClientRecord, Connection, History, violations
 from tests.system.client import connected
-from tests.system.history import ClientRecord, Connection, History, violations
 from tests.system.producers import BulkProducer
 from tests.system.raw_websocket import PING, TEXT, raw_websocket
 from tests.system.replica import Replica, ReplicaFactory

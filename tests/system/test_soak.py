@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack
 
 import httpx
 
+from tests.history import History, violations
 from tests.proxy import Proxy, ProxyMode
-from tests.system.history import History, violations
 from tests.system.producers import RetryingProducer
 from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
 from tests.system.redis_server import RedisServer

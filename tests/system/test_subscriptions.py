@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from tests.history import NAMES, matches
 from tests.system.client import Client, connected
-from tests.system.history import NAMES, matches
 from tests.system.producers import KINDS, marked, route_of
 from tests.system.replica import Replica
 

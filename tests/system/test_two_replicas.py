@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tests import processes
-from tests.system.history import History, violations
+from tests.history import History, violations
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import ROOT, Replica, ReplicaFactory, clean_environment
 

@@ -7,7 +7,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.errors import TransportUnavailable
-from kernel.log import log as log_module
 from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
@@ -344,22 +343,25 @@ async def test_kept_pages_are_bounded() -> None:
     assert world.reads == 41
 
 
-async def test_kept_bytes_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bytes of kept pages are bounded, but one page always stays."""
-    world = World(500, data='"%s"' % ("x" * 1000))
-    monkeypatch.setattr(log_module, "_KEPT_BYTES", 250_000)
-    for number in (0, 100, 200, 300):
+async def test_kept_bytes_are_bounded() -> None:
+    """At most 8 MiB of pages are kept, which are four of 2 MB."""
+    world = World(520, data='"%s"' % ("x" * 20_000))
+    for number in (0, 100, 200, 300, 400):
         await world.log.after(at(number))
-    assert world.reads == 4
-    await world.log.after(at(300))
-    await world.log.after(at(200))
-    assert world.reads == 4
-    await world.log.after(at(100))
     assert world.reads == 5
-    monkeypatch.setattr(log_module, "_KEPT_BYTES", 10)
-    for _ in range(2):
-        await world.log.after(at(400))
+    for number in (100, 200, 300, 400):
+        await world.log.after(at(number))
+    assert world.reads == 5
+    await world.log.after(at(0))
     assert world.reads == 6
+
+
+async def test_one_page_is_kept_whatever_its_size() -> None:
+    """A page of more than 8 MiB is kept until the next one is read."""
+    world = World(220, data='"%s"' % ("x" * 90_000))
+    for number, reads in ((0, 1), (0, 1), (100, 2), (100, 2), (0, 3)):
+        await world.log.after(at(number))
+        assert world.reads == reads
 
 
 FULL = FakeRedis()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from tests.system.history import ClientRecord, Connection, History, Reader, violations
+from tests.history import ClientRecord, Connection, History, Place, Reader, violations
 from tests.system.producers import marked
 
 Frames = list[dict[str, Any]]
@@ -79,6 +79,9 @@ CORRECT = {
         live(hello(), event(1), event(2)),
         resumed(2, hello(1), beat(1), replayed(3), ack(2, 1), beat(3)),
     ],
+    "resumed at first, at a replica that is behind": [
+        resumed(1, hello(0), beat(0), replayed(2), ack(1, 1), event(3)),
+    ],
     "gap announced": [live(hello(), event(1), {"type": "gap", "from": 2, "to": 2}, event(3))],
     "verdict announced": [
         live(hello(), beat(0)),
@@ -113,7 +116,7 @@ BREACHES = {
         [live(hello(1), beat(2)), resumed(2, hello(3), replayed(2), replayed(3), ack(2, 2))],
         "2) came after",
     ),
-    "heartbeat ahead": ([live(hello(), event(1), beat(3), event(2), event(3))], "came before Place(epoch='one', seq"),
+    "heartbeat ahead": ([live(hello(), event(1), beat(3), event(2), event(3))], "had not come before heartbeat"),
     "heartbeat behind": ([live(hello(), event(1), event(2), beat(1), event(3))], "is behind"),
     "heartbeat behind a resume": (
         [live(hello(), *map(event, (1, 2, 3))), resumed(3, hello(3), ack(3, 0), beat(2))],
@@ -160,6 +163,140 @@ def test_patterns() -> None:
     assert violations(history, seen(live(hello(), camera), patterns=["CAMERA.off*"])) == []
     assert violations(history, seen(live(hello(), beat(3)), patterns=["camera.offline"]))
     assert violations(history, seen(live(hello(), event(1), camera), patterns=["camera.*"]))
+
+
+def changing(*frames: dict[str, Any], changes: list[list[str] | None], first: list[str] | None) -> list[ClientRecord]:
+    """Return the record of a client that changed its patterns."""
+    connection = live(*frames)
+    connection.changes = list(changes)
+    return seen(connection, patterns=first)
+
+
+SUBSCRIBED = {"action": "subscribed", "events": ["alert.*"]}
+
+
+def test_patterns_that_change() -> None:
+    """Each event obeys the patterns of its time, wherever between two known positions they have changed."""
+    history = published(2)
+    history.accepted |= published(2, kind="alert_deleted", first=3).accepted
+    alerts = [event(number, kind="alert_deleted") for number in (3, 4)]
+    for before in ([event(1)], [event(1), event(2)], [beat(1)]):
+        frames = [hello(0 if "data" in before[0] else 1), *before, SUBSCRIBED, *alerts]
+        assert violations(history, changing(*frames, first=["event"], changes=[["alert.*"]])) == []
+    known = [hello(), event(1), beat(2), SUBSCRIBED, *alerts]
+    late = [hello(), event(1), SUBSCRIBED, event(2), *alerts]
+    lost = [hello(), event(1), event(2), SUBSCRIBED, beat(2), alerts[1]]
+    for frames, complaint in (
+        (known, "2) had not come"),
+        (late, "nobody asked for"),
+        (lost, "3) is missing"),
+    ):
+        found = violations(history, changing(*frames, first=["event"], changes=[["alert.*"]]))
+        assert any(complaint in line for line in found), found
+    assert any("not asked for" in line for line in violations(history, changing(*known, first=["event"], changes=[])))
+
+
+def test_patterns_outlast_a_connection() -> None:
+    """A client that comes back has the patterns that it had last."""
+    history = published(1)
+    history.accepted |= published(1, kind="alert_deleted", first=2).accepted
+    first = live(hello(), event(1), SUBSCRIBED)
+    first.changes = [["alert.*"]]
+    frame = {**event(2, kind="alert_deleted"), "replay": True}
+    assert violations(history, seen(first, resumed(1, hello(2), frame, ack(1, 1)), patterns=["event"])) == []
+    assert violations(history, seen(first, resumed(1, hello(2), ack(1, 0)), patterns=["event"]))
+
+
+def asking(*frames: dict[str, Any], resyncs: list[int], epoch: str = "one") -> Connection:
+    """Return an open connection on which the client asked for replays."""
+    connection = live(*frames)
+    connection.resyncs = [Place(epoch, since) for since in resyncs]
+    connection.open = True
+    return connection
+
+
+ALL = [hello(), *map(event, (1, 2, 3))]
+CORRECT_RESYNCS = {
+    "one": ([*ALL, replayed(2), replayed(3), ack(1, 2)], [1]),
+    "none is missing": ([*ALL, ack(3, 0), beat(3)], [3]),
+    "live frames before it": ([hello(), event(1), event(2), replayed(2), ack(1, 1), event(3)], [1]),
+    "two": ([*ALL, replayed(3), ack(2, 1), *map(replayed, (1, 2, 3)), ack(0, 3), beat(3)], [2, 0]),
+    "heartbeats within it": ([*ALL, beat(1), replayed(2), beat(2), replayed(3), ack(1, 2), beat(3)], [1]),
+    "more than it had": ([hello(), replayed(3), ack(2, 1)], [2]),
+    "gap within it": (
+        [
+            *ALL,
+            {"type": "gap", "from": 2, "to": 2},
+            replayed(3),
+            ack(1, 1, recovered=False, gap_too_old=True, oldest_available=3),
+        ],
+        [1],
+    ),
+}
+WRONG_RESYNCS = {
+    "missing at the start": ([*ALL, replayed(3), ack(1, 1)], [1], "2) is missing"),
+    "missing at the end": ([*ALL, replayed(2), ack(1, 1)], [1], "3) is missing"),
+    "missing after it": ([hello(), event(1), event(2), replayed(2), ack(1, 1)], [1], "3) is missing"),
+    "twice": ([*ALL, replayed(2), replayed(2), replayed(3), ack(1, 3)], [1], "2) came twice"),
+    "out of order": ([*ALL, replayed(3), replayed(2), ack(1, 2)], [1], "2) came after"),
+    "from too early": ([*ALL, replayed(2), replayed(3), ack(2, 2)], [2], "2) came twice"),
+    "live frame": ([*ALL[:3], replayed(2), event(3), ack(1, 1)], [1], "a live frame within a replay"),
+    "not asked for": ([*ALL, replayed(3)], [], "a replayed frame outside of a replay"),
+    "verdict not asked for": ([*ALL, ack(3, 0)], [], "a verdict without a replay"),
+    "verdict on another": ([*ALL, replayed(3), ack(1, 1)], [2], "but 2 was asked for"),
+    "miscounted": ([*ALL, replayed(3), ack(2, 0)], [2], "replayed_count 0, but 1 frames came"),
+    "not answered": (ALL, [2], "not answered"),
+    "no verdict": ([*ALL, replayed(3)], [2], "not answered"),
+    "second one not answered": ([*ALL, replayed(3), ack(2, 1)], [2, 2], "not answered"),
+    "heartbeat ahead within it": ([*ALL, replayed(2), beat(3), replayed(3), ack(1, 2)], [1], "had not come before"),
+}
+
+
+@pytest.mark.parametrize("case", CORRECT_RESYNCS)
+def test_correct_resyncs(case: str) -> None:
+    """After a resync, events that had arrived come again."""
+    frames, resyncs = CORRECT_RESYNCS[case]
+    assert violations(published(3), seen(asking(*frames, resyncs=resyncs))) == []
+
+
+@pytest.mark.parametrize("case", WRONG_RESYNCS)
+def test_wrong_resyncs(case: str) -> None:
+    """A replay is complete, in order, counted, and answers the resync; each resync is answered."""
+    frames, resyncs, complaint = WRONG_RESYNCS[case]
+    found = violations(published(3), seen(asking(*frames, resyncs=resyncs)))
+    assert any(complaint in line for line in found), found
+
+
+def test_resync_that_is_cut_off() -> None:
+    """A client whose connection ends within a replay resumes from the highest position that it had."""
+    cut = asking(*ALL[:3], replayed(1), resyncs=[0])
+    cut.open = False
+    assert violations(published(3), seen(cut, resumed(2, hello(3), replayed(3), ack(2, 1)))) == []
+
+
+def test_resync_of_another_epoch() -> None:
+    """A resync after a number of an epoch that is over is answered by a replay of everything."""
+    history = published(1)
+    history.accepted |= published(2, "two").accepted
+    begun = [hello(), event(1), {"type": "epoch_changed", "epoch": "two"}, event(1, "two")]
+    verdict = ack(1, 2, "two", recovered=False, epoch_changed=True)
+    frames = [*begun, replayed(1, "two"), replayed(2, "two"), verdict]
+    assert violations(history, seen(asking(*frames, resyncs=[1]))) == []
+
+
+def test_resync_beyond_the_newest() -> None:
+    """After a resync from a number that no event has, the client gets every event after the next position."""
+    verdict = ack(9, 0, recovered=False)
+    assert violations(published(3), seen(asking(hello(), event(1), verdict, beat(2), event(3), resyncs=[9]))) == []
+    assert violations(published(4), seen(asking(hello(), event(1), verdict, beat(2), event(4), resyncs=[9])))
+
+
+def test_complete_history() -> None:
+    """A loss must not be announced if Redis has lost nothing."""
+    history = published(3)
+    history.complete = True
+    for case in ("gap announced", "verdict announced"):
+        assert any("kept everything" in line for line in violations(history, seen(*CORRECT[case])))
 
 
 def test_new_epoch() -> None:

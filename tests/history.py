@@ -9,11 +9,16 @@ these guarantees:
 - no position has two events, and within an epoch no event has two numbers (after a fork: at one replica);
 - a heartbeat is neither ahead of nor behind the events written before it.
 
-The checker does no I/O and shares no code with the service: the names that patterns match are repeated here. The
-patterns of a client are those of its connections' query and do not change. It resumes by query, from the position that
-`Reader` has.
+The checker does no I/O and shares no code with the service: the names that patterns match are repeated here.
+
+A client connects with patterns and may resume by query, from the position that `Reader` has. On an open connection it
+may change its patterns and ask for replays (resync), also while a replay is under way; `Connection` holds both, in
+order. No frame says at which event a change took effect. An event must therefore arrive if it matches all patterns
+that the client had between the last frame before the event and the first one after it that names a position. After a
+resync, events that had arrived come again, and each that is missing from the replay is a breach.
 """
 
+import sys
 from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -89,9 +94,14 @@ class Accepted(NamedTuple):
 
 @dataclass
 class History:
-    """Every publish of a test; `marked` is true if each has a mark of its own, so that its content identifies it."""
+    """Every publish of a test.
+
+    `marked` is true if each has a mark of its own, so that its content identifies it. `complete` is true if no event
+    ever left Redis, so that no client may be told of a loss.
+    """
 
     marked: bool = True
+    complete: bool = False
     accepted: dict[Place, Accepted] = field(default_factory=dict)
     uncertain: set[str] = field(default_factory=set)
     faults: list[str] = field(default_factory=list)
@@ -137,17 +147,28 @@ class History:
 
 @dataclass
 class Connection:
-    """One connection: the position it resumed from (`since` is None if none) and all frames of the server, in order."""
+    """One connection: the position it resumed from (`since` is None if none) and all frames of the server, in order.
+
+    `resyncs` are the positions after which the client asked for a replay on this connection (their epoch is "" if it
+    named none), and `changes` its patterns after each accepted subscribe or unsubscribe. `open` is true if the
+    connection was open at the end of the test, so that every replay must have been answered.
+    """
 
     where: str
     since: int | None
     epoch: str
     frames: Sequence[Frame]
+    resyncs: list[Place] = field(default_factory=list)
+    changes: list[Sequence[str] | None] = field(default_factory=list)
+    open: bool = False
 
 
 @dataclass
 class ClientRecord:
-    """Everything that one client received, and the patterns that it asked for (None: everything)."""
+    """Everything that one client received, and the patterns that it connected with first (None: everything).
+
+    Each later connection starts with the last patterns of the one before.
+    """
 
     name: str
     patterns: Sequence[str] | None
@@ -157,8 +178,17 @@ class ClientRecord:
 class Fact(NamedTuple):
     """The meaning of one frame, once its epoch is known.
 
-    `kind` is begin (the client must get every event from here on), event, heartbeat, loss (of `first` to `place`),
-    epoch (the numbering `place.epoch` starts at 0; the rest of the previous one may be lost), verdict or fault.
+    `kind` is one of these:
+
+    - begin: the client must get every event from here on;
+    - event, heartbeat;
+    - loss: of `first` to `place`;
+    - epoch: the numbering `place.epoch` starts at 0; the rest of the previous one may be lost;
+    - replay: a resync is being answered; every event after `place` comes again;
+    - verdict: the replay is over;
+    - lost place: the client's position is unknown until the next frame that names one;
+    - patterns: the reply to a change of the patterns;
+    - fault.
     """
 
     kind: str
@@ -182,10 +212,18 @@ class Reader:
         self._replica = 0
         self._unplaced: list[Frame] = []
         self._replayed = 0
+        self._asked: int | None = None
+        self._resyncs: Sequence[Place] = ()
+        self._begun = 0  # the number of resyncs whose replay has begun
 
-    def connect(self, since: int | None) -> None:
-        """Start a connection."""
+    def connect(self, since: int | None, resyncs: Sequence[Place] = ()) -> None:
+        """Start a connection; the client may add to `resyncs` while it lasts."""
         self._replaying = since is not None
+        if self.sequence is None:
+            self.sequence = since
+        self._asked = since
+        self._resyncs = resyncs
+        self._begun = 0
         self._unplaced.clear()
         self._replayed = 0
 
@@ -194,6 +232,8 @@ class Reader:
         kind = frame.get("type")
         if "sequence" in frame:
             return self._event(frame)
+        if frame.get("action") in ("subscribed", "unsubscribed"):
+            return self._patterns(frame)
         read = {
             "connected": self._connected,
             "ping": self._heartbeat,
@@ -224,6 +264,8 @@ class Reader:
     def _event(self, frame: Frame) -> list[Fact]:
         facts = []
         if frame.get("replay"):
+            if self._may_begin:
+                facts.append(self._begin_replay(frame))
             self._replayed += 1
             if not self._replaying:
                 facts.append(Fact("fault", self.place, {"fault": "a replayed frame outside of a replay"}))
@@ -242,6 +284,12 @@ class Reader:
     def _heartbeat(self, frame: Frame) -> list[Fact]:
         facts = []
         epoch, sequence = frame["epoch"], frame["lastSeq"]
+        if self._may_begin and epoch == self.epoch:
+            if sequence >= (self.sequence or 0):
+                # A replay that had nothing to send so far may have begun: what this includes is not known.
+                self._pass(sequence)
+                return []
+            facts.append(self._begin_replay(frame))
         if epoch != self.epoch:
             if self._replaying and epoch == self._hello and not self._replayed:
                 return []  # the replica has not reached the client's position, and nothing was replayed so far
@@ -258,9 +306,16 @@ class Reader:
         if not self._certain:
             self._unplaced.append(frame)
             return []
+        facts = [self._begin_replay(frame)] if self._may_begin and frame["from"] <= (self.sequence or 0) else []
         fact = Fact("loss", Place(self.epoch, frame["to"]), frame, frame["from"])
         self._pass(frame["to"])
-        return [fact]
+        return [*facts, fact]
+
+    def _patterns(self, frame: Frame) -> list[Fact]:
+        if not self._certain:
+            self._unplaced.append(frame)
+            return []
+        return [Fact("patterns", self.place, frame)]
 
     def _epoch_changed(self, frame: Frame) -> list[Fact]:
         epoch = frame["epoch"]
@@ -271,8 +326,13 @@ class Reader:
         return self._settle(epoch, frame)
 
     def _verdict(self, frame: Frame) -> list[Fact]:
-        facts = self._settle(frame["epoch"], frame)
+        facts = [self._begin_replay(frame)] if self._may_begin else []
+        facts += self._settle(frame["epoch"], frame)
         asked, count = frame["last_sequence"], self._replayed
+        if not self._replaying:
+            facts.append(Fact("fault", self.place, {"fault": "a verdict without a replay"}))
+        elif asked != self._asked:
+            facts.append(Fact("fault", self.place, {"fault": f"a verdict on {asked}, but {self._asked} was asked for"}))
         if frame["replayed_count"] != count:
             text = f"replayed_count {frame['replayed_count']}, but {count} frames came"
             facts.append(Fact("fault", self.place, {"fault": text}))
@@ -280,6 +340,9 @@ class Reader:
             pass
         elif frame.get("gap_too_old"):
             facts.append(Fact("loss", Place(self.epoch, frame["oldest_available"] - 1), frame, asked + 1))
+        elif not frame["recovered"] and self._begun:
+            self.sequence = None
+            facts.append(Fact("lost place", self.place, frame))
         elif not frame["recovered"]:
             # The number asked for was beyond the newest and means nothing; the replica's own is the best known.
             self.sequence = self._replica
@@ -288,13 +351,33 @@ class Reader:
 
     @property
     def replaying(self) -> bool:
-        """True while the verdict on a resume is outstanding."""
+        """True while a replay is under way."""
         return self._replaying
+
+    @property
+    def unanswered(self) -> bool:
+        """True while the verdict on a resume or a resync is outstanding."""
+        return self._replaying or self._begun < len(self._resyncs)
 
     @property
     def place(self) -> Place:
         """The position of the client."""
         return Place(self.epoch, self.sequence or 0)
+
+    @property
+    def _may_begin(self) -> bool:
+        """True if a resync is outstanding and no replay is under way."""
+        return not self._replaying and self._begun < len(self._resyncs)
+
+    def _begin_replay(self, frame: Frame) -> Fact:
+        """Start the replay that the next resync asked for, with the first frame that shows it."""
+        epoch, asked = self._resyncs[self._begun]
+        self._begun += 1
+        self._replaying, self._replayed, self._asked = True, 0, asked
+        # a number of another epoch means nothing, and everything is replayed
+        since = asked if epoch in ("", self.epoch) else 0
+        self._pass(since)
+        return Fact("replay", Place(self.epoch, since), frame)
 
     def _settle(self, epoch: str, frame: Frame) -> list[Fact]:
         """Assign this epoch to the replayed frames seen so far."""
@@ -302,7 +385,10 @@ class Reader:
         self._certain = True
         waiting, self._unplaced = self._unplaced, []
         for each in waiting:
-            facts += self._gap(each) if each["type"] == "gap" else [self._placed(each)]
+            if "sequence" in each:
+                facts.append(self._placed(each))
+            else:
+                facts += self._gap(each) if each.get("type") == "gap" else self._patterns(each)
         return facts
 
     def _enter(self, epoch: str, frame: Frame) -> list[Fact]:
@@ -353,7 +439,7 @@ def _bodies(records: Iterable[ClientRecord]) -> dict[Place, Frame]:
     for record in records:
         reader = Reader()
         for connection in record.connections:
-            reader.connect(connection.since)
+            reader.connect(connection.since, connection.resyncs)
             facts = [fact for frame in connection.frames for fact in reader.take(frame)]
             bodies.update({fact.place: fact.frame["data"] for fact in facts if fact.kind == "event"})
     return bodies
@@ -365,20 +451,26 @@ class _ClientCheck:
     def __init__(self, history: History, accepted: dict[Place, Accepted], record: ClientRecord, seen: _Seen) -> None:
         self._history = history
         self._accepted = accepted
+        self._places = sorted(accepted)
         self._record = record
         self._seen = seen
         self._found: list[str] = []
-        # every matching number of an epoch after `_begins` must arrive, or be in `_excused`
-        self._begins: dict[str, int] = {}
-        self._had: dict[Place, int] = {}
+        # The number in each epoch up to which it is decided what has arrived and what is missing.
+        self._passed: dict[str, int] = {}
+        # What has arrived and must not arrive again.
+        self._had: set[Place] = set()
+        # What is missing, with the complaint, unless its loss is announced.
+        self._missing: dict[Place, str] = {}
         self._excused: list[tuple[str, int, float]] = []
-        self._heartbeats: list[tuple[int, Place]] = []
         self._left: set[str] = set()
         self._asked: Place | None = None
-        self._clock = 0
         self._waits = False
         self._replica = ""
         self._where = ""
+        # The current patterns, those that are to come, and all that were current since the last known position.
+        self._patterns = record.patterns
+        self._changes: list[Sequence[str] | None] = []
+        self._recent = [self._patterns]
 
     def violations(self) -> list[str]:
         reader = Reader()
@@ -389,16 +481,26 @@ class _ClientCheck:
                 continue
             if connection.frames[0].get("type") != "connected":
                 self._report(f"the first frame is {connection.frames[0]}")
-            reader.connect(connection.since)
-            highest = None if connection.since is None else Place(connection.epoch, connection.since)
+            reader.connect(connection.since, connection.resyncs)
+            self._patterns = [self._patterns, *self._changes][-1]
+            self._changes = list(connection.changes)
+            self._recent = [self._patterns]
+            highest = None
+            if connection.since is not None:
+                highest = Place(connection.epoch, connection.since)
+                self._passed.setdefault(connection.epoch, connection.since)
             self._asked = highest
             for frame in connection.frames:
-                self._clock += 1
                 before, self._waits = reader.place, reader.replaying
                 for fact in reader.take(frame):
                     highest = self._check_fact(fact, highest, before)
-        self._check_missing()
-        self._check_heartbeats()
+            if reader.unanswered:
+                if connection.open:
+                    self._report("a resync was not answered")
+                # what did not come again had come before
+                self._passed[reader.epoch] = max(self._passed.get(reader.epoch, 0), reader.place.sequence)
+        self._pass(Place(reader.epoch, sys.maxsize))
+        self._found += [text for place, text in self._missing.items() if not self._is_excused(place)]
         return self._found
 
     def _check_fact(self, fact: Fact, highest: Place | None, before: Place) -> Place | None:
@@ -407,37 +509,74 @@ class _ClientCheck:
         within = highest is not None and highest.epoch == place.epoch
         match fact.kind:
             case "begin":
-                self._begins[place.epoch] = place.sequence
+                self._passed[place.epoch] = place.sequence
             case "event":
-                self._begins.setdefault(place.epoch, place.sequence - 1)
                 self._check_event(fact)
                 if highest is not None and within and place.sequence <= highest.sequence:
                     self._report(f"{place} came after {highest}")
-                self._had.setdefault(place, self._clock)
+                self._had.add(place)
+                self._pass(place)
             case "heartbeat":
                 if highest is not None and within and place.sequence < highest.sequence:
                     if self._waits and highest == self._asked:
                         # a replica that has not reached the position of the client says so, and lets it wait
                         return highest
                     self._report(f"heartbeat {place} is behind {highest}")
-                self._heartbeats.append((self._clock, place))
+                self._pass(place, f"had not come before heartbeat {place}")
             case "loss":
                 self._excused.append((place.epoch, fact.first, place.sequence))
-                if fact.frame["type"] == "gap":
-                    self._check_gap(fact)
-                else:
+                if self._history.complete:
+                    self._report(f"the loss of {fact.first} to {place} was announced, but Redis has kept everything")
+                if fact.frame["type"] != "gap":
                     return highest  # a verdict refers to positions before the replay
+                self._check_gap(fact)
+                self._pass(place)
             case "epoch":
                 if place.epoch in self._left:
                     self._report(f"epoch {place.epoch} came back")
                 self._left.add(before.epoch)
                 self._excused.append((before.epoch, before.sequence + 1, float("inf")))
-                self._begins[place.epoch] = 0
+                self._passed[place.epoch] = 0
+            case "replay":
+                self._passed[place.epoch] = place.sequence
+                self._had = {each for each in self._had if each.epoch != place.epoch or each <= place}
+                self._asked = None
+            case "lost place":
+                self._passed.pop(place.epoch, None)
+                return None
+            case "patterns":
+                self._change_patterns()
             case "fault":
                 self._report(f"at {place}: {fact.frame['fault']}")
-            case "verdict" if not fact.frame["recovered"] and place.sequence < before.sequence:
-                return None  # the number asked for was beyond the newest, and means nothing
-        return highest if fact.kind in ("fault", "verdict") else place
+            case "verdict":
+                if self._history.complete and not fact.frame["recovered"]:
+                    self._report(f"at {place}: a verdict of a loss, but Redis has kept everything")
+                if not fact.frame["recovered"] and place.sequence < before.sequence:
+                    return None  # the number asked for was beyond the newest, and means nothing
+        return highest if fact.kind in ("fault", "verdict", "patterns") else place
+
+    def _change_patterns(self) -> None:
+        if not self._changes:
+            self._report("a reply to a change of patterns that was not asked for")
+            return
+        self._patterns = self._changes.pop(0)
+        self._recent.append(self._patterns)
+
+    def _pass(self, place: Place, complaint: str = "is missing, and no loss was announced") -> None:
+        """Decide that everything up to `place` has arrived or is missing."""
+        passed = self._passed.setdefault(place.epoch, place.sequence)
+        if place.sequence < passed:
+            return
+        between = slice(bisect_right(self._places, Place(place.epoch, passed)), bisect_right(self._places, place))
+        for each in self._places[between]:
+            if each not in self._had and self._must_arrive(each):
+                self._missing.setdefault(each, f"{self._where}: {each} {complaint}")
+        self._passed[place.epoch] = place.sequence
+        self._recent = [self._patterns]
+
+    def _must_arrive(self, place: Place) -> bool:
+        kind, data = self._accepted[place]
+        return all(matches(patterns, kind, data or {"event_type": ""}) for patterns in self._recent)
 
     def _check_event(self, fact: Fact) -> None:
         place, frame = fact.place, fact.frame
@@ -445,7 +584,7 @@ class _ClientCheck:
         content = content_of(kind, data)
         if place in self._had:
             self._report(f"{place} came twice")
-        if not matches(self._record.patterns, kind, data):
+        if not matches(self._patterns, kind, data):
             self._report(f"{place} is {kind}, which nobody asked for")
         key = (self._replica if self._history.is_forked(place) else "", place)
         if self._seen.setdefault(key, content) != content:
@@ -464,31 +603,6 @@ class _ClientCheck:
         had = [place.sequence for place in self._had if place.epoch == epoch and fact.first <= place.sequence <= last]
         if had:
             self._report(f"gap {fact.first} to {last}, but {had} had come")
-
-    def _check_missing(self) -> None:
-        for place in self._wanted():
-            if place not in self._had and not self._is_excused(place):
-                self._found.append(f"{self._record.name}: {place} is missing, and no loss was announced")
-
-    def _check_heartbeats(self) -> None:
-        """Check that at each heartbeat everything up to its number had arrived."""
-        wanted = self._wanted()
-        passed: dict[str, int] = {}
-        for clock, heartbeat in self._heartbeats:
-            first = bisect_right(wanted, Place(heartbeat.epoch, passed.get(heartbeat.epoch, 0)))
-            for place in wanted[first : bisect_right(wanted, heartbeat)]:
-                if self._had.get(place, 0) > clock:
-                    self._found.append(f"{self._record.name}: heartbeat {heartbeat} came before {place}")
-            passed[heartbeat.epoch] = max(passed.get(heartbeat.epoch, 0), heartbeat.sequence)
-
-    def _wanted(self) -> list[Place]:
-        """Return the positions that this client must get, in order."""
-        return sorted(
-            place
-            for place, (kind, data) in self._accepted.items()
-            if place.sequence > self._begins.get(place.epoch, place.sequence)
-            and matches(self._record.patterns, kind, data or {"event_type": ""})
-        )
 
     def _is_excused(self, place: Place) -> bool:
         return any(epoch == place.epoch and low <= place.sequence <= high for epoch, low, high in self._excused)
