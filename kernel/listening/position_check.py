@@ -39,6 +39,7 @@ from enum import Enum, auto
 from kernel.errors import TransportError
 from kernel.listening.deafness import DeafnessDetector
 from kernel.listening.delivery import Delivery
+from kernel.listening.foreign_epochs import ForeignEpochs
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
@@ -92,6 +93,8 @@ class PositionCheck:
         self._observer = observer
         self._check_seconds = check_seconds
         self._delays = delays
+        # longer than a check that was delayed, so that an epoch that has just begun is found meanwhile
+        self._foreign_epochs = ForeignEpochs(3 * check_seconds)
         self._compared_at = float("-inf")
         # Positions of announcements that do not fit: new ones, and those that the check under way will explain or not.
         self._misfits: deque[Position] = deque(maxlen=_MOST_MISFITS)
@@ -197,6 +200,8 @@ class PositionCheck:
             self._compared_at = asyncio.get_running_loop().time()
             # as of the begin: what arrives during a refill has to wait for the lock
             self._deafness.check_finished(here, begin)
+            known = (here.epoch, *self._log.ring.fence.left)
+            self._foreign_epochs.unexplained(self._examined, known, begin)
         foreign = len(self._examined) - explained + refuted
         if foreign:
             self._observer.foreign(foreign)
