@@ -56,6 +56,7 @@ from kernel.observer import Drained, Observer, Observers
 from kernel.publishing.flow_control import FlowControl
 from kernel.publishing.publisher import Publisher, PublishOptions, Receipt
 from kernel.resilience.circuit import CircuitBreaker, CircuitState, CircuitStatus
+from kernel.resilience.elapsed import elapsed
 from kernel.resilience.link import Link
 from kernel.resilience.retry import BroadcastRetryMetrics, backoff
 
@@ -105,6 +106,8 @@ class EventBroadcaster:
     """Publishes events to every replica and delivers those of every replica to its own clients.
 
     `clock` returns the time in seconds since 1970; it dates events and decides when an open circuit is tried again.
+    `elapsed` measures how long ago a publish was sent, in seconds; it is never set, and also counts the time for which
+    the machine sleeps.
 
     Use it as `async with EventBroadcaster(transport) as broadcaster`, or call `start()` and `stop()`; both are safe to
     call twice. Every method belongs to the event loop on which it was started.
@@ -121,6 +124,7 @@ class EventBroadcaster:
         observers: Iterable[Observer] = (),
         *,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = elapsed,
     ) -> None:
         config = config or BroadcasterConfig()
         delays = (config.base_delay, config.max_delay)
@@ -136,7 +140,7 @@ class EventBroadcaster:
             CircuitBreaker(config.circuit_failure_threshold, config.circuit_recovery_seconds),
             observer=observer,
             clock=clock,
-            watchers=(self.hub, self.checks, self._flow),
+            watchers=(self.hub, self.checks, self._flow, transport),
         )
         self._publisher = Publisher(
             transport,
@@ -148,6 +152,9 @@ class EventBroadcaster:
             delays=delays,
             event_max_bytes=config.event_max_bytes,
             clock=clock,
+            deadline=config.position_check_seconds,
+            retry_lifetime=config.retry_lifetime,
+            elapsed=elapsed,
         )
         delivery = Delivery(self._log, self.hub, self._flow, observer=observer, chunk=config.chunk_bytes, clock=clock)
         deafness = DeafnessDetector(config.idle_seconds)
@@ -208,6 +215,7 @@ class EventBroadcaster:
         else:
             self._link.connected()
         self._link.in_use = True
+        self._publisher.start()
         self._supervisor.start()
         if not self.is_degraded():
             # From here on this replica receives every publish. If it takes long, the subscription logs why.
@@ -220,7 +228,7 @@ class EventBroadcaster:
         async with self._changing:
             if self._link.in_use:
                 self._link.in_use = False
-                self._flow.wake()
+                self._publisher.end()
                 await self._supervisor.stop()
                 for client in self.hub:
                     self.hub.disconnect(client)
@@ -233,6 +241,14 @@ class EventBroadcaster:
         begin, clients = self._clock(), list(self.hub)
         await drain(clients, seconds)
         self._observer.drained(Drained(len(clients), begin, self._clock()))
+
+    def end_publishes(self) -> None:
+        """Let every publish that waits for room, for a retry or for Redis fail at once, and refuse new ones.
+
+        BroadcastFailed is raised where something was sent, so that the event may be in Redis; NotStarted where nothing
+        was. Call it at the end of a drain, when no publish may take longer; `start` after a `stop` permits them again.
+        """
+        self._publisher.end()
 
     async def __aenter__(self) -> Self:
         await self.start()

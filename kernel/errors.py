@@ -8,6 +8,7 @@
     ├── BroadcastFailed         every retry failed
     └── TransportError          one attempt over the link to Redis failed; a retry may succeed
         ├── TransportUnavailable    no connection, or no answer in time
+        │   └── NotSent                 the same, and certainly nothing was sent
         └── WriteRefused            Redis answered, but refuses writes (READONLY, OOM, NOPERM …)
 
 The transport converts the errors of redis-py and of sockets into these; code above it never sees the original ones.
@@ -22,6 +23,7 @@ __all__ = [
     "EventTooLarge",
     "FieldError",
     "MessageInvalid",
+    "NotSent",
     "NotStarted",
     "TransportError",
     "TransportUnavailable",
@@ -91,6 +93,10 @@ class TransportError(BroadcasterError):
 
 class TransportUnavailable(TransportError):
     """No connection to Redis, or no answer within the deadline."""
+
+
+class NotSent(TransportUnavailable):
+    """A publish failed before anything of it was sent to Redis."""
 
 
 class WriteRefused(TransportError):

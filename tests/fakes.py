@@ -5,6 +5,7 @@ import json
 import zlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextvars import copy_context
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.messages import MESSAGE_TYPES
 from kernel.position import NOWHERE, Fence, Position
+from kernel.redis.publish_queue import PendingPublish, PublishQueue
+from kernel.resilience.tasks import end
 
 _T = TypeVar("_T")
 
@@ -352,18 +355,21 @@ class FakeRedis:
 
     The same tests run against its transport and the real one (tests/kernel/log/test_transport.py).
     Rare faults: `fail` the next calls, be `down` or `read_only`; announcements `deaf` (lost) or `hold` and `release`;
-    `lose_history`, `trim`, `rewind` (a copy that lags takes over), `flush`, `hang_up` (subscriptions end).
+    `first_edition` (announcements do not name the event before); `lose_history`, `trim`, `rewind` (a copy that lags
+    takes over), `flush`, `hang_up` (subscriptions end).
     """
 
     def __init__(self, *, history_size: int = 10_000) -> None:
         self.history_size = history_size
         self.place = NOWHERE
+        self.last = (0, "")
         self.history: dict[int, tuple[str, bytes]] = {}
         self.records: dict[str, tuple[str, Publication]] = {}
         self.ears: list[asyncio.Queue[bytes | None]] = []
         self.calls: list[str] = []
         self.read_only = False
         self.deaf = False
+        self.first_edition = False
         self._down = False
         self._held: list[bytes] | None = None
         self._faults: deque[tuple[TransportError, bool]] = deque()
@@ -421,7 +427,7 @@ class FakeRedis:
 
     def rewind(self, sequence: int) -> None:
         """Go back to `sequence`, like a copy that lags and takes over."""
-        self.place = self.place._replace(sequence=sequence)
+        self.place, self.last = self.place._replace(sequence=sequence), (0, "")
         self.history = {number: event for number, event in self.history.items() if number <= sequence}
         self.records = {name: kept for name, kept in self.records.items() if kept[1].first <= sequence}
 
@@ -445,12 +451,13 @@ class FakeRedis:
         return error
 
     def run(self, fence: Fence, outgoing: Outgoing | None) -> Publication:
-        """Do what the script does: records, fence, numbers, history, announcement."""
+        """Do what the script does: fence, records, numbers, history, announcement."""
         name = None if outgoing is None else outgoing.key or outgoing.id
-        if outgoing is not None and name in self.records:
-            by, first = self.records[name]
-            return first._replace(replayed=by != outgoing.id)
         began = not self.place.epoch or self._forked(fence)
+        if outgoing is not None and name in self.records and not began:
+            by, first = self.records[name]
+            if first.epoch == self.place.epoch and first.first + first.size - 1 <= self.place.sequence:
+                return first._replace(replayed=by != outgoing.id)
         if self.read_only and (began or outgoing is not None):
             raise WriteRefused("fake: READONLY")
         if began:
@@ -458,35 +465,53 @@ class FakeRedis:
             self.place = Position(f"epoch-{self._epochs}", 0)
             self.history.clear()
         epoch, before = self.place
+        after = self.id_of(before)
         entries = []
         for sequence, (id, tail) in enumerate(() if outgoing is None else outgoing.events, before + 1):
-            self.place = Position(epoch, sequence)
+            self.place, self.last = Position(epoch, sequence), (sequence, id)
             self.history[sequence] = (id, tail)
             entries.append(b'{"sequence":%d%s' % (sequence, tail))
         self.trim(self.history_size)
         reached = 0
         if entries or began:
-            reached = self.announce(b'{"epoch":"%s","events":[%s]}' % (epoch.encode(), b",".join(entries)))
+            known = (after or not before) and not self.first_edition
+            chain = b',"after":"%s"' % after.encode() if known else b""
+            events = b",".join(entries)
+            reached = self.announce(b'{"epoch":"%s"%s,"events":[%s]}' % (epoch.encode(), chain, events))
         publication = Publication(epoch, before + 1, len(entries), reached, False)
         if outgoing is not None and name is not None:
             self.records[name] = (outgoing.id, publication)
         return publication
 
     def _forked(self, fence: Fence) -> bool:
-        (epoch, delivered), id = fence
+        (epoch, delivered), id, verified, left, doubts = fence
+        if self.place.epoch in left:
+            return True
         if epoch != self.place.epoch:
             return False
-        kept = self.history.get(delivered)
-        return self.place.sequence < delivered or (id != "" and kept is not None and kept[0] != id)
+        if self.place.sequence < delivered:
+            return True
+        for number, known in {(delivered, id), verified}:
+            here = self.id_of(number)
+            if known and here != known and (here or doubts):
+                return True
+        return False
+
+    def id_of(self, sequence: int) -> str:
+        """The id of the event with this number, "" if it is not kept."""
+        newest, id = self.last
+        return self.history.get(sequence, (id if sequence == newest == self.place.sequence else "",))[0]
 
 
 class FakeTransport:
     """One replica's link to a `FakeRedis`."""
 
-    def __init__(self, redis: FakeRedis) -> None:
+    def __init__(self, redis: FakeRedis, deadline: float = 5.0) -> None:
         self.redis = redis
         self.kept = 0
         self._ears: list[asyncio.Queue[bytes | None]] = []
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._queue = PublishQueue(self._send, deadline, clock=lambda: asyncio.get_running_loop().time())
 
     @property
     def subscriptions(self) -> int:
@@ -494,13 +519,48 @@ class FakeTransport:
         return len(self._ears)
 
     async def close(self) -> None:
-        """End this replica's subscriptions."""
+        """End this replica's subscriptions, and fail its publishes."""
+        await self._queue.close()
+        await end(self._calls)
         for ear in self._ears:
             ear.put_nowait(None)
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
+        """As the real one does, by the same queue."""
+        events = outgoing.events
+        size = sum(len(tail) for _, tail in events)
+        # the publish itself is where the real one has the arguments of the script
+        arguments: Any = outgoing
+        publication: Publication = await self._queue.put(
+            outgoing.id, arguments, fence, events=len(events), size=size, context=copy_context()
+        )
+        return publication
+
+    async def _send(self, group: Sequence[PendingPublish], seconds: float) -> Sequence[Publication]:
+        fence = group[-1].fence
+        requests: list[Any] = [publish.arguments for publish in group]
+        call = self.call("publish", lambda: [self.redis.run(fence, outgoing) for outgoing in requests])
+        # a call that is given up may still take effect, as with a real server
+        calling = asyncio.create_task(call)
+        self._calls.add(calling)
+        calling.add_done_callback(self._called)
+        done, _ = await asyncio.wait([calling], timeout=seconds)
+        if not done:
+            raise TransportUnavailable("fake: no answer in time")
+        return calling.result()
+
+    def _called(self, call: "asyncio.Task[Any]") -> None:
+        self._calls.discard(call)
+        # nobody may be waiting for it any more
+        _ = call.cancelled() or call.exception()
+
+    def circuit_changed(self, state: CircuitState) -> None:
         """As the real one does."""
-        return await self.call("publish", lambda: self.redis.run(fence, outgoing))
+        self._queue.circuit_changed(state)
+
+    def end_publishes(self) -> None:
+        """As the real one does."""
+        self._queue.give_up("publishing has ended")
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """As the real one does."""
@@ -514,7 +574,7 @@ class FakeTransport:
 
         return await self.call("probe" if probe else "position", check)
 
-    async def read(self, first: int, last: int) -> Page:
+    async def read(self, first: int, last: int, witness: int = 0) -> Page:
         """As the real one does."""
 
         def page() -> Page:
@@ -522,7 +582,8 @@ class FakeTransport:
             wanted = (decode_entry(n, {b"event": history[n][1]}) for n in sorted(history) if first <= n <= last)
             oldest = min(history, default=place.sequence + 1)
             beyond = min((number for number in history if number > last), default=place.sequence + 1)
-            return Page(place, oldest, [entry for entry in wanted if entry is not None], beyond)
+            known = history.get(witness, ("",))[0]
+            return Page(place, oldest, [entry for entry in wanted if entry is not None], beyond, known)
 
         return await self.call("read", page)
 

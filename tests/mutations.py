@@ -182,15 +182,15 @@ MUTATIONS: Final = (
     Mutation(
         "calls carry no fence",
         "kernel/log/ring.py",
-        "        return Fence(self.place, self._id)\n",
+        "        return self.continuity.fence\n",
         "        return Fence(NOWHERE, '')\n",
         (MODEL, "tests/kernel/listening/test_position_check.py"),
     ),
     Mutation(
         "the fence carries no event id",
         "kernel/log/ring.py",
-        '            self._id = "" if frame.entry is None else frame.entry.id\n',
-        '            self._id = ""\n',
+        "            self.continuity.advance(frame.place, id)\n",
+        "            self.continuity.advance(frame.place, '')\n",
         (
             "tests/kernel/listening/test_position_check.py",
             "tests/kernel/log/test_ring.py",
@@ -200,12 +200,12 @@ MUTATIONS: Final = (
     Mutation(
         "an outdated position is taken for a fork",
         "kernel/listening/position_check.py",
-        "        return await self._transport.position(self._log.ring.fence, probe=probe)\n",
-        "        found = await self._transport.position(self._log.ring.fence, probe=probe)\n"
+        "        return fence, await self._transport.position(fence, probe=probe)\n",
+        "        found = await self._transport.position(fence, probe=probe)\n"
         "        if found < self._log.place and found.epoch == self._log.place.epoch:\n"
         "            fence = self._log.ring.fence._replace(position=found._replace(sequence=1 << 49))\n"
         "            found = await self._transport.position(fence)\n"
-        "        return found\n",
+        "        return fence, found\n",
         ("tests/kernel/listening/test_position_check.py", "tests/system/test_link_faults.py -k overtaken"),
     ),
     Mutation(
@@ -291,6 +291,104 @@ MUTATIONS: Final = (
         "        if not self._refused:\n            self._breaker.succeeded(self._clock())\n",
         "        self._breaker.succeeded(self._clock())\n",
         ("tests/kernel/resilience/test_link.py", "tests/kernel/listening/test_position_check.py"),
+    ),
+    Mutation(
+        "announcements are judged by numbers alone",
+        "kernel/log/log.py",
+        "                if known and known != entry.id:\n",
+        "                if False:\n",
+        ("tests/kernel/log/test_log.py", "tests/system/test_continuity.py -k in_place"),
+    ),
+    Mutation(
+        "announcements are not chained",
+        "kernel/log/log.py",
+        "                if id and before is not None and before != id:\n",
+        "                if False:\n",
+        ("tests/kernel/log/test_log.py", "tests/kernel/listening/test_position_check.py"),
+    ),
+    Mutation(
+        "events are taken in spite of a doubt",
+        "kernel/log/log.py",
+        "                if continuity.doubting:\n",
+        "                if False:\n",
+        ("tests/kernel/log/test_log.py", "tests/kernel/listening/test_position_check.py"),
+    ),
+    Mutation(
+        "hearsay moves what is verified",
+        "kernel/log/continuity.py",
+        "        if id and self._unchained <= self._verified[0]:\n",
+        "        if id:\n",
+        ("tests/kernel/log/test_continuity.py", "tests/kernel/listening/test_position_check.py"),
+    ),
+    Mutation(
+        "left epochs are forgotten",
+        "kernel/log/continuity.py",
+        "            self._left = (*self._left, left)[-_MOST_LEFT:]\n",
+        "            pass\n",
+        ("tests/kernel/log/test_continuity.py", "tests/system/test_continuity.py -k comes_back"),
+    ),
+    Mutation(
+        "the script does not compare the verified event",
+        "kernel/redis/publish.lua",
+        "  for at = 5, 7, 2 do\n",
+        "  for at = 5, 5, 2 do\n",
+        ("tests/kernel/log/test_transport.py",),
+    ),
+    Mutation(
+        "a doubt is refuted by nothing",
+        "kernel/redis/publish.lua",
+        "      if here ~= id and (here ~= '' or ARGV[10] == '1') then return true end\n",
+        "      if here ~= id and here ~= '' then return true end\n",
+        ("tests/kernel/log/test_transport.py", "tests/system/test_continuity.py -k trimmed"),
+    ),
+    Mutation(
+        "a record of a lost epoch is a receipt",
+        "kernel/redis/publish.lua",
+        "      if not reply or reply[1] ~= current or reply[2] + reply[3] - 1 > sequence then\n",
+        "      if not reply then\n",
+        ("tests/kernel/log/test_transport.py", "tests/system/test_continuity.py -k lost_epoch"),
+    ),
+    Mutation(
+        "a page of another past is joined",
+        "kernel/log/log.py",
+        '        if id and page.witness not in ("", id):\n',
+        "        if False:\n",
+        ("tests/kernel/log/test_log.py", "tests/kernel/listening/test_position_check.py"),
+    ),
+    Mutation(
+        "publishes wait for their turn behind a partition",
+        "kernel/redis/publish_queue.py",
+        "                    if isinstance(error, TransportUnavailable):\n",
+        "                    if False:\n",
+        ("tests/kernel/redis/test_publish_queue.py", "tests/system/test_continuity.py -k partition"),
+    ),
+    Mutation(
+        "each call has a deadline of its own",
+        "kernel/redis/publish_queue.py",
+        "group[0].begin + self._deadline - self._clock())\n",
+        "self._deadline)\n",
+        ("tests/kernel/redis/test_publish_queue.py",),
+    ),
+    Mutation(
+        "a publish is sent again when its id may be forgotten",
+        "kernel/publishing/publisher.py",
+        "            if sent_at is not None and self._elapsed() - sent_at > self._most_elapsed:\n",
+        "            if False:\n",
+        ("tests/kernel/publishing/test_publisher.py",),
+    ),
+    Mutation(
+        "a key is forgotten before its retries are over",
+        "kernel/redis/transport.py",
+        "max(_KEY_LIFETIME, self._retry_lifetime)\n",
+        "_KEY_LIFETIME\n",
+        ("tests/kernel/redis/test_transport.py -k lifetime", "tests/system/test_continuity.py -k remembered"),
+    ),
+    Mutation(
+        "the end of publishes leaves those that wait for a retry",
+        "kernel/publishing/publisher.py",
+        "                await self._ended.wait()\n",
+        "                await asyncio.Event().wait()\n",
+        ("tests/kernel/publishing/test_publisher.py -k the_end",),
     ),
 )
 

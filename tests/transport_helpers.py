@@ -54,7 +54,8 @@ async def kept(replica: Transport, first: int = 1, last: int = 10_000) -> list[t
 async def publish(replica: Transport, *ids: str, fence: Fence = FRESH) -> Fence:
     """Publish events; returns the fence of a replica that has delivered them."""
     made = await replica.publish(outgoing(*ids), fence)
-    return Fence(Position(made.epoch, made.first + made.size - 1), ids[-1])
+    last = made.first + made.size - 1
+    return Fence(Position(made.epoch, last), ids[-1], verified=(last, ids[-1]))
 
 
 async def ends(batches: AsyncGenerator[Batch, None], within: float = 5.0) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 from kernel.listening.batch_report import BatchReport, RunResult
 from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame, chunks
-from kernel.log.log import Log
+from kernel.log.log import Log, Offered
 from kernel.observer import Observer
 from kernel.position import Position
 
@@ -67,12 +67,12 @@ class Delivery:
         self._clock = clock
         self.lock = asyncio.Lock()
 
-    async def offer(self, announcements: Iterable[Announcement]) -> list[Position]:
-        """Deliver the announced events that follow the log; return the positions of announcements that do not fit."""
-        frames, misfits = self._log.offer(announcements)
-        if frames:
-            await self.deliver(frames)
-        return misfits
+    async def offer(self, announcements: Iterable[Announcement]) -> Offered:
+        """Deliver the announced events that follow the log; return what the log has said of all of them."""
+        offered = self._log.offer(announcements)
+        if offered.frames:
+            await self.deliver(offered.frames)
+        return offered
 
     async def deliver(self, frames: list[Frame]) -> None:
         """Append frames to the log and hand them to the live clients; observers are given the sums of all runs."""

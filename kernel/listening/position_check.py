@@ -21,10 +21,11 @@ Comparing decides between three cases. Before the first contact, the newest even
 up to the position are in flight and no caller waits for them, nothing is done. Otherwise they are fetched from the
 history, and delivered; what the history no longer has is delivered as a gap, and a new epoch as its marker.
 
-Invariants: one check is under way at a time. The position that is held against Redis is `Ring.fence`, the last event
-that was delivered here with its id, as of the moment when the question leaves; `_ask` is the only place here that
-chooses it. Redis itself begins a new epoch if the fence proves that its history is another one. Events that arrive
-while Redis answers make the answer old, never wrong: a position that the log has passed needs no refill.
+Invariants: one check is under way at a time. What is held against Redis is `Ring.fence`, the last events that were
+delivered and verified here with their ids, as of the moment when the question leaves; `_ask` is the only place here
+that chooses it. Redis itself begins a new epoch if the fence proves that its history is another one. If it does not,
+what the fence named is verified; a check that fails leaves everything as it was. Events that arrive while Redis answers
+make the answer old, never wrong: a position that the log has passed needs no refill.
 """
 
 import asyncio
@@ -38,12 +39,13 @@ from enum import Enum, auto
 from kernel.errors import TransportError
 from kernel.listening.deafness import DeafnessDetector
 from kernel.listening.delivery import Delivery
+from kernel.listening.foreign_epochs import ForeignEpochs
 from kernel.log.check_requests import CheckRequests
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
 from kernel.log.transport import Transport
 from kernel.observer import Lost, Observer, Refilled
-from kernel.position import Position
+from kernel.position import Fence, Position
 from kernel.resilience.link import Link
 from kernel.resilience.retry import backoff
 
@@ -91,6 +93,8 @@ class PositionCheck:
         self._observer = observer
         self._check_seconds = check_seconds
         self._delays = delays
+        # longer than a check that was delayed, so that an epoch that has just begun is found meanwhile
+        self._foreign_epochs = ForeignEpochs(3 * check_seconds)
         self._compared_at = float("-inf")
         # Positions of announcements that do not fit: new ones, and those that the check under way will explain or not.
         self._misfits: deque[Position] = deque(maxlen=_MOST_MISFITS)
@@ -102,7 +106,7 @@ class PositionCheck:
         return asyncio.get_running_loop().time() - self._compared_at < 3 * self._check_seconds
 
     def explain(self, misfits: Iterable[Position]) -> None:
-        """Request a check, because announcements at these positions do not fit.
+        """Request a check, because announcements at these positions do not fit, or others contradict the log.
 
         One is explained if the position in Redis has reached it; then events before it were missed. Otherwise it is
         foreign.
@@ -117,7 +121,7 @@ class PositionCheck:
         """
         while True:
             with suppress(Moved):
-                return await self._compare(await self._ask())
+                return await self._compare(*await self._ask())
 
     async def run(self) -> None:
         """Make one check after another, until cancelled."""
@@ -143,13 +147,13 @@ class PositionCheck:
         """Make one check and report to the link; `trial` if it is the trial call of the circuit."""
         urgent = self._checks.start()
         try:
-            position = await self._ask(probe=trial)
+            fence, position = await self._ask(probe=trial)
             if trial:
                 self._link.trial_succeeded()
                 trial = False  # what fails from here on is an ordinary read
             else:
                 self._link.read()
-            await self._compare(position, urgent=urgent)
+            await self._compare(fence, position, urgent=urgent)
         except TransportError as error:
             self._checks.fail()
             if trial:
@@ -167,17 +171,20 @@ class PositionCheck:
         self._checks.succeed()
         return _Outcome.SUCCEEDED
 
-    async def _ask(self, *, probe: bool = False) -> Position:
-        """Return the position in Redis; the script itself begins a new epoch where that is due."""
+    async def _ask(self, *, probe: bool = False) -> tuple[Fence, Position]:
+        """Return what was held against Redis, and its position; the script itself begins a new epoch if one is due."""
         self._examined += self._misfits
         self._misfits.clear()
         self._deafness.check_started()
-        return await self._transport.position(self._log.ring.fence, probe=probe)
+        fence = self._log.ring.fence
+        return fence, await self._transport.position(fence, probe=probe)
 
-    async def _compare(self, position: Position, *, urgent: bool = True) -> None:
+    async def _compare(self, fence: Fence, position: Position, *, urgent: bool = True) -> None:
         """Fetch what is missing up to Redis's position, and judge the announcements that did not fit."""
         async with self._delivery.lock:
             begin = asyncio.get_running_loop().time()
+            before = self._log.place
+            refuted = self._log.ring.continuity.confirmed(fence) if position.epoch == fence.position.epoch else 0
             in_flight = self._deafness.found(position, begin)
             if not self._log.place.epoch:
                 await self._start(position)
@@ -187,11 +194,17 @@ class PositionCheck:
             explained = sum(each.epoch == here.epoch and each.sequence <= here.sequence for each in self._examined)
             if explained:
                 self._deafness.announced(here)
+            if here.epoch != before.epoch:
+                # the past that is left behind was announced, too
+                explained += sum(each.epoch == before.epoch for each in self._examined)
             self._compared_at = asyncio.get_running_loop().time()
             # as of the begin: what arrives during a refill has to wait for the lock
             self._deafness.check_finished(here, begin)
-        if len(self._examined) > explained:
-            self._observer.foreign(len(self._examined) - explained)
+            known = (here.epoch, *self._log.ring.fence.left)
+            self._foreign_epochs.unexplained(self._examined, known, begin)
+        foreign = len(self._examined) - explained + refuted
+        if foreign:
+            self._observer.foreign(foreign)
         self._examined.clear()
 
     async def _start(self, position: Position) -> None:
@@ -200,8 +213,9 @@ class PositionCheck:
         start = place = Position(epoch, max(0, last - self._log.ring.size))
         frames: list[Frame] = []
         while place.sequence < last:
+            newest = frames[-1].entry if frames else None
             try:
-                frames += await self._log.stored(place, last)
+                frames += await self._log.stored(place, last, (place.sequence, newest.id if newest else ""))
                 place = frames[-1].place
             except Gone as gone:
                 start = place = Position(epoch, gone.oldest - 1)

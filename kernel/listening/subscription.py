@@ -19,8 +19,8 @@ Events:
 
 Invariants: at most one subscription is open, because the one that is left is closed before the back-off starts. While
 the circuit is open, nothing is delivered that a subscription from before still brings, unless only writes are refused;
-clients are told first that Redis is back. An announcement is never trusted on its own: what does not follow the log is
-explained by the position in Redis or counted as foreign.
+clients are told first that Redis is back. An announcement is never trusted on its own: what does not follow the log, or
+contradicts it, is explained by the position in Redis or counted as foreign.
 """
 
 import asyncio
@@ -128,13 +128,13 @@ class Subscription:
 
     async def _take(self, batch: Batch) -> None:
         async with self._delivery.lock:
-            misfits = await self._delivery.offer(batch.announcements)
+            offered = await self._delivery.offer(batch.announcements)
             self._deafness.announced(self._log.place)
         if batch.foreign:
             self._observer.foreign(batch.foreign)
-        if misfits:
-            self._position_check.explain(misfits)
-        skipped = batch.foreign + len(misfits)
+        if offered.misfits or offered.contradictions:
+            self._position_check.explain(offered.misfits)
+        skipped = batch.foreign + len(offered.misfits) + offered.contradictions
         if skipped:
             now = asyncio.get_running_loop().time()
             if now - self._warned_at >= _FOREIGN_LOG_SECONDS:

@@ -1,6 +1,7 @@
 """The envelope in Redis: one event is an entry, and the entries of one call are an announcement.
 
-An announcement, the payload on the channel, is `{"epoch": "…", "events": [entry, …]}`. An entry is
+An announcement, the payload on the channel, is `{"epoch": "…", "after": "…", "events": [entry, …]}`. `after` is the id
+of the event before the first entry, "" before the first event of an epoch, and left out if it is unknown. An entry is
 `{"sequence": 42, "id": "…", "type": "event", "data": {…}}` plus, where they apply, `timestamp`, `requires_ack`,
 `event_type` (the data's own, by which patterns can match), the trace context `traceparent`, `tracestate`, `baggage`,
 and `published_at`: when its replica was asked to publish it, in seconds since the epoch, by that replica's clock.
@@ -36,10 +37,14 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Announcement(msgspec.Struct, frozen=True):
-    """The events of one call, in order, or none when only a new epoch is announced."""
+    """The events of one call, in order, or none when only a new epoch is announced.
+
+    `after` is the id of the event before the first one, "" before the first of an epoch, None if it is unknown.
+    """
 
     epoch: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
     events: list[Entry]
+    after: Annotated[str, msgspec.Meta(max_length=128)] | None = None
 
 
 class _Tail(msgspec.Struct, kw_only=True, omit_defaults=True, gc=False):

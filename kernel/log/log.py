@@ -37,10 +37,15 @@ class Moved(Exception):
 
 
 class Offered(NamedTuple):
-    """The outcome of `offer`: the frames that follow the log, and the positions of announcements that do not."""
+    """The outcome of `Log.offer`.
+
+    `frames` follow the newest event. `misfits` are the positions of announcements that do not fit the numbering.
+    `contradictions` counts announcements that name another event where this replica has delivered one.
+    """
 
     frames: list[Frame]
     misfits: list[Position]
+    contradictions: int
 
 
 class _Read(NamedTuple):
@@ -74,21 +79,56 @@ class Log:
         """Return the frames that follow the newest event; events that are known already are skipped.
 
         Anything else (a hole, another epoch) is a misfit: either events were missed, or the announcement is not
-        from a replica. Only Redis's own position can tell.
+        from a replica. Only Redis's own position can tell. The same is true of everything new after a contradiction,
+        until a position check has succeeded.
         """
-        offered = Offered([], [])
-        epoch, sequence = self.ring.place
+        frames: list[Frame] = []
+        misfits: list[Position] = []
+        contradictions = 0
         for announcement in announcements:
             farthest = max((entry.sequence for entry in announcement.events), default=0)
-            if announcement.epoch == epoch:
-                for entry in announcement.events:
-                    if entry.sequence == sequence + 1:
-                        sequence = entry.sequence
-                        offered.frames.append(Frame.of(epoch, entry))
-                if farthest <= sequence:
+            if announcement.epoch == self.ring.place.epoch:
+                if not self._take(announcement, frames):
+                    contradictions += 1
                     continue
-            offered.misfits.append(Position(announcement.epoch, farthest))
-        return offered
+                if farthest <= self.ring.place.sequence + len(frames):
+                    continue
+            misfits.append(Position(announcement.epoch, farthest))
+        return Offered(frames, misfits, contradictions)
+
+    def _take(self, announcement: Announcement, frames: list[Frame]) -> bool:
+        """Append what follows to `frames`; return False if the announcement contradicts what is known."""
+        ring, continuity = self.ring, self.ring.continuity
+        epoch, sequence = ring.place
+        id = continuity.id
+        if frames:
+            sequence += len(frames)
+            id = _id_of(frames[-1])
+        # The id of the event before the next one, as the announcement has it; None if it does not say.
+        before = announcement.after
+        for entry in announcement.events:
+            number = entry.sequence
+            if number <= sequence:
+                newer = number - ring.place.sequence
+                known = _id_of(frames[newer - 1]) if newer > 0 else ring.id_of(number)
+                if known and known != entry.id:
+                    continuity.contradict()
+                    return False
+                before = entry.id
+            elif number == sequence + 1:
+                if id and before is not None and before != id:
+                    continuity.contradict()
+                    return False
+                if continuity.doubting:
+                    break
+                if sequence and (not id or before is None):
+                    continuity.unchained(number)
+                frames.append(Frame.of(epoch, entry))
+                sequence, id = number, entry.id
+                before = entry.id
+            else:
+                before = None
+        return True
 
     def append(self, frames: Iterable[Frame]) -> None:
         """Make frames part of the log."""
@@ -118,17 +158,23 @@ class Log:
         # the ring has only the end of the current epoch; the rest is in the history
         return await self.stored(place, self.ring.base.sequence)
 
-    async def stored(self, place: Position, last: int) -> list[Frame]:
-        """Return the next frames after `place` from the Redis history, at least one, and none after number `last`."""
+    async def stored(self, place: Position, last: int, known: tuple[int, str] | None = None) -> list[Frame]:
+        """Return the next frames after `place` from the Redis history, at least one, and none after number `last`.
+
+        `known` is the number and the id of an event that the history must have, unless it was trimmed; by default the
+        event at this replica's position. If the history has another event there, it is not the past that this replica
+        has delivered, and `Moved` is raised.
+        """
         epoch, sequence = place
         number = sequence // PAGE
-        frames, oldest, beyond = await self._page(epoch, number, last)
+        known = known or (self.ring.place.sequence, self.ring.continuity.id)
+        frames, oldest, beyond = await self._page(epoch, number, last, known)
         if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
             raise Gone(min(oldest, last + 1))
         # a hole is one gap, even if the position was set far ahead
         return list(_with_gaps(frames, epoch, sequence, min(beyond - 1, last)))
 
-    async def _page(self, epoch: str, number: int, last: int) -> _Read:
+    async def _page(self, epoch: str, number: int, last: int, known: tuple[int, str]) -> _Read:
         """Return a page's events up to `last`."""
         kept = self._pages.get((epoch, number))
         if kept is not None:
@@ -138,14 +184,20 @@ class Log:
         key = (epoch, number, min((number + 1) * PAGE, last))
         task = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(self._read(*key))
+            task = self._reading[key] = asyncio.create_task(self._read(*key, known))
             task.add_done_callback(lambda _: self._reading.pop(key, None))
         # a reader that is cancelled must not cancel the read of the others
         return await asyncio.shield(task)
 
-    async def _read(self, epoch: str, number: int, end: int) -> _Read:
-        page = await self._transport.read(number * PAGE + 1, end)
+    async def _read(self, epoch: str, number: int, end: int, known: tuple[int, str]) -> _Read:
+        witness, id = known
+        page = await self._transport.read(number * PAGE + 1, end, witness)
         if page.position.epoch != epoch or page.position.sequence < end:
+            raise Moved
+        if id and page.witness not in ("", id):
+            # the kept pages are of one past, this one is of another
+            self._pages.clear()
+            self._kept_bytes = 0
             raise Moved
         read = _Read([Frame.of(epoch, entry) for entry in page.entries], page.oldest, page.beyond)
         if end == (number + 1) * PAGE:
@@ -158,6 +210,10 @@ class Log:
         while len(self._pages) > _KEPT_PAGES or (self._kept_bytes > _KEPT_BYTES and len(self._pages) > 1):
             _, dropped = self._pages.popitem(last=False)
             self._kept_bytes -= sum(frame.size for frame in dropped.frames)
+
+
+def _id_of(frame: Frame) -> str:
+    return "" if frame.entry is None else frame.entry.id
 
 
 def _with_gaps(frames: Iterable[Frame], epoch: str, after: int, last: int) -> Iterable[Frame]:

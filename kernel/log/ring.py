@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Iterable
 
+from kernel.log.continuity import Continuity
 from kernel.log.frames import Frame
 from kernel.position import NOWHERE, Fence, Position
 
@@ -13,15 +14,17 @@ class Ring:
     """The newest `size` frames, events and markers, in their order.
 
     `place` is the position of the newest frame. `base` is the position after which everything is in memory.
+    `continuity` decides whether what arrives follows it.
     """
 
-    __slots__ = ("_frames", "_id", "base", "place", "size")
+    __slots__ = ("_frames", "_ids", "base", "continuity", "place", "size")
 
     def __init__(self, size: int) -> None:
         self.size = size
         self._frames: deque[Frame] = deque(maxlen=size)
         self.base = NOWHERE
-        self._id = ""
+        self._ids: dict[int, str] = {}
+        self.continuity = Continuity()
         self.place = NOWHERE
 
     def __len__(self) -> int:
@@ -29,23 +32,36 @@ class Ring:
 
     @property
     def fence(self) -> Fence:
-        """The last event delivered here."""
-        return Fence(self.place, self._id)
+        """The last events delivered here, as Redis is told them."""
+        return self.continuity.fence
+
+    def id_of(self, sequence: int) -> str:
+        """Return the id of the event with this number in the present epoch, "" if it is not in memory."""
+        return self._ids.get(sequence, "")
 
     def start(self, place: Position) -> None:
         """Move to `place`, and drop all frames."""
         self._frames.clear()
+        self._ids.clear()
         self.base = self.place = place
-        self._id = ""
+        self.continuity.start(place)
 
     def append(self, frames: Iterable[Frame]) -> None:
         """Add frames after the newest one; the oldest are dropped."""
         for frame in frames:
             if len(self._frames) == self.size:
-                self.base = self._frames[0].place
+                oldest = self._frames[0]
+                self.base = oldest.place
+                if oldest.place.epoch == self.place.epoch:
+                    self._ids.pop(oldest.place.sequence, None)
+            if frame.place.epoch != self.place.epoch:
+                self._ids.clear()
             self._frames.append(frame)
             self.place = frame.place
-            self._id = "" if frame.entry is None else frame.entry.id
+            id = "" if frame.entry is None else frame.entry.id
+            if id:
+                self._ids[frame.place.sequence] = id
+            self.continuity.advance(frame.place, id)
 
     def since(self, position: Position) -> list[Frame] | None:
         """Return all frames after `position`, oldest first, or None if some of them are no longer in memory."""

@@ -1,8 +1,8 @@
 """The transport: the protocol of the link between replicas.
 
 `kernel.redis` implements it on Redis, and the tests' fake in memory; the same tests run against both. Errors are
-`TransportUnavailable` and `WriteRefused`. Every call except `listen` ends within the deadline; a publish that has to
-wait for a call in flight ends within two deadlines.
+`TransportUnavailable`, `NotSent` and `WriteRefused`. Every call except `listen` ends within the deadline; for a publish
+that includes the time for which it waits for the call in flight.
 """
 
 from collections.abc import AsyncGenerator, Sequence
@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 
 from kernel.log.envelope import Announcement, Entry
 from kernel.position import Fence, Position
+from kernel.resilience.circuit import CircuitState
 
 __all__ = ["Batch", "Outgoing", "Page", "Publication", "Transport"]
 
@@ -47,13 +48,14 @@ class Page(NamedTuple):
     """A part of the history, read at one instant together with the position.
 
     `oldest` is the number of the oldest event kept, `beyond` that of the first event after this part (position + 1 if
-    there is none).
+    there is none). `witness` is the id of the event that the reader named, "" if it is not kept.
     """
 
     position: Position
     oldest: int
     entries: list[Entry]
     beyond: int
+    witness: str = ""
 
 
 class Transport(Protocol):
@@ -68,8 +70,17 @@ class Transport(Protocol):
         """Close every connection. Safe to call twice; the transport can be used again afterwards."""
 
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
-        """Number, store and announce events in one step; the same id twice is one publish."""
+        """Number, store and announce events in one step; the same id twice is one publish.
+
+        Raises `NotSent` if it is certain that nothing was sent.
+        """
         ...
+
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Fail the publishes that were not sent yet with `NotSent` if the circuit has opened."""
+
+    def end_publishes(self) -> None:
+        """Fail every publish: with `NotSent` those that were not sent yet, the others with `TransportUnavailable`."""
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """Return the current position; start a new epoch if there is none, or if `fence` proves a fork.
@@ -78,8 +89,8 @@ class Transport(Protocol):
         """
         ...
 
-    async def read(self, first: int, last: int) -> Page:
-        """Return the kept events numbered `first` to `last`, both included."""
+    async def read(self, first: int, last: int, witness: int = 0) -> Page:
+        """Return the kept events numbered `first` to `last`, both included, and the id of the event `witness`."""
         ...
 
     def listen(self, idle: float) -> AsyncGenerator[Batch, None]:

@@ -1,5 +1,13 @@
-"""A message becomes a publish: validation, flow control, retries around the transport, and the receipt."""
+"""A message becomes a publish: validation, flow control, retries around the transport, and the receipt.
 
+All attempts of a publish have one id. Redis remembers it for as long as the retries can take, and numbers the publish
+once. If an attempt was sent, its event may be in Redis although no answer came. From then on the publish must not be
+sent again once Redis may have forgotten the id, however long this process or its machine has stood still. The publish
+then fails, and it is unknown whether it was published.
+"""
+
+import asyncio
+import contextlib
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -7,7 +15,15 @@ from itertools import count
 
 import msgspec
 
-from kernel.errors import BroadcasterError, BroadcastFailed, CircuitOpen, EventTooLarge, NotStarted, TransportError
+from kernel.errors import (
+    BroadcasterError,
+    BroadcastFailed,
+    CircuitOpen,
+    EventTooLarge,
+    NotSent,
+    NotStarted,
+    TransportError,
+)
 from kernel.log.envelope import encode_data, encode_tail
 from kernel.log.ring import Ring
 from kernel.log.transport import Outgoing, Publication, Transport
@@ -16,6 +32,7 @@ from kernel.messages.validation import check_batch, check_message
 from kernel.observer import Failed, Observer, Published, Publishing, Retried, TraceContext
 from kernel.position import Position
 from kernel.publishing.flow_control import FlowControl
+from kernel.resilience.elapsed import elapsed
 from kernel.resilience.link import Link
 from kernel.resilience.retry import BroadcastRetryMetrics, broadcast_with_retry
 
@@ -58,8 +75,10 @@ class Publisher:
     """Publishes messages through the transport, with retries while the link to Redis works.
 
     `ring` holds the last event that this replica delivered, which the transport compares with Redis's history.
-    `delays` are the base and the maximum of the back-off in seconds. `event_max_bytes` limits the data of one event, as
-    compact JSON.
+    `delays` are the base and the maximum of the back-off, `deadline` is the longest time of an attempt, and
+    `retry_lifetime` is how long Redis remembers the id of a publish; all are in seconds. `clock()` is in seconds since
+    the epoch; `elapsed()` is never set and also counts the time for which the machine sleeps. `event_max_bytes` limits
+    the data of one event, as compact JSON.
     """
 
     def __init__(
@@ -73,7 +92,10 @@ class Publisher:
         max_retries: int,
         delays: tuple[float, float],
         event_max_bytes: int,
+        deadline: float,
+        retry_lifetime: float,
         clock: Callable[[], float] = time.time,
+        elapsed: Callable[[], float] = elapsed,
     ) -> None:
         self._transport = transport
         self._link = link
@@ -83,11 +105,25 @@ class Publisher:
         self._max_retries = max_retries
         self._base_delay, self._max_delay = delays
         self._event_max_bytes = event_max_bytes
+        # An attempt that starts later than this after the first one could end when the id is forgotten.
+        self._most_elapsed = retry_lifetime - deadline
         self._clock = clock
+        self._elapsed = elapsed
+        self._ended = asyncio.Event()
         self.metrics = BroadcastRetryMetrics()
         # Ids of publishes: no two replicas, and no two lives of one, have the same name.
         self._name = secrets.token_hex(8)
         self._numbers = count(1)
+
+    def start(self) -> None:
+        """Publish again after `end`."""
+        self._ended.clear()
+
+    def end(self) -> None:
+        """Let every publish fail at once that waits for room, for a retry or for Redis, and refuse new ones."""
+        self._ended.set()
+        self._flow.wake()
+        self._transport.end_publishes()
 
     async def publish(self, message: Message, options: PublishOptions | None = None) -> Receipt:
         """Publish one message.
@@ -139,21 +175,34 @@ class Publisher:
     async def _send(self, outgoing: Outgoing, types: list[str]) -> tuple[Publication, int]:
         """Hand a publish to the transport, with retries; return the outcome and the number of retries."""
         retries = 0
-        tried: TransportError | None = None
+        failure: TransportError | None = None
+        # When the first attempt of which something may have been sent began.
+        sent_at: float | None = None
 
         async def attempt() -> Publication:
-            nonlocal tried
-            self._link.require()
-            if tried is None:
-                await self._flow.enter(len(types), self._link.require)
+            nonlocal failure, sent_at
+            self._require()
+            if sent_at is not None and self._elapsed() - sent_at > self._most_elapsed:
+                raise self._failed(failure)
+            if failure is None:
+                await self._flow.enter(len(types), self._require)
             else:
                 self._flow.enter_again(len(types))
             publication = None
+            begin = self._elapsed()
             try:
                 publication = await self._transport.publish(outgoing, self._ring.fence)
+            except NotSent as error:
+                failure = failure or error
+                # If the circuit has opened, or publishing has ended, there is nothing to retry.
+                self._require()
+                raise
             except TransportError as error:
-                tried = error
+                failure = error
+                sent_at = begin if sent_at is None else sent_at
                 self._link.failed(error)
+                if self._ended.is_set():
+                    self._require()
                 raise
             finally:
                 self._flow.leave(len(types), publication)
@@ -174,10 +223,24 @@ class Publisher:
                 max_delay=self._max_delay,
                 metrics=self.metrics,
                 on_retry=retried,
+                sleep=self._pause,
             )
-        except (TransportError, CircuitOpen, NotStarted):
-            if tried is None:
+        except (TransportError, CircuitOpen, NotStarted) as error:
+            if failure is None or (sent_at is None and not isinstance(error, TransportError)):
                 raise
             # Whatever ended the retries, an attempt that was sent may have arrived.
-            raise BroadcastFailed(str(tried), max(self._link.retry_after, self._base_delay)) from tried
+            raise self._failed(failure) from failure
         return publication, retries
+
+    def _failed(self, failure: TransportError | None) -> BroadcastFailed:
+        return BroadcastFailed(str(failure), max(self._link.retry_after, self._base_delay))
+
+    def _require(self) -> None:
+        if self._ended.is_set():
+            raise NotStarted("publishing has ended: this replica stops")
+        self._link.require()
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
 from importlib.resources import files
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
@@ -34,8 +34,9 @@ from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
-from kernel.redis.publish_queue import PendingPublish, PublishQueue, fail
-from kernel.resilience.tasks import end
+from kernel.redis.connections import abort_on_disconnect
+from kernel.redis.publish_queue import PendingPublish, PublishQueue
+from kernel.resilience.circuit import CircuitState
 
 __all__ = ["RedisTransport"]
 
@@ -53,6 +54,8 @@ MOST_HEARD = 1024
 MOST_BYTES = 128 * 1024
 
 _T = TypeVar("_T")
+# The clients and the replies of redis-py.
+_Untyped: TypeAlias = Any
 
 
 class RedisTransport:
@@ -65,6 +68,7 @@ class RedisTransport:
         deadline: The longest time of each call, in seconds.
         retry_lifetime: How long a publish may be retried under its id, in seconds.
         observers: They choose the context in which a shared call runs.
+
     """
 
     def __init__(
@@ -96,17 +100,14 @@ class RedisTransport:
         self._publisher: Any = redis.Redis.from_url(url, max_connections=2, **options)
         self._reader: Any = redis.Redis.from_url(url, **options)
         self._subscriber: Any = redis.Redis.from_url(url, **options | {"socket_timeout": deadline})
+        for client in (self._publisher, self._reader, self._subscriber):
+            abort_on_disconnect(client.connection_pool)
         self._subscriptions: set[Any] = set()
-        self._pending = PublishQueue()
-        self._flusher: asyncio.Task[None] | None = None
+        self._queue = PublishQueue(self._send, deadline)
 
     async def close(self) -> None:
         """Close every connection. It may be called twice, and the transport can be used again afterwards."""
-        flusher = self._flusher
-        if flusher is not None:
-            # A task that is cancelled before its first step never reaches its `finally`: its publishers would hang.
-            await asyncio.sleep(0)
-            await end([flusher])
+        await self._queue.close()
         await self.disconnect()
 
     async def disconnect(self) -> None:
@@ -118,20 +119,28 @@ class RedisTransport:
     async def publish(self, outgoing: Outgoing, fence: Fence) -> Publication:
         """Number, store and announce events in one step; a repeated id or key returns the first publication again."""
         name = outgoing.id if outgoing.key is None else hashlib.sha256(outgoing.key.encode()).hexdigest()
-        lifetime = self._retry_lifetime if outgoing.key is None else _KEY_LIFETIME
+        # A key is never forgotten while its own publish may be retried.
+        lifetime = self._retry_lifetime if outgoing.key is None else max(_KEY_LIFETIME, self._retry_lifetime)
         events = outgoing.events
         index = " ".join([f"{id} {len(tail)}" for id, tail in events])
         tails = b"".join([tail for _, tail in events])
-        arguments = (outgoing.id, int(lifetime * 1000), index, tails)
-        # The flusher runs in the same loop. Up to Python 3.11, get_running_loop() makes a system call.
-        loop = asyncio.get_running_loop() if self._flusher is None else self._flusher.get_loop()
-        arrived: asyncio.Future[Any] = loop.create_future()
-        record = self._record_prefix + name
-        self._pending.put(PendingPublish(record, arguments, fence, len(events), len(tails), arrived, copy_context()))
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        epoch, first, count, subscribers, replayed = await arrived
+        epoch, first, count, subscribers, replayed = await self._queue.put(
+            self._record_prefix + name,
+            (outgoing.id, int(lifetime * 1000), index, tails),
+            fence,
+            events=len(events),
+            size=len(tails),
+            context=copy_context(),
+        )
         return Publication(epoch.decode(), first, count, subscribers, bool(replayed))
+
+    def circuit_changed(self, state: CircuitState) -> None:
+        """Fail the publishes that were not sent yet with `NotSent` if the circuit has opened."""
+        self._queue.circuit_changed(state)
+
+    def end_publishes(self) -> None:
+        """Fail every publish: with `NotSent` those that were not sent yet, the others with `TransportUnavailable`."""
+        self._queue.give_up("publishing has ended")
 
     async def position(self, fence: Fence, *, probe: bool = False) -> Position:
         """Return the current position in Redis.
@@ -145,8 +154,12 @@ class RedisTransport:
         self.kept = max(0, sequence + 1 - oldest)
         return Position(epoch.decode(), sequence)
 
-    async def read(self, first: int, last: int) -> Page:
-        """Return the events from `first` to `last`, both included, that the history still has."""
+    async def read(self, first: int, last: int, witness: int = 0) -> Page:
+        """Return the events from `first` to `last`, both included, that the history still has.
+
+        The page also names the id of the event `witness`, so that the reader can see whether this is the history that
+        it knows.
+        """
 
         async def call() -> list[Any]:
             pipeline = self._reader.pipeline(transaction=True)
@@ -154,10 +167,11 @@ class RedisTransport:
             pipeline.xrange(self._history_key, count=1)
             pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
             pipeline.xrange(self._history_key, f"{last + 1}-0", count=1)
+            pipeline.xrange(self._history_key, f"{witness}-0", f"{witness}-0")
             answers: list[Any] = await pipeline.execute(raise_on_error=False)
             return [_usable(answer) for answer in answers]
 
-        numbering, oldest, entries, beyond = await self._bounded(self._reader, call)
+        numbering, oldest, entries, beyond, known = await self._bounded(self._reader, call)
         epoch, sequence = numbering or (None, None)
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
@@ -165,7 +179,8 @@ class RedisTransport:
             position = NOWHERE
         kept = [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None]
         ends = (int(end[0][0].partition(b"-")[0]) if end else position.sequence + 1 for end in (oldest, beyond))
-        return Page(position, next(ends), kept, next(ends))
+        id: bytes = known[0][1].get(b"id", b"") if known else b""
+        return Page(position, next(ends), kept, next(ends), id.decode(errors="replace"))
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """Subscribe and yield an empty batch, then yield batches of announcements as they arrive.
@@ -205,41 +220,29 @@ class RedisTransport:
         except _BROKEN as error:
             raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
 
-    async def _flush(self) -> None:
-        """Send the pending publishes, one call after the other, until none is left."""
-        group: list[PendingPublish] = []
-        try:
-            while self._pending:
-                group = self._pending.next_group()
-                context = self._observers.sharing([publish.context for publish in group])
-                sending = self._script(
-                    self._publisher,
-                    [publish.record for publish in group],
-                    group[-1].fence,
-                    list(chain.from_iterable([publish.arguments for publish in group])),
-                )
-                try:
-                    *_, replies = await (sending if context is None else asyncio.create_task(sending, context=context))
-                except TransportError as error:
-                    fail(group, error)
-                    continue
-                for publish, reply in zip(group, replies, strict=True):
-                    if not publish.arrived.done():  # else its publisher was cancelled
-                        publish.arrived.set_result(reply)
-        finally:
-            while group:
-                fail(group, TransportUnavailable("the link to Redis was closed"))
-                group = self._pending.next_group()
-            self._flusher = None
+    async def _send(self, group: Sequence[PendingPublish], seconds: float) -> Sequence[Any]:
+        context = self._observers.sharing([publish.context for publish in group])
+        sending = self._script(
+            self._publisher,
+            [publish.record for publish in group],
+            group[-1].fence,
+            list(chain.from_iterable([publish.arguments for publish in group])),
+            seconds,
+        )
+        *_, replies = await (sending if context is None else asyncio.create_task(sending, context=context))
+        answers: Sequence[Any] = replies
+        return answers
 
-    async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401 untyped
+    async def _script(
+        self, client: _Untyped, records: list[str], fence: Fence, requests: list[Any], seconds: float | None = None
+    ) -> _Untyped:
         """Call the script; if Redis does not have it, load it first."""
-        (epoch, sequence), id = fence
+        (epoch, sequence), id, (verified, verified_id), left, doubts = fence
         keys = [self._position_key, self._history_key, *records]
         # The name of the new epoch, if this call has to start one.
         fresh = secrets.token_hex(8)
-        place = (self._channel, self._history_size, fresh, epoch, sequence, id)
-        command = ("EVALSHA", _SHA, len(keys), *keys, *place, *requests)
+        past = (epoch, sequence, id, verified, verified_id, " ".join(left), int(doubts > 0))
+        command = ("EVALSHA", _SHA, len(keys), *keys, self._channel, self._history_size, fresh, *past, *requests)
 
         async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
             try:
@@ -248,15 +251,16 @@ class RedisTransport:
                 await client.script_load(_SCRIPT)
                 return await client.execute_command(*command)
 
-        return await self._bounded(client, call)
+        return await self._bounded(client, call, seconds)
 
-    async def _bounded(self, client: Any, call: Callable[[], Awaitable[_T]]) -> _T:  # noqa: ANN401  redis-py's client is generic
+    async def _bounded(self, client: _Untyped, call: Callable[[], Awaitable[_T]], seconds: float | None = None) -> _T:
+        seconds = self._deadline if seconds is None else seconds
         try:
-            async with asyncio.timeout(self._deadline):
+            async with asyncio.timeout(seconds):
                 return await call()
         except TimeoutError as error:
             await self._drop(client)
-            raise TransportUnavailable(f"Redis did not answer within {self._deadline:g} s") from error
+            raise TransportUnavailable(f"Redis did not answer within {seconds:.3g} s") from error
         except _BROKEN as error:
             if _read_only(error):
                 await self.disconnect()

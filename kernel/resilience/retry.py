@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from kernel.errors import CircuitOpen, MessageInvalid, NotStarted
+from kernel.errors import BroadcastFailed, CircuitOpen, MessageInvalid, NotStarted
 
 __all__ = ["BroadcastRetryMetrics", "backoff", "broadcast_with_retry"]
 
@@ -118,7 +118,7 @@ async def broadcast_with_retry(
 
     Raises:
         MessageInvalid, ValueError, TypeError, msgspec.ValidationError: The input is invalid; raised at once.
-        CircuitOpen, NotStarted: No attempt is allowed; raised at once.
+        BroadcastFailed, CircuitOpen, NotStarted: No attempt is allowed; raised at once.
         Exception: The last error of `func`, once the retries are exhausted.
     """
     if metrics is None:
@@ -130,7 +130,7 @@ async def broadcast_with_retry(
             try:
                 result = await func()
                 break
-            except (*_INVALID, CircuitOpen, NotStarted):
+            except (*_INVALID, BroadcastFailed, CircuitOpen, NotStarted):
                 raise
             except Exception as error:
                 exhausted = retries >= max_retries

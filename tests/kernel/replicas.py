@@ -53,8 +53,8 @@ class PausableTransport(FakeTransport):
     are under way.
     """
 
-    def __init__(self, redis: FakeRedis) -> None:
-        super().__init__(redis)
+    def __init__(self, redis: FakeRedis, deadline: float = 5.0) -> None:
+        super().__init__(redis, deadline)
         self.before: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.after: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.held: defaultdict[str, int] = defaultdict(int)

@@ -21,7 +21,11 @@ from kernel import BroadcasterConfig, EventBroadcaster, PublishOptions, Replayed
 from kernel.clients import Client, Patterns, Resume
 from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
+from kernel.log.envelope import encode_tail
+from kernel.log.transport import Outgoing
 from kernel.messages.decoding import decode_message
+from kernel.observer import TraceContext
+from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.history import ClientRecord, Connection, History, Place, Reader, violations
 from tests.kernel.replicas import WIRE, PausableTransport
@@ -198,6 +202,7 @@ class Model(RuleBasedStateMachine):
         self.count = 0
         self.hubs: list[EventBroadcaster] = []
         self.transports: list[PausableTransport] = []
+        self.dumps: list[tuple[Position, dict[int, tuple[str, bytes]]]] = []
 
     def run(self, what: Coroutine[Any, Any, _T]) -> _T:
         """Run a coroutine to its end."""
@@ -217,7 +222,7 @@ class Model(RuleBasedStateMachine):
     def _start(self, at: int) -> None:
         """Start a replica, in place of an earlier one if there is one."""
         transport = PausableTransport(self.redis)
-        hub = EventBroadcaster(transport, CONFIG, clock=self.loop.time)
+        hub = EventBroadcaster(transport, CONFIG, clock=self.loop.time, elapsed=self.loop.time)
         self.run(hub.start())
         self.transports[at:], self.hubs[at:] = [transport, *self.transports[at + 1 :]], [hub, *self.hubs[at + 1 :]]
 
@@ -345,6 +350,49 @@ class Model(RuleBasedStateMachine):
         self.redis.rewind(max(0, self.redis.place.sequence - back))
         self.history.fork(*self.redis.place)
 
+    @rule(back=st.integers(1, 6), others=st.integers(1, 12), announced=st.booleans())
+    def fork_in_place(self, back: int, others: int, announced: bool) -> None:
+        """Redis goes back while subscriptions live on, and another publisher adds others, announced or not."""
+        self.settle()
+        self.redis.rewind(max(0, self.redis.place.sequence - back))
+        self.history.fork(*self.redis.place)
+        self.redis.deaf = not announced
+        events = []
+        for _ in range(others):
+            self.count += 1
+            data = marked("event", str(self.count))
+            self.history.unknown("event", data)
+            message = decode_message("event", json.dumps(data).encode())
+            id = f"other-{self.count}"
+            events.append((id, encode_tail(message, id, TraceContext(None, None, None), 0.0)))
+        self.redis.run(Fence(NOWHERE, ""), Outgoing(events[0][0], None, events))
+        self.redis.deaf = False
+        self.turn(10)
+
+    @rule()
+    def dump(self) -> None:
+        """A copy of everything is put aside."""
+        self.dumps.append((self.redis.place, dict(self.redis.history)))
+
+    @precondition(lambda self: self.dumps)
+    @rule(back=st.integers(1, 5))
+    def restore(self, back: int) -> None:
+        """A copy is put back, maybe of an epoch that all replicas have left."""
+        self.settle()
+        self.redis.place, history = self.dumps[-min(back, len(self.dumps))]
+        self.redis.history = dict(history)
+        self.redis.records.clear()
+        self.history.fork(*self.redis.place)
+
+    @rule(at=replicas, sizes=st.lists(st.sampled_from([1, 3, 40]), min_size=2, max_size=6))
+    def queue_behind_a_partition(self, at: int, sizes: list[int]) -> None:
+        """Publishes gather while Redis does not answer; the calls that were given up arrive afterwards."""
+        self.hold_calls(at, "publish", False)
+        for size in sizes:
+            self.publish(at, "event", size, "")
+        self.wait(6.0)
+        self.release_calls(at)
+
     # -- clients
 
     @rule(who=clients, at=replicas, room=st.sampled_from([None, None, 0, 800]), strikes=st.booleans())
@@ -418,6 +466,8 @@ class Model(RuleBasedStateMachine):
         self.run(self.hubs[at].stop())
         self.redis.forget_faults()
         self._start(at)
+        # a new replica does not know which epochs were left before it started
+        self.dumps.clear()
 
     @rule(turns=st.integers(1, 30))
     def turn(self, turns: int) -> None:

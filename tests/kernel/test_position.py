@@ -11,5 +11,5 @@ def test_nowhere() -> None:
 def test_a_fence_is_a_position_with_the_id_of_its_event() -> None:
     """Two fences differ when another event bears the same number."""
     here = Position("e", 7)
-    assert Fence(here, "a") == (here, "a")
+    assert Fence(here, "a") == (here, "a", (0, ""), (), 0)
     assert Fence(here, "a") != Fence(here, "b")

@@ -46,12 +46,20 @@ def clean_environment(**settings: object) -> dict[str, str]:
 class Replica:
     """`python -m handlers serve`, or another `module` that accepts the same settings, on a free port.
 
-    `prefix` is put before the command, `stdin` is a file descriptor for its standard input. `settings` are environment
-    variables, in lower case. The log goes to a file of its own, which `stop` checks.
+    `prefix` is put before the command, `stdin` is a file descriptor for its standard input, `root` is the tree that it
+    runs from. `settings` are environment variables, in lower case. The log goes to a file of its own, which `stop`
+    checks.
     """
 
     def __init__(
-        self, log: Path, *, module: Any = "handlers serve", prefix: Any = (), stdin: Any = None, **settings: object
+        self,
+        log: Path,
+        *,
+        module: Any = "handlers serve",
+        prefix: Any = (),
+        stdin: Any = None,
+        root: Any = ROOT,
+        **settings: object,
     ) -> None:
         self.settings = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.1, **settings}
         self.port = 0
@@ -59,6 +67,7 @@ class Replica:
         self._module = module
         self._prefix = prefix
         self._stdin = subprocess.DEVNULL if stdin is None else stdin
+        self._root = root
         self._process: subprocess.Popen[bytes] | None = None
 
     # -- the process ----------------------------------------------------------------------------------------------
@@ -69,7 +78,7 @@ class Replica:
         command = [*self._prefix, sys.executable, "-W", "always", "-m", *self._module.split()]
         environment = clean_environment(**self.settings)
         with self._log.open("wb") as log:
-            self._process = processes.start(command, cwd=ROOT, env=environment, stdin=self._stdin, stderr=log)
+            self._process = processes.start(command, cwd=self._root, env=environment, stdin=self._stdin, stderr=log)
         wait_until(lambda: self._running_on() or self._process_has_ended(), PATIENCE)
         self.port = self._running_on()
         assert self.port, self.log

@@ -127,14 +127,15 @@ async def test_what_follows_is_delivered(parts: Parts) -> None:
         Announcement(E1, [entry(999)]),
         Announcement("other", [entry(243)]),
     ]
-    assert await parts.delivery.offer(announcements) == [Position(E1, 999), Position("other", 243)]
+    offered = await parts.delivery.offer(announcements)
+    assert offered.misfits == [Position(E1, 999), Position("other", 243)]
     assert parts.log.place == Position(E1, 242)
     assert len(parts.observer.deliveries) == 1
 
 
 async def test_nothing_follows(parts: Parts) -> None:
     """If nothing that arrived follows the log, nothing is delivered and nothing is reported."""
-    assert await parts.delivery.offer([Announcement(E1, [entry(240)])]) == []
+    assert await parts.delivery.offer([Announcement(E1, [entry(240)])]) == ([], [], 0)
     assert (parts.fan_out.runs, parts.observer.deliveries, parts.flow_control.woken) == ([], [], [])
 
 

@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from kernel import EventBroadcaster, TransportUnavailable, WriteRefused
 from kernel.clients import Resume
+from kernel.log.transport import Outgoing
 from kernel.observer import Lost, Refilled
-from kernel.position import Position
+from kernel.position import NOWHERE, Fence, Position
 from kernel.resilience.circuit import CircuitState
 from tests.fakes import FakeRedis
 from tests.kernel.listening.listening_side import (
@@ -303,6 +304,134 @@ async def test_a_copy_with_another_past(redis: FakeRedis) -> None:
         fill(redis, 1)
         await sink.until(lambda: sink.outline[-1].startswith("epoch"))
         assert sink.outline == ["connected", "251", "252", "253", f"epoch {E2}"]
+
+
+async def fork_in_place(redis: FakeRedis, back: int, others: int) -> None:
+    """Let Redis go back some events, and another publisher publish others, while subscriptions live on."""
+    redis.rewind(redis.place.sequence - back)
+    for number in range(others):
+        id = f"other-{number}"
+        redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id))]))
+
+
+@pytest.mark.parametrize("edition", ["this", "first"])
+@pytest.mark.parametrize("trouble", ["none", "the check fails once", "the history is trimmed"])
+async def test_a_fork_in_place(redis: FakeRedis, observer: RecordingObserver, edition: str, trouble: str) -> None:
+    """Known numbers with other ids are found before a number follows: nothing is passed over or delivered twice."""
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 10)
+        await sink.until(lambda: sink.numbers[-1:] == [260])
+        redis.first_edition = edition == "first"
+        if trouble == "the check fails once":
+            redis.fail()
+        await fork_in_place(redis, 5, 10)
+        if trouble == "the history is trimmed":
+            redis.trim(2)
+        await sink.until(lambda: sink.outline[-1] == f"epoch {E2}")
+        assert sink.numbers == list(range(251, 261))
+        redis.first_edition = False
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "1")
+        assert broadcaster.counters.epoch_changes == 1
+        assert observer.losses == []
+
+
+async def test_hearsay_of_another_past(redis: FakeRedis) -> None:
+    """If only the end of another past was received, the next check finds it by the last verified event."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers[-1:] == [255])
+        redis.first_edition = redis.deaf = True
+        await fork_in_place(redis, 3, 3)
+        redis.deaf = False
+        redis.run(Fence(NOWHERE, ""), Outgoing("late", None, [("late", tail("late"))]))
+        await sink.until(lambda: sink.numbers[-1:] == [256])
+        broadcaster.checks.request()
+        await sink.until(lambda: sink.outline[-1] == f"epoch {E2}")
+
+
+async def test_the_next_event_names_another_one_before_it(redis: FakeRedis) -> None:
+    """An announcement that names another event before its first is not taken, whatever its number."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers[-1:] == [255])
+        redis.deaf = True
+        await fork_in_place(redis, 3, 3)
+        redis.deaf = False
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == f"epoch {E2}")
+        assert sink.numbers == list(range(251, 256))
+
+
+async def test_a_forged_contradiction(redis: FakeRedis, observer: RecordingObserver) -> None:
+    """A forged announcement that contradicts is refuted by Redis and counted; no epoch begins and nothing is lost."""
+    async with replica(redis, RARE_CHECKS, observer=observer) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 5)
+        await sink.until(lambda: sink.numbers[-1:] == [255])
+        redis.announce(document(253, 254))
+        fill(redis, 2)
+        await sink.until(lambda: sink.numbers[-1:] == [257])
+        await eventually(lambda: observer.foreign_count == 1)
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-1] == "258")
+        assert sink.numbers == list(range(251, 259))
+        assert (broadcaster.epoch, observer.losses) == (E1, [])
+
+
+async def test_an_epoch_that_comes_back(redis: FakeRedis) -> None:
+    """A dump of an epoch that this replica has left is not continued: a new epoch begins."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 3)
+        await sink.until(lambda: sink.numbers[-1:] == [253])
+        place, history = Position(E1, 251), {n: redis.history[n] for n in range(1, 252)}
+        redis.flush()
+        fill(redis, 1)
+        await sink.until(lambda: sink.outline[-2:] == [f"epoch {E2}", "1"])
+        redis.place, redis.history = place, history
+        await sink.until(lambda: sink.outline[-1] == f"epoch {E3}")
+        _, late = join(broadcaster, resume=Resume("events", 253, E1))
+        await late.until(lambda: late.of("resync_ack"))
+        assert late.of("resync_ack")[0]["epoch_changed"] is True
+
+
+async def test_a_rewind_while_the_history_is_read(redis: FakeRedis) -> None:
+    """If Redis goes back between a check and the read that it leads to, no event of the other past is delivered."""
+    async with replica(redis) as broadcaster:
+        _, sink = join(broadcaster)
+        fill(redis, 2)
+        await sink.until(lambda: sink.numbers[-1:] == [252])
+        transport = transport_of(broadcaster)
+        transport.before["read"].clear()
+        fill_unannounced(redis, 3)
+        await eventually(lambda: transport.held["read"])
+        redis.deaf = True
+        await fork_in_place(redis, 4, 6)
+        redis.deaf = False
+        transport.before["read"].set()
+        await sink.until(lambda: sink.outline[-1] == f"epoch {E2}")
+        assert sink.numbers == [251, 252]
+
+
+async def test_a_rewind_between_the_first_pages(redis: FakeRedis) -> None:
+    """If Redis goes back while a replica starts, the pages that it has read are not joined with others."""
+    transport = PausableTransport(redis)
+    broadcaster = EventBroadcaster(transport, replace(FAST, message_buffer_size=250))
+    transport.after["read"].clear()
+    start = asyncio.create_task(broadcaster.start())
+    await eventually(lambda: transport.held["read"])
+    await fork_in_place(redis, 200, 210)
+    transport.after["read"].set()
+    await start
+    assert broadcaster.sequence == 260
+    ids = {message["sequence"] for message in broadcaster.get_messages_since(0)}
+    assert len(ids) == 250
+    assert redis.calls.count("position") >= 2
+    await broadcaster.stop()
 
 
 async def test_a_position_overtaken_by_events(redis: FakeRedis) -> None:

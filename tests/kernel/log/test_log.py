@@ -49,7 +49,8 @@ class World:
 
 def offered(log: Log, *announcements: Announcement) -> tuple[list[int], list[Position]]:
     """Offer announcements, and return the numbers taken and the misfits."""
-    frames, misfits = log.offer(announcements)
+    frames, misfits, contradictions = log.offer(announcements)
+    assert not contradictions
     return [frame.place.sequence for frame in frames], misfits
 
 
@@ -98,6 +99,99 @@ def test_before_redis_was_reached_nothing_follows() -> None:
     """Before Redis was reached there is no epoch, so every announcement is a misfit."""
     log = Log(PausableTransport(FakeRedis()), 10)
     assert offered(log, events(1)) == ([], [at(1)])
+
+
+# -- announcements by identity
+
+
+class Chain:
+    """A log that has delivered the events 1 to 3 and knows their ids; the others come by announcements."""
+
+    def __init__(self) -> None:
+        self.log = World(0).log
+        self.log.ring.start(at(0))
+        self.log.append(Frame.of(E1, entry(number)) for number in (1, 2, 3))
+
+    def offer(self, *announcements: Announcement) -> tuple[list[int], int, int]:
+        """Offer announcements; return the numbers taken, and the numbers of misfits and of contradictions."""
+        offered = self.log.offer(announcements)
+        self.log.append(offered.frames)
+        return [frame.place.sequence for frame in offered.frames], len(offered.misfits), offered.contradictions
+
+    @property
+    def verified(self) -> int:
+        """The number of the last verified event."""
+        return self.log.ring.fence.verified[0]
+
+
+def chained(after: str | None, *numbers: int, mark: str = "") -> Announcement:
+    """Return an announcement that names the event before its first; ids are `id-<number>` and the mark."""
+    return Announcement(E1, [entry(number, id=f"id-{number}{mark}") for number in numbers], after)
+
+
+def test_chained_announcements_are_taken() -> None:
+    """An announcement is taken if the event before its first one is the one delivered last; its events are verified."""
+    chain = Chain()
+    assert chain.offer(chained("id-3", 4, 5), chained("id-5", 6)) == ([4, 5, 6], 0, 0)
+    assert chain.offer(chained("id-2", 3, 4), chained("id-5", 6, 7)) == ([7], 0, 0)
+    assert chain.verified == 7
+
+
+@pytest.mark.parametrize(
+    "contradiction",
+    [
+        pytest.param(chained("id-3x", 4), id="another event before it"),
+        pytest.param(chained("", 4), id="the first of its epoch"),
+        pytest.param(chained(None, 2, mark="x"), id="a known number"),
+        pytest.param(chained("id-1", 2, 3, 4, mark="x"), id="known numbers and one that follows"),
+    ],
+)
+def test_contradictions(contradiction: Announcement) -> None:
+    """A known number with another id, or another event before the next one, proves a fork or a forgery."""
+    chain = Chain()
+    assert chain.offer(contradiction) == ([], 0, 1)
+    # what would follow is not taken either, until a position check has succeeded
+    assert chain.offer(chained("id-3", 4), chained("id-1", 2), chained("id-8", 9)) == ([], 2, 0)
+    asked = chain.log.ring.fence
+    assert asked.doubts == 1
+    chain.log.ring.continuity.confirmed(asked)
+    assert chain.offer(chained("id-3", 4)) == ([4], 0, 0)
+
+
+def test_a_contradiction_within_what_has_arrived() -> None:
+    """Announcements that arrive together are also compared with each other."""
+    chain = Chain()
+    assert chain.offer(chained("id-3", 4, 5), chained("id-3", 4), chained("id-3x", 4, mark="x")) == ([4, 5], 0, 1)
+
+
+def test_events_that_are_not_chained() -> None:
+    """An announcement that does not name the event before it is delivered and not verified."""
+    chain = Chain()
+    assert chain.offer(chained(None, 4, 5), chained("id-5", 6)) == ([4, 5, 6], 0, 0)
+    assert chain.verified == 3
+    chain.log.ring.continuity.confirmed(chain.log.ring.fence)
+    assert chain.verified == 6
+
+
+def test_after_an_unknown_event() -> None:
+    """If the id at this replica's position is unknown, any event may follow, and is not verified."""
+    chain = Chain()
+    chain.log.append([Frame.gap(E1, 4, 9)])
+    assert chain.offer(chained("id-9", 10), chained("id-10", 11)) == ([10, 11], 0, 0)
+    assert chain.verified == 3
+    # nothing is before the first event of an epoch
+    log = World(0).log
+    log.ring.start(at(0))
+    offered = log.offer([chained(None, 1)])
+    log.append(offered.frames)
+    assert log.ring.fence.verified == (1, "id-1")
+
+
+def test_known_numbers_that_cannot_be_compared() -> None:
+    """A number that is no longer in memory, or that was a gap, contradicts nothing."""
+    chain = Chain()
+    chain.log.append([Frame.gap(E1, 4, 5), *(Frame.of(E1, entry(number)) for number in range(6, 16))])
+    assert chain.offer(chained(None, 2, mark="x"), chained(None, 5, mark="x")) == ([], 0, 0)
 
 
 # -- what comes after a place
@@ -260,6 +354,18 @@ async def test_behind() -> None:
     assert world.reads == 1
 
 
+async def test_another_past() -> None:
+    """A history that has another event where this replica stands is not the past of its clients."""
+    world = World(150)
+    world.log.ring.start(at(149))
+    world.log.append([Frame.of(E1, entry(150, id="another"))])
+    with pytest.raises(Moved):
+        await world.log.after(at(10))
+    world.redis.trim(0)
+    with pytest.raises(Gone):
+        await world.log.after(at(10))
+
+
 # -- pages
 
 
@@ -385,7 +491,7 @@ async def test_reading_on_and_on(kept: int, holes: set[int], place: int, size: i
         redis.history.pop(hole, None)
     log = Log(PausableTransport(redis), size)
     log.ring.start(at(450 - in_memory))
-    log.append(Frame.of(E1, entry(number)) for number in range(451 - in_memory, 451))
+    log.append(Frame.of(E1, entry(number, id=FULL.id_of(number))) for number in range(451 - in_memory, 451))
 
     here, seen, gaps = at(place), [], set()
     while here != log.place:

@@ -41,7 +41,7 @@ def test_place_is_the_newest_frame() -> None:
     frames = [event(5), event(6)]
     ring.append(frames)
     assert ring.place is frames[-1].place
-    assert ring.fence == Fence(Position("e", 6), "id-6")
+    assert ring.fence == Fence(Position("e", 6), "id-6", verified=(6, "id-6"))
 
 
 def test_a_marker_bears_no_id() -> None:
@@ -49,7 +49,7 @@ def test_a_marker_bears_no_id() -> None:
     ring = Ring(3)
     ring.start(Position("e", 1))
     ring.append([event(2), Frame.gap("e", 3, 9)])
-    assert ring.fence == Fence(Position("e", 9), "")
+    assert ring.fence == Fence(Position("e", 9), "", verified=(2, "id-2"))
 
 
 def test_the_oldest_go() -> None:
@@ -108,7 +108,7 @@ def test_start_forgets() -> None:
     ring.start(Position("e", 0))
     ring.append([event(1)])
     ring.start(Position("f", 5))
-    assert (ring.place, ring.fence, len(ring)) == (("f", 5), Fence(Position("f", 5), ""), 0)
+    assert (ring.place, ring.fence, len(ring)) == (("f", 5), Fence(Position("f", 5), "", left=("e",)), 0)
     assert ring.since(Position("e", 1)) is None
 
 

@@ -7,10 +7,11 @@ from typing import Any, Protocol
 import pytest
 import redis.asyncio as redis
 
-from kernel.errors import WriteRefused
+from kernel.errors import NotSent, WriteRefused
 from kernel.log.transport import Batch, Outgoing, Transport
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.transport import RedisTransport
+from kernel.resilience.circuit import CircuitState
 from tests.conftest import emptied
 from tests.fakes import FakeRedis, FakeTransport
 from tests.transport_helpers import FRESH, NOTHING, ends, event, fails, hear, heard, kept, listening, outgoing, publish
@@ -114,6 +115,7 @@ class _RealLink:
         for id, fields in kept:
             await self.client.xadd(HISTORY, fields, id)
         await self.client.hset(POSITION, "sequence", sequence)
+        await self.client.hdel(POSITION, "last")
 
     async def shout(self, payload: bytes) -> None:
         await self.client.publish("security_events", payload)
@@ -272,7 +274,7 @@ async def test_overtaken_position_is_no_fork(link: Link) -> None:
     fence = await publish(replica, "a")
     await publish(link.replica(), "b", "c")
     assert await replica.position(fence) == (fence.position.epoch, 3)
-    assert await publish(replica, "d", fence=fence) == ((fence.position.epoch, 4), "d")
+    assert (await publish(replica, "d", fence=fence))[:2] == ((fence.position.epoch, 4), "d")
 
 
 async def test_unknown_past_is_no_fork(link: Link) -> None:
@@ -284,7 +286,7 @@ async def test_unknown_past_is_no_fork(link: Link) -> None:
     await link.trim(1)
     assert await replica.position(fence) == (fence.position.epoch, 4)
     await link.lose_history()
-    assert await publish(replica, "e", fence=fence) == ((fence.position.epoch, 5), "e")
+    assert (await publish(replica, "e", fence=fence))[:2] == ((fence.position.epoch, 5), "e")
 
 
 async def test_lost_numbering(link: Link) -> None:
@@ -304,7 +306,7 @@ async def test_read(link: Link) -> None:
     """Any range of the history can be read, with the position, the oldest number and the next one to read."""
     replica = link.replica()
     page = await replica.read(1, 10)
-    assert page == (NOWHERE, 1, [], 1)
+    assert page == (NOWHERE, 1, [], 1, "")
     here = (await publish(replica, "a", "b", "c", "d")).position
     page = await replica.read(2, 3)
     assert [(entry.sequence, entry.id, entry.type, bytes(entry.data)) for entry in page.entries] == [
@@ -312,15 +314,15 @@ async def test_read(link: Link) -> None:
         (3, "c", "event", b"{}"),
     ]
     assert (*page[:2], page.beyond) == (here, 1, 4)
-    assert await replica.read(5, 9) == (here, 1, [], 5)
-    assert await replica.read(3, 2) == (here, 1, [], 3)
+    assert await replica.read(5, 9) == (here, 1, [], 5, "")
+    assert await replica.read(3, 2, witness=4) == (here, 1, [], 3, "d")
     await link.trim(2)
     page = await replica.read(1, 4)
     assert (*page[:2], page.beyond) == (here, 3, 5)
-    assert await replica.read(1, 1) == (here, 3, [], 3)
+    assert await replica.read(1, 1, witness=2) == (here, 3, [], 3, "")
     assert [entry.id for entry in page.entries] == ["c", "d"]
     await link.lose_history()
-    assert await replica.read(1, 4) == (here, 5, [], 5)
+    assert await replica.read(1, 4, witness=4) == (here, 5, [], 5, "")
 
 
 async def test_history_is_trimmed(link: Link) -> None:
@@ -426,6 +428,161 @@ async def test_cancelled_publisher(link: Link) -> None:
     events = await kept(replica)
     assert all((fence.position.sequence, fence.id) in events for fence in (fences[1], fences[3]))
     await publish(replica, "after")
+
+
+# --- continuity
+
+
+async def fork(link: Link, replica: Transport, fence: Fence, sequence: int, *ids: str) -> None:
+    """Let Redis go back to a number, and another publisher give the numbers after it to other events."""
+    await link.rewind(sequence)
+    other = link.replica()
+    for id in ids:
+        await publish(other, id)
+
+
+async def renumbered(replica: Transport, fence: Fence) -> None:
+    """Check that a position check with this fence begins a new epoch."""
+    epoch, sequence = await replica.position(fence)
+    assert (epoch != fence.position.epoch, sequence) == (True, 0)
+
+
+async def test_announcements_are_chained(link: Link) -> None:
+    """An announcement names the id of the event before its first one, "" before the first event of an epoch."""
+    replica = link.replica()
+    async with listening(replica) as ear:
+        for ids, after in ((("a", "b"), ""), (("c",), "b"), (("d", "e"), "c")):
+            await publish(replica, *ids)
+            (announcement,) = (await hear(ear)).announcements
+            assert announcement.after == after
+        await link.rewind(4)
+        await publish(replica, "x")
+        (announcement,) = (await hear(ear)).announcements
+        assert announcement.after == "d"
+        await link.rewind(5)
+        await link.lose_history()
+        for after in (None, "z"):
+            await publish(replica, "z" if after is None else "y")
+            (announcement,) = (await hear(ear)).announcements
+            assert announcement.after == after
+
+
+async def test_fork_behind_what_was_verified(link: Link) -> None:
+    """A fork is found by the last verified event, although the one delivered last belongs to the other past."""
+    replica = link.replica()
+    fence = await publish(replica, "a", "b", "c")
+    await fork(link, replica, fence, 2, "x", "y", "z")
+    heard = Fence(Position(fence.position.epoch, 5), "z", verified=(3, "c"))
+    await renumbered(replica, heard)
+
+
+async def test_verified_events_of_this_past(link: Link) -> None:
+    """If both the delivered and the verified event are the caller's, or no longer kept, there is no fork."""
+    replica = link.replica()
+    fence = await publish(replica, "a", "b", "c", "d")
+    for verified in ((2, "b"), (4, "d"), (2, ""), (0, "")):
+        assert (await replica.position(fence._replace(verified=verified))).sequence == 4
+    await link.trim(1)
+    assert (await replica.position(fence._replace(verified=(2, "b")))).sequence == 4
+
+
+@pytest.mark.parametrize("call", ["position", "publish"])
+async def test_doubt_that_nothing_refutes(link: Link, call: str) -> None:
+    """If the caller doubts, an event that the history no longer has means a new epoch; one that it has means none."""
+    replica = link.replica()
+    fence = (await publish(replica, "a", "b", "c"))._replace(doubts=1)
+    await publish(link.replica(), "d")
+    assert await replica.position(fence) == (fence.position.epoch, 4)
+    await link.trim(1)
+    if call == "position":
+        await renumbered(replica, fence)
+    else:
+        made = await replica.publish(outgoing("e"), fence)
+        assert (made.epoch != fence.position.epoch, made.first) == (True, 1)
+
+
+async def test_doubt_about_the_newest_event(link: Link) -> None:
+    """The position says which event is the newest, so that a doubt about it is refuted without a history."""
+    replica = link.replica()
+    fence = (await publish(replica, "a", "b"))._replace(doubts=1)
+    await link.lose_history()
+    assert await replica.position(fence) == fence.position
+
+
+@pytest.mark.parametrize("call", ["position", "publish"])
+async def test_an_epoch_that_comes_back(link: Link, call: str) -> None:
+    """If Redis is in an epoch that the caller has left, it was restored, and a new epoch begins."""
+    replica = link.replica()
+    left = (await publish(replica, "a", "b")).position.epoch
+    here = Fence(Position("0123456789abcdef", 7), "z", (7, "z"), left=("fedcba9876543210", left))
+    if call == "position":
+        epoch, _ = await replica.position(here)
+    else:
+        epoch = (await replica.publish(outgoing("c"), here)).epoch
+    assert epoch != left
+    assert (await replica.position(here)).epoch == epoch
+
+
+async def test_part_of_a_name_is_another_epoch(link: Link) -> None:
+    """Epochs are compared as a whole."""
+    replica = link.replica()
+    epoch = (await publish(replica, "a")).position.epoch
+    here = Fence(Position("0123456789abcdef", 7), "z", left=(epoch + "0", epoch[1:]))
+    assert await replica.position(here) == (epoch, 1)
+
+
+@pytest.mark.parametrize("key", [None, "key"])
+async def test_receipt_of_a_lost_epoch(link: Link, key: str | None) -> None:
+    """A record whose epoch Redis has lost is no receipt: the event is published again."""
+    replica = link.replica()
+    call = outgoing("a", key=key)
+    first = await replica.publish(call, FRESH)
+    fence = Fence(Position(first.epoch, 1), "a", (1, "a"))
+    # this very call begins the epoch, and its record is then a receipt
+    forked = fence._replace(id="another")
+    again = await replica.publish(call, forked)
+    assert (again.epoch != first.epoch, again.first, again.replayed) == (True, 1, False)
+    assert await replica.publish(call, forked) == again
+    assert await kept(replica) == [(1, "a")]
+    # the epoch began in another call
+    await renumbered(replica, Fence(Position(again.epoch, 1), "b", (1, "b")))
+    last = await replica.publish(call, FRESH)
+    assert len({first.epoch, again.epoch, last.epoch}) == 3
+    assert await kept(replica) == [(1, "a")]
+
+
+async def test_records_are_not_asked_before_the_fence(link: Link) -> None:
+    """A call that only records could answer finds a fork nevertheless, and so does a group of which some are new."""
+    replica = link.replica()
+    await publish(replica, "a", "b")
+    first = await replica.publish(outgoing("c"), FRESH)
+    fence = Fence(Position(first.epoch, 2), "another", (2, "another"))
+    made = await asyncio.gather(*(replica.publish(outgoing(id), fence) for id in "cd"))
+    assert [publication.first for publication in made] == [1, 2]
+    assert await kept(replica) == [(1, "c"), (2, "d")]
+
+
+async def test_witness(link: Link) -> None:
+    """A page of the history names the id of the event that the reader asked about, "" if it is not kept."""
+    replica = link.replica()
+    await publish(replica, "a", "b", "c")
+    assert [(await replica.read(1, 1, number)).witness for number in (0, 1, 3, 4)] == ["", "a", "c", ""]
+    await link.trim(1)
+    assert (await replica.read(1, 3, 2)).witness == ""
+
+
+async def test_circuit_and_end(link: Link) -> None:
+    """A publish that is not sent yet fails when the circuit opens and when publishing ends; later ones are sent."""
+    replica = link.replica()
+    await publish(replica, "a")
+    for end in (lambda: replica.circuit_changed(CircuitState.OPEN), replica.end_publishes):
+        publishing = asyncio.create_task(replica.publish(outgoing("b"), FRESH))
+        await asyncio.sleep(0)
+        end()
+        with pytest.raises(NotSent):
+            await publishing
+    replica.circuit_changed(CircuitState.CLOSED)
+    assert (await publish(replica, "c")).position.sequence == 2
 
 
 async def test_faults_of_the_fake() -> None:

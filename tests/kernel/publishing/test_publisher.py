@@ -34,11 +34,12 @@ from kernel import (
     WorkerStatusData,
     WriteRefused,
 )
+from kernel.errors import NotSent
 from kernel.messages import MAX_BATCH
 from kernel.messages.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
 from kernel.observer import Published, Retried
 from tests.fakes import FakeRedis
-from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica
+from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica, transport_of
 from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
@@ -574,3 +575,141 @@ async def test_retries_do_not_wait_for_room(redis: FakeRedis) -> None:
         assert (await first).sequence == 1
         redis.release()
         assert sorted(receipt.sequence for receipt in await asyncio.gather(*others)) == list(range(2, 9))
+
+
+# -- deadlines
+
+
+class Clock:
+    """A clock that a test sets."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def settled(broadcaster: EventBroadcaster, redis: FakeRedis) -> None:
+    """Start, and wait until the check that follows the subscription is over."""
+    await broadcaster.start()
+    await eventually(lambda: redis.calls.count("position") >= 2)
+
+
+async def test_never_again_when_the_id_may_be_forgotten(redis: FakeRedis) -> None:
+    """A publish that may have been sent is not sent again once Redis may have forgotten its id."""
+    clock = Clock()
+    transport = PausableTransport(redis)
+    config = replace(RARE_CHECKS, max_retries=3)
+    broadcaster = EventBroadcaster(transport, config, elapsed=clock)
+    await settled(broadcaster, redis)
+    for sleep, sent in ((config.retry_lifetime - config.position_check_seconds + 1, 1), (10.0, 2)):
+        calls = redis.calls.count("publish")
+        redis.fail(after=True)
+        transport.after["publish"].clear()
+        publishing = asyncio.create_task(broadcaster.broadcast_event(EVENT))
+        await eventually(lambda: redis.calls.count("publish") == calls + 1)  # noqa: B023  it is over by then
+        clock.now += sleep
+        transport.after["publish"].set()
+        if sent == 1:
+            with pytest.raises(BroadcastFailed, match="no connection"):
+                await publishing
+        else:
+            await publishing
+        assert redis.calls.count("publish") == calls + sent
+    await broadcaster.stop()
+
+
+async def test_what_was_never_sent_may_be_sent_late(redis: FakeRedis) -> None:
+    """A publish that was not sent yet has no id that could be forgotten: it is sent however late, and once."""
+    clock = Clock()
+    transport = PausableTransport(redis)
+    broadcaster = EventBroadcaster(transport, RARE_CHECKS, elapsed=clock)
+    await settled(broadcaster, redis)
+    redis.fail(error=NotSent("not sent"))
+    publishing = asyncio.create_task(broadcaster.broadcast_event(EVENT))
+    await eventually(lambda: "publish" in redis.calls)
+    clock.now = 1e6
+    assert (await publishing).sequence == 1
+    assert broadcaster.get_circuit_state().total_failures == 0
+    await broadcaster.stop()
+
+
+async def test_never_sent_and_exhausted(redis: FakeRedis) -> None:
+    """If no attempt was sent within the retries, the publish fails like any other."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        redis.fail(2, NotSent("not sent"))
+        with pytest.raises(BroadcastFailed, match="not sent"):
+            await broadcaster.broadcast_event(EVENT)
+        assert redis.place.sequence == 0
+
+
+async def test_those_that_wait_fail_with_the_circuit(redis: FakeRedis) -> None:
+    """When the circuit opens, publishes that wait in the queue are refused at once, and nothing of them goes out."""
+    config = replace(RARE_CHECKS, circuit_failure_threshold=1, circuit_recovery_seconds=60.0, max_retries=0)
+    async with replica(redis, config) as broadcaster:
+        transport_of(broadcaster).before["publish"].clear()
+        redis.fail(error=WriteRefused("OOM"))
+        publishes = [asyncio.create_task(broadcaster.broadcast_event(EVENT))]
+        await eventually(lambda: transport_of(broadcaster).held["publish"])
+        publishes += [asyncio.create_task(broadcaster.broadcast_event(EVENT)) for _ in range(3)]
+        await asyncio.sleep(0)
+        transport_of(broadcaster).before["publish"].set()
+        outcomes = await asyncio.gather(*publishes, return_exceptions=True)
+        assert [type(error) for error in outcomes] == [BroadcastFailed, CircuitOpen, CircuitOpen, CircuitOpen]
+        assert redis.calls.count("publish") == 1
+
+
+async def test_a_partition(redis: FakeRedis) -> None:
+    """Publishes that wait for a call without an answer fail with it, all within one deadline."""
+    transport = PausableTransport(redis, deadline=0.1)
+    config = replace(RARE_CHECKS, max_retries=0, circuit_recovery_seconds=60.0)
+    async with replica(redis, config, transport=transport) as broadcaster:
+        transport.before["publish"].clear()
+        first = asyncio.create_task(broadcaster.broadcast_event(EVENT))
+        await eventually(lambda: transport.held["publish"])
+        waiting = [asyncio.create_task(broadcaster.broadcast_event(EVENT)) for _ in range(20)]
+        async with asyncio.timeout(0.2):
+            outcomes = await asyncio.gather(first, *waiting, return_exceptions=True)
+        assert {type(error) for error in outcomes} == {BroadcastFailed}
+        assert broadcaster.get_circuit_state().total_failures == 1
+        # the call that was given up arrives after all
+        transport.before["publish"].set()
+        await eventually(lambda: redis.place.sequence == 1)
+
+
+# -- the end
+
+
+@pytest.mark.parametrize("end", ["end_publishes", "stop"])
+async def test_the_end_of_publishes(redis: FakeRedis, end: str) -> None:
+    """Publishes that wait for Redis, for a retry or for room fail at once; those that may be in Redis say so."""
+    config = replace(
+        RARE_CHECKS, most_ahead=3, base_delay=60.0, max_delay=60.0, flow_patience_seconds=60.0, max_retries=3
+    )
+    transport = PausableTransport(redis)
+    broadcaster = EventBroadcaster(transport, config)
+    await settled(broadcaster, redis)
+    redis.fail()
+    retrying = asyncio.create_task(broadcaster.broadcast_event(EVENT))
+    await eventually(lambda: broadcaster.counters.retries == 1)
+    transport.after["publish"].clear()
+    sent = asyncio.create_task(broadcaster.broadcast_event(EVENT))
+    await eventually(lambda: redis.place.sequence == 1)
+    queued = asyncio.create_task(broadcaster.broadcast_event(EVENT))
+    too_many = asyncio.create_task(broadcaster.broadcast_batch(batch(3)))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1):
+        if end == "stop":
+            await broadcaster.stop()
+        else:
+            broadcaster.end_publishes()
+        outcomes = await asyncio.gather(retrying, sent, queued, too_many, return_exceptions=True)
+    assert [type(error) for error in outcomes] == [BroadcastFailed, BroadcastFailed, NotStarted, NotStarted]
+    with pytest.raises(NotStarted):
+        await broadcaster.broadcast_event(EVENT)
+    assert (redis.place.sequence, broadcaster.counters.retries) == (1, 1)
+    transport.after["publish"].set()
+    await broadcaster.stop()
+    await broadcaster.start()
+    assert (await broadcaster.broadcast_event(EVENT)).sequence == 2
+    await broadcaster.stop()
