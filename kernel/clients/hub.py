@@ -20,6 +20,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from kernel.clients.acks import AckLedger, requires_acks
 from kernel.clients.audiences import Audiences
 from kernel.clients.catchup import CatchUp, Step
@@ -32,7 +34,7 @@ from kernel.clients.replay import Resume
 from kernel.clients.token_bucket import TokenBucket
 from kernel.log.check_requests import CheckRequests
 from kernel.log.encodings import Encoding
-from kernel.log.frames import Frame
+from kernel.log.frames import Frame, NumberField
 from kernel.log.log import Log
 from kernel.messages.control import Connected, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
@@ -51,8 +53,8 @@ _RESYNC_SECONDS = 5.0
 class Hub:
     """The clients of one replica.
 
-    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write, and
-    `clock()` is in seconds since 1970.
+    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write,
+    `number_field` is what an event's number is called, and `clock()` is in seconds since 1970.
     """
 
     def __init__(
@@ -62,9 +64,11 @@ class Hub:
         checks: CheckRequests,
         observer: Observer,
         chunk: int,
+        number_field: NumberField = "sequence",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
+        self._number_field = number_field
         self._checks = checks
         self._observer = observer
         self._chunk = chunk
@@ -91,7 +95,8 @@ class Hub:
         here = self._log.place
         client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
         self._clients[client] = None
-        client.tell(Connected(client.id, here.epoch, here.sequence))
+        seq = here.sequence if self._number_field == "seq" else msgspec.UNSET
+        client.tell(Connected(client.id, here.epoch, here.sequence, seq))
         if self._degraded:
             client.tell(ServiceNotice.degraded(utc_now()))
         if resume is None:

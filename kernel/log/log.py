@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kernel.log.envelope import Announcement
-from kernel.log.frames import Frame
+from kernel.log.frames import Frame, NumberField
 from kernel.log.ring import Ring
 from kernel.log.transport import Transport
 from kernel.position import Position
@@ -52,10 +52,14 @@ class _Read(NamedTuple):
 
 
 class Log:
-    """Events and markers in their order; `size` frames of them in memory."""
+    """Events and markers in their order; `size` frames of them in memory.
 
-    def __init__(self, transport: Transport, size: int) -> None:
+    `number_field` is what an event's number is called in its frame.
+    """
+
+    def __init__(self, transport: Transport, size: int, *, number_field: NumberField = "sequence") -> None:
         self.ring = Ring(size)
+        self._number_field = number_field.encode()
         self._transport = transport
         self._pages: OrderedDict[tuple[str, int], _Read] = OrderedDict()
         self._kept_bytes = 0
@@ -84,7 +88,7 @@ class Log:
                 for entry in announcement.events:
                     if entry.sequence == sequence + 1:
                         sequence = entry.sequence
-                        offered.frames.append(Frame.of(epoch, entry))
+                        offered.frames.append(Frame.of(epoch, entry, self._number_field))
                 if farthest <= sequence:
                     continue
             offered.misfits.append(Position(announcement.epoch, farthest))
@@ -147,7 +151,7 @@ class Log:
         page = await self._transport.read(number * PAGE + 1, end)
         if page.position.epoch != epoch or page.position.sequence < end:
             raise Moved
-        read = _Read([Frame.of(epoch, entry) for entry in page.entries], page.oldest, page.beyond)
+        read = _Read([Frame.of(epoch, entry, self._number_field) for entry in page.entries], page.oldest, page.beyond)
         if end == (number + 1) * PAGE:
             self._keep((epoch, number), read)
         return read
