@@ -132,7 +132,7 @@ def line_of(frame: Mapping[str, Any], clock: str) -> str:
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"
     replay = " (replay)" if frame.get("replay") else ""
-    # A server with WEBSOCKET_NUMBER_FIELD=seq calls the number "seq"; its `connected` message has no number of an event.
+    # A server with WEBSOCKET_NUMBER_FIELD=seq calls the number "seq"; that of `connected` is no event's.
     number = frame.get("sequence", "-" if kind == "connected" else frame.get("seq", "-"))
     return f"{clock} {number:>8} {kind:<20} {text}{replay}".rstrip()
 

@@ -1,4 +1,4 @@
-"""A front end that numbers wrongly: it takes the frames of one type for a sequence of their own, and asks at each hole."""
+"""A front end that takes the frames of one type for a sequence of their own, and asks again at each hole."""
 
 import asyncio
 from typing import Any

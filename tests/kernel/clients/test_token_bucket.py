@@ -38,12 +38,11 @@ def test_a_clock_that_is_set_back() -> None:
 @given(st.lists(st.floats(0, 20), max_size=50))
 def test_no_more_than_the_rate(pauses: list[float]) -> None:
     """However the attempts are spread, no more than the burst and the rate pass; waiting as told always suffices."""
-    bucket, now, taken = TokenBucket(0.2, 4, 0.0), 0.0, 0
-    for pause in pauses:
+    bucket, now = TokenBucket(0.2, 4, 0.0), 0.0
+    for taken, pause in enumerate(pauses, 1):
         now += pause
         wait = bucket.take(now)
         if wait:
             now += wait
             assert bucket.take(now) == 0
-        taken += 1
         assert taken <= 4 + 0.2 * now + 1e-3
