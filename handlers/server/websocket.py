@@ -5,11 +5,11 @@ to the kernel as the client's sink, so that the fan-out writes frames directly t
 reading of messages remain uvicorn's.
 
 Receiving: what one read brings is parsed in slices, and parsing stops while enough messages wait for the application.
-The rest stays unparsed, and nothing more is read from the client until it is parsed too. A slice is so small that what
-it inflates to is no more than the largest message, or two. So what a client has sent and the application has not yet
+The rest stays unparsed, and nothing more is read from the client until it is parsed too. A slice is so small that it
+inflates to no more than two of the largest messages. So what a client has sent and the application has not yet
 taken is at most four of the largest messages (waiting or half received), besides the unparsed rest of one read, which
-is 256 kB. Parsing takes at most a tenth of the time, so that frames that never become a message, such as pings and
-empty fragments, cost no more than messages do.
+is 256 kB. Frames that never become a message, such as pings and empty fragments, do not count for the rate at which
+messages are read: parsing what completes no message takes at most a tenth of the time.
 
 Back-pressure: the sink is blocked while more than `high_water` bytes are unsent, until a quarter of that is left. While
 it is blocked, nothing is read from the client either, because the replies could not be sent. A blocked client whose
@@ -54,7 +54,8 @@ from kernel.log import WINDOW_BITS, Joined
 __all__ = ["WebSocketProtocol"]
 
 _CLOSE_SECONDS = 5.0
-# How long a turn of parsing takes, in seconds, and how much of its time a connection may be parsed, after a burst.
+# How long a turn of parsing takes, in seconds; and for which part of the time, after a burst in seconds, what a client
+# has sent is parsed without completing a message.
 _TURN_SECONDS = 0.002
 _PARSING_SHARE = 0.1
 _PARSING_BURST = 0.02
@@ -221,7 +222,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
             if self.deflates:
-                self._slice = max(16, self.config.ws_max_size // _MOST_INFLATED)
+                self._slice = max(16, 2 * self.config.ws_max_size // _MOST_INFLATED)
 
     def handle_cont(self, event: Frame) -> None:
         """Take a further fragment of a message; uvicorn would keep them all, empty ones too, until the last."""
@@ -276,7 +277,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         message: dict[str, Any] = await self.queue.get()  # type: ignore[assignment]  # an ASGI event
         if message["type"] == "websocket.receive":
             self._waiting -= _weight(message)
-            if self._unparsed is not None and self._parse_timer is None:
+            if self.read_paused and self._has_room and self._parse_timer is None:
                 self._parse()
         return message
 
@@ -339,11 +340,18 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """End the connection at once."""
         self._abort()
 
+    @property
+    def _has_room(self) -> bool:
+        """True if further messages may wait; those that come after our close frame are dropped."""
+        return self._waiting < self.config.ws_max_size or self.close_sent
+
     def _parse(self) -> None:
         """Parse slices of what was read while there is room for their messages, until the turn is over."""
         begin = now = time.perf_counter()
+        idle = 0.0  # the time of slices without the end of a message
         unparsed = self._unparsed
-        while unparsed and now - begin < _TURN_SECONDS and (self.close_sent or self._waiting < self.config.ws_max_size):
+        while unparsed and self._has_room and now - begin < _TURN_SECONDS:
+            waiting, slice_began_at = self._waiting, now
             self._unparsed = unparsed[self._slice :] or None
             self.conn.receive_data(unparsed[: self._slice])  # type: ignore[arg-type]  # it takes any buffer
             # Messages before one that violates the protocol are acted on.
@@ -352,7 +360,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self.handle_parser_exception()
             unparsed = self._unparsed
             now = time.perf_counter()
-        wait = self._parsing.spend(now - begin, now)
+            if self._waiting == waiting:
+                idle += now - slice_began_at
+        wait = self._parsing.spend(idle, now) if idle else 0
         if wait or (unparsed and now - begin >= _TURN_SECONDS):
             self._parse_timer = self.loop.call_later(wait, self._parse_on)
         self._update_reading()
@@ -368,7 +378,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def _update_reading(self) -> None:
         """Read from the client, or pause reading."""
-        paused = self._unparsed is not None or self._parse_timer is not None or (self.blocked and not self.close_sent)
+        unread = self._unparsed is not None or self._parse_timer is not None or not self._has_room
+        paused = unread or (self.blocked and not self.close_sent)
         if paused is not self.read_paused and not self.transport.is_closing():
             self.read_paused = paused
             if paused:
