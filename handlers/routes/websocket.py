@@ -40,7 +40,7 @@ _logger = logging.getLogger(__name__)
 
 # After this many seconds of work for one client in a row, the other tasks of the event loop get a turn.
 _TURN_SECONDS = 0.002
-# An ack or a pong of at most so many characters counts as this part of a message.
+# An ack or a pong of at most this length, in characters, counts as this part of a message.
 _LIGHT_COST = 1 / 20
 _LIGHT_LENGTH = 1024
 _NO_STATUS = 1005  # RFC 6455, 7.4.1

@@ -126,7 +126,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         high_water: int,
         stall_seconds: float,
         limit: ConnectionLimit,
-        **kwargs: Any,  # noqa: ANN401
+        **kwargs: Any,  # noqa: ANN401  uvicorn's own arguments
     ) -> None:
         super().__init__(*args, **kwargs)
         # Replacing the object would leave garbage with reference cycles for each connection.

@@ -45,7 +45,7 @@ __all__ = ["Hub"]
 
 _logger = logging.getLogger(__name__)
 
-# A resync costs a read of the log. A client may ask for so many at once, and then for one in so many seconds.
+# A resync costs a read of the log. A client may ask for 4 at once, and then for one every 5 seconds.
 _RESYNCS_AT_ONCE = 4
 _RESYNC_SECONDS = 5.0
 

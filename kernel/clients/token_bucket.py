@@ -30,7 +30,7 @@ class TokenBucket:
         return 0
 
     def spend(self, cost: float, now: float) -> float:
-        """Take `cost` tokens even if there are not as many; return in how many seconds none will be owed."""
+        """Take `cost` tokens even if there are not as many; return in how many seconds none will be missing."""
         self._fill(now)
         self._left -= cost
         return max(0.0, -self._left / self._rate)

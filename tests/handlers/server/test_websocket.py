@@ -9,6 +9,8 @@ import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from handlers.server.descriptors import ConnectionLimit
+from handlers.server.primitives import SlimQueue
 from handlers.server.websocket import WebSocketProtocol
 from kernel.clients import INTERNAL_ERROR
 
@@ -62,6 +64,25 @@ class MemoryTransport(asyncio.Transport):
         pass
 
 
+class WatchedQueue(SlimQueue):
+    """The connection's queue, with the texts in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+
+    def put_nowait(self, item: Any) -> None:
+        if "text" in item:
+            self.texts.append(item["text"])
+        super().put_nowait(item)
+
+    async def get(self) -> Any:
+        item = await super().get()
+        if "text" in item:
+            del self.texts[0]
+        return item
+
+
 class Connection:
     """A protocol, the transport under it, and the application's ends of it."""
 
@@ -75,8 +96,15 @@ class Connection:
         config.load()
         self.transport = MemoryTransport()
         self.protocol = WebSocketProtocol(
-            config=config, server_state=ServerState(), app_state={}, high_water=1 << 20, stall_seconds=10
+            config=config,
+            server_state=ServerState(),
+            app_state={},
+            high_water=1 << 20,
+            stall_seconds=10,
+            limit=ConnectionLimit(10),
         )
+        self.queue = WatchedQueue()
+        self.protocol.queue = self.queue  # type: ignore[assignment]
 
     async def open(self, *, deflate: bool) -> None:
         """Upgrade."""
@@ -95,8 +123,7 @@ class Connection:
 
     def held(self) -> int:
         """Return how many characters the messages have that wait for the application."""
-        waiting: list[dict[str, Any]] = self.protocol.queue._items  # type: ignore[attr-defined]
-        return sum(len(message.get("text", "")) for message in waiting)
+        return sum(map(len, self.queue.texts))
 
 
 def frame(opcode: int, payload: bytes = b"", *, fin: bool = True, compressed: bool = False) -> bytes:
@@ -157,7 +184,7 @@ async def test_every_message_arrives(connection: Connection, size: int) -> None:
         connection.protocol.data_received(data[at : at + READ])
     most = 0
     for text in texts:
-        most = max(most, len(connection.protocol.queue._items))  # type: ignore[attr-defined]
+        most = max(most, len(connection.queue.texts))
         assert (await connection.receive())["text"] == text
     assert most < 200
     connection.protocol.data_received(frame(PING))

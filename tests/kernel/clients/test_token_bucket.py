@@ -8,7 +8,7 @@ from kernel.clients.token_bucket import TokenBucket
 
 
 def test_take() -> None:
-    """The burst passes at once; then a token comes at the rate, and who comes too early is told when to come again."""
+    """The burst passes at once; then a token comes at the rate, and one too early is told when to try again."""
     bucket = TokenBucket(0.2, 4, 100.0)
     assert [bucket.take(100.0) for _ in range(5)] == [0, 0, 0, 0, pytest.approx(5.0)]
     assert bucket.take(103.0) == pytest.approx(2.0)
@@ -18,7 +18,7 @@ def test_take() -> None:
 
 
 def test_spend() -> None:
-    """More can be spent than there is; what is owed is paid off first."""
+    """More can be spent than there is; what is missing comes first."""
     bucket = TokenBucket(50, 100, 0.0)
     assert bucket.spend(100, 0.0) == 0
     assert bucket.spend(1, 0.0) == pytest.approx(0.02)
