@@ -213,7 +213,7 @@ def _exit(*_: object) -> NoReturn:
 
 def _serve_help() -> str:
     rows = "\n".join(
-        f"  {name:<33}{f'{meaning} (default {default})' if default else meaning}"
+        f"  {name:<34}{f'{meaning} (default {default})' if default else meaning}"
         for name, default, meaning in settings_help()
     )
     return f"""

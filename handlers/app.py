@@ -73,6 +73,7 @@ def _broadcaster(settings: Settings, redis_url: str, observers: Sequence[Observe
         position_check_seconds=settings.position_check_seconds,
         supervision_interval_seconds=settings.supervision_interval_seconds,
         chunk_bytes=max(1, settings.websocket_send_buffer_bytes // 4),
+        number_field=settings.websocket_number_field,
         most_ahead=max(1, min(BroadcasterConfig().most_ahead, settings.history_size // 2)),
     )
     transport = RedisTransport(

@@ -71,6 +71,12 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         float, _positive("seconds without a message until a client is closed")
     ] = 300.0
     websocket_max_message_size: Annotated[int, _integer(1024, "largest message that a client may send")] = 65536
+    websocket_max_messages_per_second: Annotated[
+        int, _integer(0, "messages read from a client per second, acks and pongs 20 times as many; 0: no limit")
+    ] = 50
+    websocket_number_field: Annotated[
+        Literal["sequence", "seq"], Meta(description="name of an event's number in frames, sequence or seq")
+    ] = "sequence"
     websocket_max_connections: Annotated[int, _integer(0, "largest number of connections; 0: no limit")] = 0
     websocket_compression_threshold: Annotated[int, _integer(0, "smallest message compressed by format=zlib")] = 1024
     websocket_compression_level: Annotated[int, _integer(1, "zlib compression level", 9)] = 6

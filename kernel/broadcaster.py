@@ -23,6 +23,7 @@ from kernel.listening.subscription import Subscription
 from kernel.listening.supervisor import Supervisor
 from kernel.log.check_requests import CheckRequests
 from kernel.log.encodings import Encoding
+from kernel.log.frames import NumberField
 from kernel.log.log import Log
 from kernel.log.transport import Transport
 from kernel.messages.decoding import MAX_BATCH
@@ -71,7 +72,8 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     `event_max_bytes` limits the data of one event, as compact JSON. `chunk_bytes` is how much is joined into one write.
     `most_ahead` is how many events this replica's publishes may be ahead of what it has delivered; it must be well
     below what the history keeps, or missed events could not be fetched. `flow_patience_seconds` is how long publishes
-    wait at that bound without any delivery before a position check.
+    wait at that bound without any delivery before a position check. `number_field` is the name of an event's number in
+    frames.
     """
 
     message_buffer_size: int = 100
@@ -86,6 +88,7 @@ class BroadcasterConfig(msgspec.Struct, frozen=True, kw_only=True):
     chunk_bytes: int = 256 * 1024
     most_ahead: int = 3 * MAX_BATCH
     flow_patience_seconds: float = 1.0
+    number_field: NumberField = "sequence"
 
     @property
     def idle_seconds(self) -> float:
@@ -132,10 +135,17 @@ class EventBroadcaster:
         self._clock = clock
         self._observer = observer = Observers([self.counters, *observers])
         self._transport = transport
-        self._log = Log(transport, config.message_buffer_size)
+        self._log = Log(transport, config.message_buffer_size, number_field=config.number_field)
         self.checks = CheckRequests()
         self._flow = FlowControl(config.most_ahead, self._log.ring, self.checks, patience=config.flow_patience_seconds)
-        self.hub = Hub(self._log, checks=self.checks, observer=observer, chunk=config.chunk_bytes, clock=clock)
+        self.hub = Hub(
+            self._log,
+            checks=self.checks,
+            observer=observer,
+            chunk=config.chunk_bytes,
+            number_field=config.number_field,
+            clock=clock,
+        )
         self._link = Link(
             CircuitBreaker(config.circuit_failure_threshold, config.circuit_recovery_seconds),
             observer=observer,

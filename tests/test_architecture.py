@@ -21,6 +21,7 @@ MODULES = sorted(str(path.relative_to(ROOT)) for package in PACKAGES for path in
 MOST_LINES = 300
 LONG = {
     "handlers/server/http.py": "one connection: heads, bodies, upgrades and time limits share its state",
+    "handlers/server/websocket.py": "one connection: how much is read, parsed, held and written, and how it is closed",
     "kernel/broadcaster.py": "one short method for each message family",
     "kernel/observer.py": "one detail and one hook for each thing that is told",
 }

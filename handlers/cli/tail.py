@@ -96,7 +96,7 @@ class Position:
             case {"type": "resync_ack", "recovered": False} if not frame.get("gap_too_old"):
                 # The requested number is higher than the newest, so it is invalid: continue from the replica's own.
                 self.sequence = self._replica
-            case {"type": "gap", "to": int(sequence)} | {"sequence": int(sequence)}:
+            case {"type": "gap", "to": int(sequence)} | {"sequence": int(sequence)} | {"seq": int(sequence)}:
                 self._pass(sequence)
 
     def _enter(self, epoch: str) -> None:
@@ -132,7 +132,9 @@ def line_of(frame: Mapping[str, Any], clock: str) -> str:
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"
     replay = " (replay)" if frame.get("replay") else ""
-    return f"{clock} {frame.get('sequence', '-'):>8} {kind:<20} {text}{replay}".rstrip()
+    # A server with WEBSOCKET_NUMBER_FIELD=seq calls the number "seq"; that of `connected` is no event's.
+    number = frame.get("sequence", "-" if kind == "connected" else frame.get("seq", "-"))
+    return f"{clock} {number:>8} {kind:<20} {text}{replay}".rstrip()
 
 
 def _verdict(frame: Mapping[str, Any]) -> str:

@@ -6,11 +6,16 @@ read. An invalid query parameter is reported to the client and ignored.
 
 Afterwards the kernel writes to the client's sink on its own. This route reads, and ends the connection when the client
 leaves, the connection's timer closes it, or an unexpected error occurs (1011).
+
+A client is read no faster than `WEBSOCKET_MAX_MESSAGES_PER_SECOND`: after a message beyond that rate the route waits
+before it takes the next one. Nothing is answered and nothing is lost; what the client sends meanwhile fills the buffers
+of the connection, and in the end its own.
 """
 
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +30,7 @@ from handlers.routes.query_options import QueryOptions
 from handlers.server.sinks import EXTENSION, AsgiSink, FrameSink
 from handlers.settings import Settings
 from kernel import EventBroadcaster
-from kernel.clients import INTERNAL_ERROR, TRY_AGAIN_LATER, UNAUTHORIZED, Client, CloseReason
+from kernel.clients import INTERNAL_ERROR, TRY_AGAIN_LATER, UNAUTHORIZED, Client, CloseReason, TokenBucket
 from kernel.log import AsgiEncoding, Encoding, WireEncoding
 from kernel.messages import Error
 
@@ -33,8 +38,11 @@ __all__ = ["websocket_route"]
 
 _logger = logging.getLogger(__name__)
 
-# After this many messages of one client in a row, the other tasks of the event loop get a turn.
-_MESSAGES_PER_TURN = 64
+# After this many seconds of work for one client in a row, the other tasks of the event loop get a turn.
+_TURN_SECONDS = 0.002
+# An ack or a pong of at most this length, in characters, counts as this part of a message.
+_LIGHT_COST = 1 / 20
+_LIGHT_LENGTH = 1024
 _NO_STATUS = 1005  # RFC 6455, 7.4.1
 
 
@@ -125,7 +133,10 @@ async def _converse(
     sink.on_blocked = lambda: hub.fall_behind(client)
     if sink.blocked:
         hub.fall_behind(client)
-    received = 0
+    clock = time.perf_counter
+    rate = settings.websocket_max_messages_per_second
+    pace = TokenBucket(rate, 2 * rate, clock()) if rate else None
+    turn_began_at = clock()
     try:
         while True:
             message = await socket.receive()
@@ -135,10 +146,15 @@ async def _converse(
                 await sink.drained()
             timer.message_received()
             text: str | None = message.get("text")  # type: ignore[assignment]  # typed as object
-            hub.receive(client, b"" if text is None else text)
-            received += 1
-            if received % _MESSAGES_PER_TURN == 0:
+            light = hub.receive(client, b"" if text is None else text)
+            now = clock()
+            if pace is not None:
+                wait = pace.spend(_LIGHT_COST if light and text and len(text) <= _LIGHT_LENGTH else 1, now)
+                if wait and not sink.closed:
+                    await asyncio.sleep(wait)
+            if now - turn_began_at >= _TURN_SECONDS:
                 await asyncio.sleep(0)
+                turn_began_at = clock()
     finally:
         timer.stop()
         sink.on_blocked = None

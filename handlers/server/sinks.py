@@ -30,6 +30,11 @@ class FrameSink(Sink, Protocol):
         """True if the client negotiated permessage-deflate."""
         ...
 
+    @property
+    def closed(self) -> bool:
+        """True once nothing more will be sent."""
+        ...
+
 
 class AsgiSink:
     """A sink that takes messages without waiting and sends them by ASGI.
@@ -54,6 +59,11 @@ class AsgiSink:
     def blocked(self) -> bool:
         """True while too much is unsent."""
         return not self._free.is_set()
+
+    @property
+    def closed(self) -> bool:
+        """True once nothing more will be sent."""
+        return self._task.done()
 
     def write(self, data: Joined) -> None:
         """Queue messages for sending, in order, without waiting."""

@@ -4,6 +4,13 @@ Sending: the protocol puts itself into `scope["extensions"]` under `EXTENSION`. 
 to the kernel as the client's sink, so that the fan-out writes frames directly to the transport. The handshake and the
 reading of messages remain uvicorn's.
 
+Receiving: what one read brings is parsed in slices, and parsing stops while enough messages wait for the application.
+The rest stays unparsed, and nothing more is read from the client until it is parsed too. A slice is so small that it
+inflates to no more than two of the largest messages. So what a client has sent and the application has not yet
+taken is at most four of the largest messages (waiting or half received), besides the unparsed rest of one read, which
+is 256 kB. Frames that never become a message, such as pings and empty fragments, do not count for the rate at which
+messages are read: parsing what completes no message takes at most a tenth of the time.
+
 Back-pressure: the sink is blocked while more than `high_water` bytes are unsent, until a quarter of that is left. While
 it is blocked, nothing is read from the client either, because the replies could not be sent. A blocked client whose
 system acknowledges no data for `stall_seconds` is aborted.
@@ -18,7 +25,9 @@ import fcntl
 import logging
 import socket
 import struct
+import sys
 import termios
+import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
 from typing import Any
@@ -28,7 +37,7 @@ from websockets import http11
 from websockets.exceptions import NegotiationError
 from websockets.extensions import Extension
 from websockets.extensions.permessage_deflate import PerMessageDeflate, ServerPerMessageDeflateFactory
-from websockets.frames import Frame
+from websockets.frames import CLOSE, CloseCode, Frame
 from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import ExtensionParameter, StatusLike
@@ -39,12 +48,23 @@ from handlers.server.joining_transport import NO_LINGER
 from handlers.server.primitives import SlimEvent, SlimQueue
 from handlers.server.refusal import problem_body
 from handlers.server.sinks import EXTENSION
-from kernel.clients import CloseReason
+from kernel.clients import CloseReason, TokenBucket
 from kernel.log import WINDOW_BITS, Joined
 
 __all__ = ["WebSocketProtocol"]
 
 _CLOSE_SECONDS = 5.0
+# How long a turn of parsing takes, in seconds; and for which part of the time, after a burst in seconds, what a client
+# has sent is parsed without completing a message.
+_TURN_SECONDS = 0.002
+_PARSING_SHARE = 0.1
+_PARSING_BURST = 0.02
+# How much is parsed at a time, in bytes, of a client that cannot send compressed messages.
+_SLICE = 512
+# The most that deflate makes of one byte (https://zlib.net/zlib_tech.html).
+_MOST_INFLATED = 1032
+# What a waiting message takes besides its text, in bytes, generously: it limits how many small ones wait.
+_OVERHEAD = 1024
 _logger = logging.getLogger(__name__)
 # uvicorn logs each upgrade with its query string, which may contain a token, and websockets logs the messages.
 _protocol_logger = logging.getLogger("handlers.server.websocket.protocol")
@@ -72,8 +92,12 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
         return response, extension
 
 
-class _Handshakes(ServerProtocol):
-    """websockets' protocol, changed to refuse a handshake with a problem document."""
+class _ServerProtocol(ServerProtocol):
+    """websockets' protocol, changed in two places.
+
+    A handshake is refused with a problem document. A close frame between the fragments of a message is answered with
+    its own code.
+    """
 
     def reject(self, status: StatusLike, text: str) -> Response:
         response = super().reject(status, text)
@@ -82,6 +106,11 @@ class _Handshakes(ServerProtocol):
         response.headers["Content-Length"] = str(len(response.body))
         response.headers["Content-Type"] = PROBLEM_JSON
         return response
+
+    def recv_frame(self, frame: Frame) -> None:
+        if frame.opcode is CLOSE:
+            self.current_size = None  # the message will not be completed (RFC 6455, 5.4 and 5.5.1)
+        super().recv_frame(frame)
 
 
 class WebSocketProtocol(WebSocketsSansIOProtocol):
@@ -100,17 +129,23 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         **kwargs: Any,  # noqa: ANN401  passed on to uvicorn
     ) -> None:
         super().__init__(*args, **kwargs)
-        self.conn = _Handshakes(max_size=self.config.ws_max_size, logger=_protocol_logger)
+        # Replacing the object would leave garbage with reference cycles for each connection.
+        self.conn.__class__ = _ServerProtocol
         self._limit = limit
         self.queue = SlimQueue()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Queue
         self.writable: SlimEvent = SlimEvent()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Event
         self.conn.available_extensions = [_SharedDeflate()]
-        self.logger = _protocol_logger
+        self.logger = self.conn.logger = _protocol_logger
         self.conn.debug = False
         self.on_blocked: Callable[[], None] | None = None
         self._high_water = high_water
         self._stall_seconds = stall_seconds
         self._stall_timer: asyncio.TimerHandle | None = None
+        self._unparsed: memoryview | None = None
+        self._slice = _SLICE
+        self._waiting = 0  # the bytes of the messages that the application has not taken
+        self._parsing = TokenBucket(_PARSING_SHARE, _PARSING_BURST, time.perf_counter())
+        self._parse_timer: asyncio.TimerHandle | None = None
 
     @property
     def deflates(self) -> bool:
@@ -124,9 +159,14 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """True while too much is unsent."""
         return not self.writable.is_set()
 
+    @property
+    def closed(self) -> bool:
+        """True once nothing more will be sent."""
+        return self.close_sent or self.transport.is_closing()
+
     def write(self, data: Joined) -> None:
         """Write prebuilt frames, in order, without waiting; does nothing once the connection is closing."""
-        if not self.close_sent and not self.transport.is_closing():
+        if not self.closed:
             self.transport.write(data)  # type: ignore[arg-type]  # on this wire messages are joined to bytes
 
     async def drained(self) -> None:
@@ -135,7 +175,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     def close(self, reason: CloseReason) -> None:
         """Start the closing handshake; a client that does not answer within 5 seconds is aborted."""
-        if self.close_sent or self.transport.is_closing():
+        if self.closed:
             return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": reason.code, "reason": reason.text})
         self.conn.send_close(reason.code, reason.text)
@@ -154,10 +194,21 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         super().connection_lost(exc)
         self._limit.keep(self)
         self.on_blocked = None
+        self._unparsed = None
+        self._stop_parse_timer()
         self._stop_stall_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Parse received data; refuse an upgrade that is too long to parse, which uvicorn would leave unanswered."""
+        """Parse received data, as far as there is room for its messages.
+
+        An upgrade that is too long to parse is refused; uvicorn would leave it unanswered.
+        """
+        if self.handshake_initiated:
+            # Reading is paused while something is unparsed, but a transport may have more in hand.
+            self._unparsed = memoryview(data if self._unparsed is None else bytes(self._unparsed) + data)
+            if self._parse_timer is None:
+                self._parse()
+            return
         super().data_received(data)
         if self.conn.handshake_exc is not None and not self.close_sent:
             self.close_sent = True
@@ -170,13 +221,47 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if not self.close_sent:
             extensions: dict[str, Any] = self.scope["extensions"]
             extensions[EXTENSION] = self
+            if self.deflates:
+                self._slice = max(16, 2 * self.config.ws_max_size // _MOST_INFLATED)
+
+    def handle_cont(self, event: Frame) -> None:
+        """Take a further fragment of a message; uvicorn would keep them all, empty ones too, until the last."""
+        fragments: list[Any] = self.frames
+        if not isinstance(fragments[0], bytearray):
+            fragments[0] = bytearray(fragments[0])
+        fragments[0] += event.data
+        if event.fin:
+            self.send_receive_event_to_app()
+
+    def send_receive_event_to_app(self) -> None:
+        """Let a message that is complete wait for the application."""
+        data = self.frames[0]
+        self.frames = []
+        if self.close_sent:
+            return
+        message: dict[str, Any] = {"type": "websocket.receive"}
+        if self.curr_msg_data_type == "text":
+            try:
+                message["text"] = data.decode()
+            except UnicodeDecodeError:
+                self.conn.fail(CloseCode.INVALID_DATA)
+                self.handle_parser_exception()
+                return
+        else:
+            message["bytes"] = bytes(data)
+        self._waiting += _weight(message)
+        self.queue.put_nowait(message)  # type: ignore[arg-type]  # an ASGI event
+
+    def handle_ping(self) -> None:
+        """Answer a ping, unless it came in one slice with something for which the connection was closed."""
+        if not self.close_sent:
+            super().handle_ping()
 
     def pause_writing(self) -> None:
         """Become blocked: too much is unsent."""
         super().pause_writing()
         # The replies to what the client sends could not be sent either.
-        if not self.transport.is_closing():
-            self.transport.pause_reading()
+        self._update_reading()
         if self.on_blocked is not None:
             self.on_blocked()
         self._watch(self._unacknowledged_bytes())
@@ -185,16 +270,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Become unblocked."""
         super().resume_writing()
         self._stop_stall_timer()
-        if not self.read_paused and not self.transport.is_closing():
-            self.transport.resume_reading()
+        self._update_reading()
 
     async def receive(self) -> Any:  # noqa: ANN401  an ASGI event
-        """Return the client's next message, and resume reading unless blocked."""
-        message = await self.queue.get()
-        if self.read_paused and self.queue.empty():
-            self.read_paused = False
-            if not self.blocked and not self.transport.is_closing():
-                self.transport.resume_reading()
+        """Return the client's next message, and parse further ones if it left room for them."""
+        message: dict[str, Any] = await self.queue.get()  # type: ignore[assignment]  # an ASGI event
+        if message["type"] == "websocket.receive":
+            self._waiting -= _weight(message)
+            if self.read_paused and self._has_room and self._parse_timer is None:
+                self._parse()
         return message
 
     async def send(self, message: Any) -> None:  # noqa: ANN401  an ASGI event
@@ -232,6 +316,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         sent = self.conn.close_sent
         code, reason = (sent.code, sent.reason) if sent is not None else (1006, "")
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
+        self._unparsed = None  # the parser would drop it
         self._finish()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
@@ -241,8 +326,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.stop_keepalive()
-        self.read_paused = False
-        self.transport.resume_reading()
+        if self._unparsed is not None and self._parse_timer is None:
+            self._parse_timer = self.loop.call_later(0, self._parse_on)
+        self._update_reading()
         self.close_timer = self._closing()
 
     def _closing(self) -> asyncio.TimerHandle:
@@ -253,6 +339,53 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def evict(self) -> None:
         """End the connection at once."""
         self._abort()
+
+    @property
+    def _has_room(self) -> bool:
+        """True if further messages may wait; those that come after our close frame are dropped."""
+        return self._waiting < self.config.ws_max_size or self.close_sent
+
+    def _parse(self) -> None:
+        """Parse slices of what was read while there is room for their messages, until the turn is over."""
+        begin = now = time.perf_counter()
+        idle = 0.0  # the time of slices without the end of a message
+        unparsed = self._unparsed
+        while unparsed and self._has_room and now - begin < _TURN_SECONDS:
+            waiting, slice_began_at = self._waiting, now
+            self._unparsed = unparsed[self._slice :] or None
+            self.conn.receive_data(unparsed[: self._slice])  # type: ignore[arg-type]  # it takes any buffer
+            # Messages before one that violates the protocol are acted on.
+            self.handle_events()
+            if self.conn.parser_exc is not None:
+                self.handle_parser_exception()
+            unparsed = self._unparsed
+            now = time.perf_counter()
+            if self._waiting == waiting:
+                idle += now - slice_began_at
+        wait = self._parsing.spend(idle, now) if idle else 0
+        if wait or (unparsed and now - begin >= _TURN_SECONDS):
+            self._parse_timer = self.loop.call_later(wait, self._parse_on)
+        self._update_reading()
+
+    def _parse_on(self) -> None:
+        self._parse_timer = None
+        self._parse()
+
+    def _stop_parse_timer(self) -> None:
+        if self._parse_timer is not None:
+            self._parse_timer.cancel()
+            self._parse_timer = None
+
+    def _update_reading(self) -> None:
+        """Read from the client, or pause reading."""
+        unread = self._unparsed is not None or self._parse_timer is not None or not self._has_room
+        paused = unread or (self.blocked and not self.close_sent)
+        if paused is not self.read_paused and not self.transport.is_closing():
+            self.read_paused = paused
+            if paused:
+                self.transport.pause_reading()
+            else:
+                self.transport.resume_reading()
 
     def _watch(self, unsent: int) -> None:
         self._stop_stall_timer()
@@ -290,3 +423,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         if self._stall_timer is not None:
             self._stall_timer.cancel()
             self._stall_timer = None
+
+
+def _weight(message: dict[str, Any]) -> int:
+    """Return how many bytes of memory a waiting message takes; a character of a text may take four."""
+    return sys.getsizeof(message["text"] if "text" in message else message["bytes"]) + _OVERHEAD

@@ -13,6 +13,7 @@ from kernel.clients.close_reasons import (
 from kernel.clients.commands import Refused, patterns_from, sequence_from
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.clients.replay import Resume
+from kernel.clients.token_bucket import TokenBucket
 
 __all__ = [
     "EVERYTHING",
@@ -28,6 +29,7 @@ __all__ = [
     "Refused",
     "Resume",
     "Sink",
+    "TokenBucket",
     "patterns_from",
     "sequence_from",
 ]

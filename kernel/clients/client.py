@@ -7,6 +7,7 @@ from kernel.clients.audiences import Audience
 from kernel.clients.close_reasons import CloseReason
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.clients.replay import Resume
+from kernel.clients.token_bucket import TokenBucket
 from kernel.log.encodings import Encoding, Joined
 from kernel.log.frames import Frame, ready_control, saved_bytes
 from kernel.messages.control import Control
@@ -46,8 +47,8 @@ class Client:
     """A cursor into the log, with the patterns and the encoding of one connection.
 
     Every matching event up to `place` was written to the client's socket. `audience` is set while the client is live.
-    `resumes` are the replays that it asked for and that have not started, `notices` the newest of each kind that came
-    while its socket was full.
+    `resumes` are the replays that it asked for and that have not started, `resyncs` limits how often it may ask for
+    one, and `notices` are the newest of each kind that came while its socket was full.
     """
 
     __slots__ = (
@@ -64,6 +65,7 @@ class Client:
         "patterns",
         "place",
         "resumes",
+        "resyncs",
         "sink",
     )
 
@@ -78,6 +80,7 @@ class Client:
         self.delivery = Delivery.BEHIND
         self.audience: Audience[Client, Encoding] | None = None
         self.resumes: list[Resume] = []  # an empty deque takes ten times as much memory
+        self.resyncs: TokenBucket | None = None  # most clients never ask
         self.notices: dict[type[Control], Control] = {}
         self.acks = 0
         self._acked = 0

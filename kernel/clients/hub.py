@@ -15,9 +15,12 @@ between the read that finds nothing left and being live; an event that arrived i
 
 import asyncio
 import logging
+import math
 import secrets
 import time
 from collections.abc import Callable, Iterator
+
+import msgspec
 
 from kernel.clients.acks import AckLedger, requires_acks
 from kernel.clients.audiences import Audiences
@@ -28,9 +31,10 @@ from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.clients.replay import Resume
+from kernel.clients.token_bucket import TokenBucket
 from kernel.log.check_requests import CheckRequests
 from kernel.log.encodings import Encoding
-from kernel.log.frames import Frame
+from kernel.log.frames import Frame, NumberField
 from kernel.log.log import Log
 from kernel.messages.control import Connected, Error, Ping, ServiceNotice
 from kernel.messages.messages import utc_now
@@ -41,15 +45,16 @@ __all__ = ["Hub"]
 
 _logger = logging.getLogger(__name__)
 
-# How many resumes of one client may wait; each costs a read of the log.
-_MOST_RESUMES = 16
+# A resync costs a read of the log. A client may ask for 4 at once, and then for one every 5 seconds.
+_RESYNCS_AT_ONCE = 4
+_RESYNC_SECONDS = 5.0
 
 
 class Hub:
     """The clients of one replica.
 
-    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write, and
-    `clock()` is in seconds since 1970.
+    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write,
+    `number_field` is what an event's number is called, and `clock()` is in seconds since 1970.
     """
 
     def __init__(
@@ -59,9 +64,11 @@ class Hub:
         checks: CheckRequests,
         observer: Observer,
         chunk: int,
+        number_field: NumberField = "sequence",
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._log = log
+        self._number_field = number_field
         self._checks = checks
         self._observer = observer
         self._chunk = chunk
@@ -88,7 +95,8 @@ class Hub:
         here = self._log.place
         client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
         self._clients[client] = None
-        client.tell(Connected(client.id, here.epoch, here.sequence))
+        seq = here.sequence if self._number_field == "seq" else msgspec.UNSET
+        client.tell(Connected(client.id, here.epoch, here.sequence, seq))
         if self._degraded:
             client.tell(ServiceNotice.degraded(utc_now()))
         if resume is None:
@@ -109,8 +117,11 @@ class Hub:
         self._leave_audience(client)
         client.delivery = Delivery.GONE
 
-    def receive(self, client: Client, message: str | bytes) -> None:
-        """Act on a command of a client; the answer, if any, follows everything that was written to it before."""
+    def receive(self, client: Client, message: str | bytes) -> bool:
+        """Act on a command of a client; the answer, if any, follows everything that was written to it before.
+
+        Returns True if the command was light, which means an ack or a pong.
+        """
         decision = interpret(message, client.patterns)
         if decision.patterns is not None and decision.patterns is not client.patterns:
             self._change_patterns(client, decision.patterns)
@@ -120,6 +131,7 @@ class Hub:
             self._resume(client, decision.resume)
         if decision.reply is not None:
             client.tell(decision.reply)
+        return decision.light
 
     def acknowledge(self, client: Client, sequence: int) -> bool:
         """Count a client's ack of everything up to `sequence`; return True if it raised its highest one."""
@@ -186,9 +198,15 @@ class Hub:
             self._join_audience(client)
 
     def _resume(self, client: Client, resume: Resume) -> None:
-        if len(client.resumes) >= _MOST_RESUMES:
-            text = f"Invalid resync: {_MOST_RESUMES} are waiting already"
-            client.tell(Error("validation_error", text, {"reason": text}))
+        if client.resyncs is None:
+            client.resyncs = TokenBucket(1 / _RESYNC_SECONDS, _RESYNCS_AT_ONCE, self._clock())
+        # While Redis is away resyncs wait; the rate alone would let them pile up and be served at once afterwards. One
+        # more than may be asked for at once is the resume with which the client connected.
+        full = len(client.resumes) > _RESYNCS_AT_ONCE
+        wait = _RESYNC_SECONDS if full else client.resyncs.take(self._clock())
+        if wait:
+            text = f"Too many resyncs: {_RESYNCS_AT_ONCE} are answered at once, then one every {_RESYNC_SECONDS:g} s"
+            client.tell(Error("rate_limited", text, {"retry_after_ms": math.ceil(wait * 1000)}))
             return
         client.resumes.append(resume)
         if client.delivery is Delivery.LIVE:

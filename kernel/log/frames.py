@@ -4,7 +4,7 @@ A `Frame` is one event, or a marker (`gap`, `epoch_changed`) that stands in the 
 """
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -14,7 +14,10 @@ from kernel.messages.control import Control, EpochChanged, Gap
 from kernel.messages.names import names_of
 from kernel.position import Position
 
-__all__ = ["Frame", "chunks", "ready_control", "saved_bytes"]
+__all__ = ["Frame", "NumberField", "chunks", "ready_control", "saved_bytes"]
+
+NumberField = Literal["sequence", "seq"]
+"""What an event's number is called in its frame; `seq` is its name in older clients."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -37,17 +40,21 @@ class Frame:
         self._replayed: dict[Encoding, bytes | str] = {}
 
     @classmethod
-    def of(cls, epoch: str, entry: Entry) -> "Frame":
-        """Return an event's frame: `{"type", "data", "sequence", "requires_ack"}`, `timestamp` and `traceparent`."""
+    def of(cls, epoch: str, entry: Entry, number_field: bytes = b"sequence") -> "Frame":
+        """Return an event's frame: `{"type", "data", "sequence", "requires_ack"}`, `timestamp` and `traceparent`.
+
+        `number_field` is the name of the number.
+        """
         requires_ack = b"true" if entry.requires_ack else b"false"
         further = b""
         if entry.timestamp is not msgspec.UNSET:
             further += b',"timestamp":' + _encode(entry.timestamp)
         if entry.traceparent is not None:
             further += b',"traceparent":' + _encode(entry.traceparent)
-        json = b'{"type":%b,"data":%b,"sequence":%d,"requires_ack":%b%b}' % (
+        json = b'{"type":%b,"data":%b,"%b":%d,"requires_ack":%b%b}' % (
             _encode(entry.type),
             entry.data,
+            number_field,
             entry.sequence,
             requires_ack,
             further,

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kernel.log.envelope import Announcement
-from kernel.log.frames import Frame
+from kernel.log.frames import Frame, NumberField
 from kernel.log.ring import Ring
 from kernel.log.transport import Transport
 from kernel.position import Position
@@ -57,10 +57,14 @@ class _Read(NamedTuple):
 
 
 class Log:
-    """Events and markers in their order; `size` frames of them in memory."""
+    """Events and markers in their order; `size` frames of them in memory.
 
-    def __init__(self, transport: Transport, size: int) -> None:
+    `number_field` is what an event's number is called in its frame.
+    """
+
+    def __init__(self, transport: Transport, size: int, *, number_field: NumberField = "sequence") -> None:
         self.ring = Ring(size)
+        self._number_field = number_field.encode()
         self._transport = transport
         self._pages: OrderedDict[tuple[str, int], _Read] = OrderedDict()
         self._kept_bytes = 0
@@ -123,7 +127,7 @@ class Log:
                     break
                 if sequence and (not id or before is None):
                     continuity.unchained(number)
-                frames.append(Frame.of(epoch, entry))
+                frames.append(Frame.of(epoch, entry, self._number_field))
                 sequence, id = number, entry.id
                 before = entry.id
             else:
@@ -199,7 +203,7 @@ class Log:
             self._pages.clear()
             self._kept_bytes = 0
             raise Moved
-        read = _Read([Frame.of(epoch, entry) for entry in page.entries], page.oldest, page.beyond)
+        read = _Read([Frame.of(epoch, entry, self._number_field) for entry in page.entries], page.oldest, page.beyond)
         if end == (number + 1) * PAGE:
             self._keep((epoch, number), read)
         return read

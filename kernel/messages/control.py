@@ -25,11 +25,15 @@ class Control(msgspec.Struct, frozen=True):
 
 
 class Connected(Control, frozen=True, tag_field="type", tag="connected"):
-    """The first message on a connection; `last_seq` is the newest sequence that this replica has delivered."""
+    """The first message on a connection; `last_seq` is the newest sequence that this replica has delivered.
+
+    `seq` is the same number for clients that know events' numbers by that name.
+    """
 
     connection_id: str
     epoch: str
     last_seq: int = msgspec.field(name="lastSeq")
+    seq: int | msgspec.UnsetType = msgspec.UNSET
     message: str = "Connected to events channel"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 from msgspec.structs import replace
@@ -264,6 +265,30 @@ async def test_get_messages_since(redis: FakeRedis) -> None:
         fill(redis, 1)
         await eventually(lambda: broadcaster.epoch == E2 and broadcaster.sequence == 1)
         assert [message["sequence"] for message in broadcaster.get_messages_since(0)] == [1]
+
+
+@pytest.mark.parametrize("name", ["sequence", "seq"])
+async def test_number_field(name: Literal["sequence", "seq"]) -> None:
+    """The number has the same name in every event frame, whether it comes live, replayed or by catch-up."""
+    redis = FakeRedis()
+    fill(redis, 150)
+    async with replica(redis, replace(FAST, number_field=name)) as broadcaster:
+        # the sinks know numbers by one name only, and are not asked here whether any is missing
+        _, sink = join(broadcaster, resume=Resume("events", 100, None), skips=lambda _: True)
+        _, slow = join(broadcaster, room=1, skips=lambda _: True)
+        assert sink.messages[0] == {**sink.messages[0], "lastSeq": 150, **({"seq": 150} if name == "seq" else {})}
+        assert ("seq" in sink.messages[0]) == (name == "seq")
+        await sink.until(lambda: sink.of("resync_ack"))
+        fill(redis, 50)
+        await sink.until(lambda: len(sink.of("event")) == 100)
+        slow.room = None
+        slow.drain()
+        await slow.until(lambda: len(slow.of("event")) == 50)
+        assert [message[name] for message in sink.of("event")] == list(range(101, 201))
+        assert [message[name] for message in slow.of("event")] == list(range(151, 201))
+        other = "sequence" if name == "seq" else "seq"
+        assert not [message for message in sink.of("event") + slow.of("event") if other in message]
+        assert broadcaster.get_messages_since(199)[0][name] == 200
 
 
 def test_get_broadcaster(redis: FakeRedis) -> None:

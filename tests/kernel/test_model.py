@@ -21,7 +21,7 @@ from kernel import BroadcasterConfig, EventBroadcaster, PublishOptions, Replayed
 from kernel.clients import Client, Patterns, Resume
 from kernel.clients.patterns import EVERYTHING
 from kernel.errors import BroadcasterError
-from kernel.log.envelope import encode_tail
+from kernel.log.envelope import encode_data, encode_tail
 from kernel.log.transport import Outgoing
 from kernel.messages.decoding import decode_message
 from kernel.observer import TraceContext
@@ -364,7 +364,7 @@ class Model(RuleBasedStateMachine):
             self.history.unknown("event", data)
             message = decode_message("event", json.dumps(data).encode())
             id = f"other-{self.count}"
-            events.append((id, encode_tail(message, id, TraceContext(None, None, None), 0.0)))
+            events.append((id, encode_tail(message, encode_data(message), id, TraceContext(None, None, None), 0.0)))
         self.redis.run(Fence(NOWHERE, ""), Outgoing(events[0][0], None, events))
         self.redis.deaf = False
         self.turn(10)

@@ -152,9 +152,9 @@ async def test_several_resyncs(replica: Replica, client: Client) -> None:
     numbers = await publish(replica, 10)
     await client.reached(numbers[-1])
     client.skip()
-    for since in numbers[:5]:
+    for since in numbers[:4]:
         await client.send({"type": "resync", "data": {"last_sequence": since, "channel": str(since)}})
-    for since in numbers[:5]:
+    for since in numbers[:4]:
         frames = [await client.next() for _ in range(numbers[-1] - since)]
         assert [frame["sequence"] for frame in frames] == list(range(since + 1, numbers[-1] + 1))
         assert (await client.next())["channel"] == str(since)

@@ -60,6 +60,7 @@ def at(sequence: int, epoch: str) -> dict[str, str]:
         ([connected("a", 41)], at(41, "a")),
         ([connected("a", 41), event(42), event(45)], at(45, "a")),
         ([connected("a", 41), event(42), ping("a", 60)], at(60, "a")),
+        ([{**connected("a", 41), "seq": 41}, {"type": "event", "data": {}, "seq": 42}], at(42, "a")),
         ([connected("a", 41), {"type": "gap", "from": 42, "to": 50}], at(50, "a")),
         ([connected("a", 41), {"type": "pong"}, {"type": "error", "error": "x"}], at(41, "a")),
         ([connected("a", 41), event(42), {"type": "epoch_changed", "epoch": "b"}], at(0, "b")),
@@ -183,6 +184,12 @@ def test_every_type_has_its_text() -> None:
 def test_notice_line(frame: dict[str, Any], text: str) -> None:
     """A notice has a line of its own, without a sequence number."""
     assert line_of(frame, CLOCK) == f"{CLOCK}        - {frame['type']:<20} {text}"
+
+
+def test_line_of_a_server_with_the_old_name() -> None:
+    """The number is shown whatever the server calls it."""
+    assert line_of({"type": "scene_change", "data": {}, "seq": 42}, "12:00:00.000").split()[1] == "42"
+    assert line_of({**connected("a", 41), "seq": 41}, "12:00:00.000").split()[1] == "-"
 
 
 def test_line_is_one_harmless_line() -> None:

@@ -241,15 +241,57 @@ async def test_several_resyncs_in_a_row(redis: FakeRedis) -> None:
 
 
 async def test_too_many_resyncs(redis: FakeRedis) -> None:
-    """At most 16 resyncs of a client wait; each further one is answered by one error."""
+    """Four resyncs are answered at once, then one every 5 s; one beyond gets an error, no replay, and stays live."""
     async with replica(redis) as broadcaster:
         client, sink = join(broadcaster)
-        for _ in range(20):
+        for _ in range(6):
             resync(broadcaster, client, last_sequence=249)
-        errors = sink.of("error")
-        assert [error["error"] for error in errors] == ["validation_error"] * 4
-        await acked(sink, 16)
+        await acked(sink, 4)
+        first, second = sink.of("error")
+        assert first["error"] == second["error"] == "rate_limited"
+        assert first["details"].keys() == {"retry_after_ms"}
+        assert 4900 < second["details"]["retry_after_ms"] <= 5000
+        await eventually(lambda: live(client))
+        resync(broadcaster, client, last_sequence=10)
         assert live(client)
+        assert client.place == Position(E1, 250)
+        error = sink.of("error")[-1]
+        await asyncio.sleep(error["details"]["retry_after_ms"] / 1000)
+        resync(broadcaster, client, last_sequence=249)
+        await acked(sink, 5)
+        assert len(sink.of("error")) == 3
+        resync(broadcaster, client, last_sequence=249)
+        assert len(sink.of("error")) == 4
+        await asyncio.sleep(60)
+        for _ in range(5):
+            resync(broadcaster, client, last_sequence=249)
+        await acked(sink, 9)
+        assert len(sink.of("error")) == 5
+
+
+async def test_resyncs_that_are_not_counted(redis: FakeRedis) -> None:
+    """A resume by query and a resync that is refused as invalid cost nothing of the limit."""
+    async with replica(redis) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", 249, E1))
+        for _ in range(10):
+            resync(broadcaster, client, last_sequence=-1)
+        for _ in range(4):
+            resync(broadcaster, client, last_sequence=249)
+        await acked(sink, 5)
+        assert {error["error"] for error in sink.of("error")} == {"validation_error"}
+
+
+async def test_resyncs_do_not_pile_up(redis: FakeRedis) -> None:
+    """While Redis is away at most five resyncs wait, however long that takes."""
+    async with replica(redis) as broadcaster:
+        redis.down = True
+        client, sink = join(broadcaster, resume=Resume("events", 0, E1))
+        for _ in range(20):
+            resync(broadcaster, client, last_sequence=0)
+            await asyncio.sleep(10)
+        assert [error["details"] for error in sink.of("error")] == [{"retry_after_ms": 5000}] * 15
+        redis.down = False
+        await acked(sink, 6)
 
 
 async def test_a_resync_does_not_repeat_what_comes_live(redis: FakeRedis) -> None:

@@ -1,6 +1,7 @@
 """Commands: every message that a client may send, and every way to get it wrong."""
 
 import json
+import time
 from typing import Any
 
 import msgspec
@@ -93,9 +94,9 @@ def test_unsubscribe_the_last_one() -> None:
     assert decision == Decision(Unsubscribed(["a"]), Patterns.of([]))
 
 
-@pytest.mark.parametrize("data", [None, {}, {"events": None}, {"other": 1}])
+@pytest.mark.parametrize("data", [None, {}, {"events": None}, {"other": 1}, {"events": []}, {"channels": []}])
 def test_unsubscribe_without_a_list(data: dict[str, Any] | None) -> None:
-    """An unsubscribe without a list removes all patterns, and the client receives everything again."""
+    """An unsubscribe without a list, or with an empty one, removes all patterns: the client receives everything."""
     decision = say({"type": "unsubscribe", "data": data}, Patterns.of(["b", "a"]))
     assert decision == Decision(Unsubscribed(["a", "b"]), EVERYTHING)
     assert say({"type": "unsubscribe"}, Patterns.of(["a"])) == Decision(Unsubscribed(["a"]), EVERYTHING)
@@ -108,7 +109,7 @@ def test_unsubscribe_of_one_who_never_subscribed() -> None:
 
 @pytest.mark.parametrize("kind", ["subscribe", "unsubscribe"])
 @pytest.mark.parametrize(
-    "events", ["alert.*", {}, [], 5, True, [""], [None], [5], [["a"]], ["a", "x" * 257]], ids=lambda e: repr(e)[:20]
+    "events", ["alert.*", {}, 5, True, [""], [None], [5], [["a"]], ["a", "x" * 257]], ids=lambda e: repr(e)[:20]
 )
 def test_patterns_that_are_none(kind: str, events: object) -> None:
     """Missing or invalid patterns are a validation_error that says what is wrong, with an example."""
@@ -119,7 +120,7 @@ def test_patterns_that_are_none(kind: str, events: object) -> None:
     assert patterns is not None
 
 
-@pytest.mark.parametrize("data", [None, {}, {"events": None}])
+@pytest.mark.parametrize("data", [None, {}, {"events": None}, {"events": []}, {"channels": []}])
 def test_subscribe_without_patterns(data: object) -> None:
     """A subscribe without patterns is a validation_error with an example."""
     told = details(json.dumps({"type": "SUBSCRIBE", "data": data}), "validation_error")
@@ -233,6 +234,50 @@ def test_huge_numbers() -> None:
         assert interpret(f'{{"type":"ack","sequence":7,"x":{number}}}', EVERYTHING) == Decision(ack=7)
 
 
+def test_ack_by_its_old_name() -> None:
+    """`seq` is an old name for `sequence`, which takes precedence."""
+    assert say({"type": "ack", "data": {"seq": 7}}) == Decision(ack=7)
+    assert say({"type": "ack", "seq": 7}) == Decision(ack=7)
+    assert say({"type": "ack", "seq": 7, "sequence": 8}) == Decision(ack=8)
+    assert say({"type": "ack", "sequence": 7, "data": {"seq": 8}}) == Decision(ack=8)
+    assert refusal(say({"type": "ack", "seq": 0})).error == "validation_error"
+
+
+def test_light_messages() -> None:
+    """Acks and pongs are light: they are not answered and change next to nothing."""
+    assert say({"type": "ack", "sequence": 7}).light
+    assert say({"type": "pong"}).light
+    for frame in ({"type": "ping"}, {"type": "unsubscribe"}, {"type": "resync"}, {"type": "ack"}, {}):
+        assert not say(frame).light
+
+
+# -- other forms of the same
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_action_for_type(kind: str) -> None:
+    """`action` is accepted for `type`; if both are given, `type` counts."""
+    fields = {"data": {"events": ["a"], "sequence": 5}}
+    assert say({"action": kind.upper(), **fields}) == say({"type": kind, **fields})
+    assert say({"action": kind, "type": None, **fields}) == say({"type": kind, **fields})
+    assert say({"action": "nonsense", "type": kind, **fields}) == say({"type": kind, **fields})
+    assert refusal(say({"type": "nonsense", "action": kind})).error == "unknown_message_type"
+    for wrong in ("", 5, None, "x" * 51):
+        assert refusal(say({"action": wrong})).error == "invalid_message_format"
+
+
+@pytest.mark.parametrize("field", ["events", "channels"])
+@pytest.mark.parametrize("data", [{}, {"data": None}, {"data": {}}, {"data": {"events": None, "channels": None}}])
+def test_patterns_at_top_level(field: str, data: dict[str, Any]) -> None:
+    """Patterns are also accepted at top level; those in `data` take precedence."""
+    decision = say({"type": "subscribe", field: ["A"], **data})
+    assert decision == Decision(Subscribed(["a"]), Patterns.of(["a"]))
+    decision = say({"action": "unsubscribe", field: ["A"], **data}, Patterns.of(["a", "b"]))
+    assert decision == Decision(Unsubscribed(["a"]), Patterns.of(["b"]))
+    inner = {"type": "subscribe", field: ["outer"], "data": {"channels": ["inner"]}}
+    assert say(inner).patterns is Patterns.of(["inner"])
+
+
 # -- what is no message
 
 
@@ -248,7 +293,8 @@ def test_huge_numbers() -> None:
         '{"type":NaN}',
         '{"type":1e999}}',
         "\x00",
-        "\ufeff{}",
+        "\ufeff",
+        "\ufeff\ufeff{}",
     ],
 )
 def test_invalid_json(message: str) -> None:
@@ -268,12 +314,20 @@ def test_an_empty_message() -> None:
 
 
 def test_lone_surrogates() -> None:
-    """A lone surrogate is invalid_json with a preview that can be sent; an escaped one is read as "?"."""
+    """A lone surrogate is invalid_json with a preview that can be sent; an escaped one is read as U+FFFD."""
     assert details('{"type":"\ud800"}', "invalid_json") == {"raw_data_preview": '{"type":"?"}'}
     said = interpret('{"type":"resync","channel":"\\ud800 and more","last_sequence":5}', EVERYTHING)
-    assert said == Decision(resume=Resume("? and more", 5, None))
+    assert said == Decision(resume=Resume("\ufffd and more", 5, None))
     said = interpret('{"type":"subscribe","data":{"events":["\\udfff*"]}}', EVERYTHING)
-    assert said == Decision(Subscribed(["?*"]), Patterns.of(["?*"]))
+    assert said == Decision(Subscribed(["\ufffd*"]), Patterns.of(["\ufffd*"]))
+    assert interpret('{"type":"ping","skipped":"\\udfff"}', EVERYTHING) == Decision(Pong())
+    details('{"type":"ping","skipped":"\\udfff"', "invalid_json")
+
+
+@pytest.mark.parametrize("message", ['{"type":"ping"}', "ping"])
+def test_byte_order_mark(message: str) -> None:
+    """A byte order mark at the front is ignored."""
+    assert interpret("\ufeff" + message, EVERYTHING) == Decision(Pong())
 
 
 def test_deep_nesting() -> None:
@@ -356,6 +410,83 @@ def test_bad_input_is_answered_whatever_it_is(message: str | bytes, globs: list[
         msgspec.json.encode(decision.reply)
     if isinstance(decision.reply, Error):
         assert decision == Decision(decision.reply)
+
+
+_TOKENS = [
+    *'{}[]:,"x1.-+eE',
+    '"type"',
+    '"ping"',
+    '"data"',
+    "1e999",
+    "null",
+    "true",
+    " ",
+    "\\\\",
+    "\\u0041",
+    "\\q",
+    "\t",
+]
+
+
+@given(st.lists(st.sampled_from(_TOKENS), max_size=12).map("".join) | JSON.map(json.dumps).map(lambda text: text[:-1]))
+def test_grammar(text: str) -> None:
+    """The grammar of skipped fields is checked as well: a message is refused if Python's decoder refuses it."""
+
+    def not_a_number(text: str) -> None:
+        raise ValueError(text)
+
+    for message in (text, f'{{"type":"ping","skipped":{text}}}', f'{{"type":"ping","data":{{"skipped":{text}}}}}'):
+        try:
+            json.loads(message, parse_constant=not_a_number)
+            valid = True
+        except ValueError:
+            valid = message == "ping"
+        reply = interpret(message, EVERYTHING).reply
+        assert (isinstance(reply, Error) and reply.error == "invalid_json") != valid
+
+
+# -- what it costs
+
+SIZE = 65_000
+
+
+def _filled(unit: str, before: str = '{"type":"ping","x":[', after: str = "1]}") -> str:
+    return before + unit * ((SIZE - len(before) - len(after)) // len(unit)) + after
+
+
+HEAVY = {
+    "floats": _filled("1e308,"),
+    "floats too large": _filled("1e999,"),
+    "integers": _filled("9" * 999 + ","),
+    "one integer": _filled("9", '{"type":"ack","sequence":', "}"),
+    "floats as patterns": _filled("1e308,", '{"type":"subscribe","data":{"events":[', "1]}}"),
+    "floats as numbers": _filled("1e308,", '{"type":"ack","sequence":[', "1]}"),
+    "floats as a type": _filled("1e308,", '{"type":[', "1]}"),
+    "floats as data": _filled("1e308,", '{"type":"ping","data":[', "1]}"),
+    "floats in a list": _filled("1e308,", "[", "1]"),
+    "short patterns": '{"type":"subscribe","events":[' + ",".join(f'"{n:x}"' for n in range(9000)) + "]}",
+    "equal patterns": _filled('"A",', '{"type":"subscribe","events":[', '"a"]}'),
+    "keys": "{" + ",".join(f'"{n:x}":1' for n in range(7000)) + ',"type":"ping"}',
+    "equal keys": _filled('"data":{},', "{", '"type":"ping"}'),
+    "deep": "[" * SIZE,
+    "deep in places": _filled("[" * 400 + "]" * 400 + ","),
+    "deep objects": _filled('{"data":', ""),
+    "surrogates": _filled("\\ud800", '{"type":"ping","x":"', '"}'),
+    "high and low": _filled("\\ud800x\\udc00", '{"type":"ping","x":"', '"}'),
+    "backslashes": _filled("\\\\", '{"type":"ping","x":"', '\\ud800"}'),
+    "a long type": _filled("x", '{"type":"', '"}'),
+    "a long channel": _filled("é", '{"type":"resync","channel":"', '"}'),
+    "emoji": _filled("🚪", '{"type":"ping","x":"', '"}'),
+}
+
+
+@pytest.mark.parametrize("case", HEAVY)
+def test_no_message_takes_long(case: str) -> None:
+    """A message of the largest size takes about a millisecond to interpret, however it is made."""
+    begin = time.process_time()
+    for _ in range(5):
+        interpret(HEAVY[case], EVERYTHING)
+    assert (time.process_time() - begin) / 5 < 0.02
 
 
 # -- shared with the query parameters

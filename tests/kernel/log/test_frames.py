@@ -70,6 +70,13 @@ def test_all_that_a_live_frame_can_have() -> None:
     assert frame.names == ("worker_status", "worker.status_changed", "worker.started")
 
 
+def test_the_old_name_of_the_number() -> None:
+    """The number can have another name, live and replayed."""
+    frame = Frame.of("e1", entry(), b"seq")
+    assert frame.message(replay=False) == {"type": "event", "data": {"a": 1}, "seq": 42, "requires_ack": False}
+    assert json.loads(text_of(wire_frames(frame.replayed(PLAIN))[0]))["seq"] == 42
+
+
 def test_a_null_timestamp_is_kept() -> None:
     """A null timestamp is part of the frame; an absent one is not."""
     assert Frame.of("e1", entry(timestamp=None)).message(replay=False)["timestamp"] is None

@@ -35,6 +35,18 @@ from kernel.messages.control import (
             },
             id="connected",
         ),
+        pytest.param(
+            Connected("ws-events-1a2b3c4d", "e1", 41, 41),
+            {
+                "type": "connected",
+                "message": "Connected to events channel",
+                "connection_id": "ws-events-1a2b3c4d",
+                "epoch": "e1",
+                "lastSeq": 41,
+                "seq": 41,
+            },
+            id="connected with seq",
+        ),
         pytest.param(Ping(42, "e1"), {"type": "ping", "lastSeq": 42, "epoch": "e1"}, id="ping"),
         pytest.param(Pong(), {"type": "pong"}, id="pong"),
         pytest.param(Subscribed(["a"]), {"action": "subscribed", "events": ["a"]}, id="subscribed"),
