@@ -47,6 +47,9 @@ CLOSES_SECONDS = 6.0
 REQUESTS_SECONDS = 10
 """How long requests in flight may take after that."""
 
+ENDING_SECONDS = 0.5
+"""How long the answers to publishes that are ended then may take."""
+
 
 def run(
     settings: Settings, *, sockets: Sequence[socket.socket], redis_url: str, embedded: EmbeddedValkey | None
@@ -178,8 +181,13 @@ class _Server(uvicorn.Server):
             await self.lifespan.shutdown()
 
     async def _end_requests(self) -> None:
-        """End the requests that are still in flight after `REQUESTS_SECONDS`; each of them is answered 503."""
+        """End the requests that are still in flight after `REQUESTS_SECONDS`; each of them is answered 503.
+
+        Publishes that wait for Redis are ended by the kernel, so that their answers say what may have become of them.
+        """
         await asyncio.sleep(REQUESTS_SECONDS)
+        self._broadcaster.end_publishes()
+        await asyncio.sleep(ENDING_SECONDS)
         requests = list(self.server_state.tasks)
         if requests:
             text = "ending %d requests that were not answered within %d s after the drain, with status 503"
