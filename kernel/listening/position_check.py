@@ -195,18 +195,8 @@ class PositionCheck:
         self._examined.clear()
 
     async def _start(self, position: Position) -> None:
-        """Fill the ring with the newest events, for clients that resume; no client has missed any yet."""
-        epoch, last = position
-        start = place = Position(epoch, max(0, last - self._log.ring.size))
-        frames: list[Frame] = []
-        while place.sequence < last:
-            try:
-                frames += await self._log.stored(place, last)
-                place = frames[-1].place
-            except Gone as gone:
-                start = place = Position(epoch, gone.oldest - 1)
-                frames.clear()
-        await self._delivery.start(start, frames)
+        """Fill the ring with the newest events, for clients that resume; nobody has missed anything yet."""
+        await self._delivery.start(*await self._log.newest(position))
 
     async def _refill(self, position: Position) -> None:
         """Deliver what the log lacks up to `position`."""

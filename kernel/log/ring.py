@@ -9,17 +9,26 @@ from kernel.position import NOWHERE, Fence, Position
 __all__ = ["Ring"]
 
 
+# How many bytes of plain messages the ring holds. A frame takes a few times its size once it was sent in several forms.
+MOST_BYTES = 32 * 1024 * 1024
+
+
 class Ring:
     """The newest `size` frames, events and markers, in their order.
 
-    `place` is the position of the newest frame. `base` is the position after which everything is in memory.
+    They are fewer if they exceed `most_bytes`, but the newest one is always there.
+
+    `place` is where this replica stands: the place of the newest frame.
+    `base` is the place after which everything is in memory.
     """
 
-    __slots__ = ("_frames", "_id", "base", "place", "size")
+    __slots__ = ("_bytes", "_frames", "_id", "base", "most_bytes", "place", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
         self.size = size
-        self._frames: deque[Frame] = deque(maxlen=size)
+        self.most_bytes = most_bytes
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
         self.base = NOWHERE
         self._id = ""
         self.place = NOWHERE
@@ -35,15 +44,19 @@ class Ring:
     def start(self, place: Position) -> None:
         """Move to `place`, and drop all frames."""
         self._frames.clear()
+        self._bytes = 0
         self.base = self.place = place
         self._id = ""
 
     def append(self, frames: Iterable[Frame]) -> None:
-        """Add frames after the newest one; the oldest are dropped."""
+        """Put frames after the newest one; the oldest go."""
         for frame in frames:
-            if len(self._frames) == self.size:
-                self.base = self._frames[0].place
             self._frames.append(frame)
+            self._bytes += frame.size
+            while len(self._frames) > self.size or (self._bytes > self.most_bytes and len(self._frames) > 1):
+                oldest = self._frames.popleft()
+                self._bytes -= oldest.size
+                self.base = oldest.place
             self.place = frame.place
             self._id = "" if frame.entry is None else frame.entry.id
 

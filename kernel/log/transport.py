@@ -46,8 +46,8 @@ class Batch(NamedTuple):
 class Page(NamedTuple):
     """A part of the history, read at one instant together with the position.
 
-    `oldest` is the number of the oldest event kept, `beyond` that of the first event after this part (position + 1 if
-    there is none).
+    `oldest` is the number of the oldest event kept, `beyond` that of the first one after this part (position + 1 if
+    there is none). The part ends before the last event that was asked for if its events are large; `beyond` shows it.
     """
 
     position: Position
@@ -79,7 +79,10 @@ class Transport(Protocol):
         ...
 
     async def read(self, first: int, last: int) -> Page:
-        """Return the kept events numbered `first` to `last`, both included."""
+        """Return the kept events numbered `first` to `last`, both included, or those of them that one answer may hold.
+
+        That is a bounded number of bytes, or one event. The bound is lower after an answer that missed its deadline.
+        """
         ...
 
     def listen(self, idle: float) -> AsyncGenerator[Batch, None]:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import hashlib
 import secrets
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
 from importlib.resources import files
 from itertools import chain
@@ -39,8 +39,16 @@ from kernel.resilience.tasks import end
 
 __all__ = ["RedisTransport"]
 
-_SCRIPT = files("kernel.redis").joinpath("publish.lua").read_bytes()
-_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+
+class _Script:
+    """A Lua script of this package, with the name by which Redis knows it."""
+
+    def __init__(self, file: str) -> None:
+        self.text = files("kernel.redis").joinpath(file).read_bytes()
+        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+
+_PUBLISH, _READ = _Script("publish.lua"), _Script("read.lua")
 
 # What a call of redis-py may raise. uvloop raises RuntimeError for a closed transport; redis-py raises AttributeError
 # if a connection is dropped while it is being established.
@@ -51,6 +59,10 @@ _KEY_LIFETIME = 300.0
 # loop.
 MOST_HEARD = 1024
 MOST_BYTES = 128 * 1024
+
+# How many bytes of the history one answer may hold, and to how little that goes down on a slow link.
+_MOST_READ = 1024 * 1024
+_LEAST_READ = 16 * 1024
 
 _T = TypeVar("_T")
 
@@ -97,6 +109,7 @@ class RedisTransport:
         self._reader: Any = redis.Redis.from_url(url, **options)
         self._subscriber: Any = redis.Redis.from_url(url, **options | {"socket_timeout": deadline})
         self._subscriptions: set[Any] = set()
+        self._read_bytes = _MOST_READ
         self._pending = PublishQueue()
         self._flusher: asyncio.Task[None] | None = None
 
@@ -141,31 +154,37 @@ class RedisTransport:
         """
         name = "probe-" + secrets.token_hex(8)
         records, request = ([self._record_prefix + name], [name, 1000, "", ""]) if probe else ([], [])
-        epoch, sequence, oldest, _ = await self._script(self._reader, records, fence, request)
+        epoch, sequence, oldest, _ = await self._run(self._reader, records, fence, request)
         self.kept = max(0, sequence + 1 - oldest)
         return Position(epoch.decode(), sequence)
 
     async def read(self, first: int, last: int) -> Page:
-        """Return the events from `first` to `last`, both included, that the history still has."""
+        """Return the events from `first` to `last`, both included, that the history still has and one answer may hold.
 
-        async def call() -> list[Any]:
-            pipeline = self._reader.pipeline(transaction=True)
-            pipeline.hmget(self._position_key, "epoch", "sequence")
-            pipeline.xrange(self._history_key, count=1)
-            pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
-            pipeline.xrange(self._history_key, f"{last + 1}-0", count=1)
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
-            return [_usable(answer) for answer in answers]
-
-        numbering, oldest, entries, beyond = await self._bounded(self._reader, call)
-        epoch, sequence = numbering or (None, None)
+        An answer holds 1 MiB, or one event. After one that missed its deadline the next may hold half as much; after
+        one that took less than a quarter of it, twice as much.
+        """
+        keys = (self._position_key, self._history_key)
+        allowed = self._read_bytes
+        begin = asyncio.get_running_loop().time()
+        try:
+            answer = await self._script(self._reader, _READ, keys, (first, last, last + 1, allowed))
+        except TransportUnavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self._read_bytes = max(_LEAST_READ, allowed // 2)
+            raise
+        if asyncio.get_running_loop().time() - begin < self._deadline / 4:
+            self._read_bytes = min(_MOST_READ, max(self._read_bytes, allowed * 2))
+        epoch, sequence, oldest, entries, beyond = answer
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
         except ValueError:  # foreign data in the key; the next position check starts a new epoch
             position = NOWHERE
-        kept = [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None]
-        ends = (int(end[0][0].partition(b"-")[0]) if end else position.sequence + 1 for end in (oldest, beyond))
-        return Page(position, next(ends), kept, next(ends))
+        kept = [entry for id, fields in entries if (entry := _entry(id, fields)) is not None]
+        after = _number(beyond) if beyond else position.sequence + 1
+        if beyond and after == first <= last:
+            after += 1  # foreign entries with one number fill the answer; the next part must begin later all the same
+        return Page(position, _number(oldest) if oldest else position.sequence + 1, kept, after)
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """Subscribe and yield an empty batch, then yield batches of announcements as they arrive.
@@ -212,7 +231,7 @@ class RedisTransport:
             while self._pending:
                 group = self._pending.next_group()
                 context = self._observers.sharing([publish.context for publish in group])
-                sending = self._script(
+                sending = self._run(
                     self._publisher,
                     [publish.record for publish in group],
                     group[-1].fence,
@@ -232,20 +251,24 @@ class RedisTransport:
                 group = self._pending.next_group()
             self._flusher = None
 
-    async def _script(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401 untyped
-        """Call the script; if Redis does not have it, load it first."""
+    async def _run(self, client: Any, records: list[str], fence: Fence, requests: list[Any]) -> Any:  # noqa: ANN401
+        """Call the script that publishes and checks the position."""
         (epoch, sequence), id = fence
         keys = [self._position_key, self._history_key, *records]
         # The name of the new epoch, if this call has to start one.
         fresh = secrets.token_hex(8)
         place = (self._channel, self._history_size, fresh, epoch, sequence, id)
-        command = ("EVALSHA", _SHA, len(keys), *keys, *place, *requests)
+        return await self._script(client, _PUBLISH, keys, (*place, *requests))
+
+    async def _script(self, client: Any, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:  # noqa: ANN401
+        """Call a script; if Redis does not have it, load it first."""
+        command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
         async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
             try:
                 return await client.execute_command(*command)
             except NoScriptError:
-                await client.script_load(_SCRIPT)
+                await client.script_load(script.text)
                 return await client.execute_command(*command)
 
         return await self._bounded(client, call)
@@ -267,18 +290,13 @@ class RedisTransport:
         await asyncio.gather(*disconnects, return_exceptions=True)
 
 
-def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
+def _entry(id: bytes, fields: list[bytes]) -> Entry | None:
     number, _, rest = id.partition(b"-")
-    return decode_entry(int(number), fields) if rest == b"0" else None
+    return decode_entry(int(number), dict(zip(fields[::2], fields[1::2], strict=True))) if rest == b"0" else None
 
 
-def _usable(answer: Any) -> Any:  # noqa: ANN401  redis-py's replies are untyped
-    """Return the answer, or None if the key is of another type because something else wrote it."""
-    if not isinstance(answer, ResponseError):
-        return answer
-    if str(answer).startswith("WRONGTYPE"):
-        return None
-    raise answer
+def _number(id: bytes) -> int:
+    return int(id.partition(b"-")[0])
 
 
 def _read_only(error: object) -> bool:
