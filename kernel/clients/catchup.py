@@ -91,12 +91,18 @@ class CatchUp:
             client.move_to(replay.place)
         while replay.state is ReplayState.READING:
             await client.sink.drained()
-            if not self._log.holds(replay.place):
-                self._source = "redis"
             try:
+                if not self._log.holds(replay.place):
+                    self._source = "redis"
+                    if replay.must_learn:
+                        replay.learned(await self._log.oldest())
+                        client.place = replay.place
+                        continue
                 frames = await self._log.after(replay.place)
             except Gone as gone:
-                replay.gone(gone.oldest)
+                gap = replay.gone(gone.oldest)
+                if gap is not None:
+                    client.write([gap])
                 client.place = replay.place
             except (Moved, TransportError):
                 return Step.CHECK_POSITION

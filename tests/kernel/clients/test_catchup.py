@@ -139,9 +139,64 @@ async def test_another_epoch(redis: FakeRedis, last: int) -> None:
             "last_sequence": last,
             "replayed_count": 100,
             "recovered": False,
+            "gap_too_old": True,
+            "oldest_available": 151,
             "epoch_changed": True,
         }
         assert sink.outline == ["connected", *replayed(151, 250), "resync_ack"]
+
+
+@pytest.mark.parametrize("epoch", [E1, "another"])
+async def test_memory_that_is_older_than_the_history(redis: FakeRedis, epoch: str) -> None:
+    """A replay is one unbroken run: what only this replica's memory still has is not sent before it."""
+    async with replica(redis, HEARING) as broadcaster:
+        _, first = join(broadcaster, resume=Resume("events", 0, E1))
+        assert (await acked(first))["replayed_count"] == 250
+        redis.trim(30)
+        _, sink = join(broadcaster, resume=Resume("events", 0, epoch), lossy=True)
+        ack = await acked(sink)
+        assert sink.outline == ["connected", *replayed(221, 250), "resync_ack"]
+        assert (ack["recovered"], ack["gap_too_old"], ack["oldest_available"]) == (False, True, 221)
+        assert ack.get("epoch_changed", False) is (epoch != E1)
+
+
+async def test_a_hole_that_opens_during_a_replay(redis: FakeRedis) -> None:
+    """When the history loses the next events of a replay, a gap marker stands where they would be."""
+    async with replica(redis, HEARING) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", 0, E1), room=1000)
+        await sink.until(lambda: sink.blocked)
+        redis.trim(50)
+        while not sink.of("resync_ack"):
+            sink.drain()
+            await asyncio.sleep(0)
+        assert sink.outline == ["connected", *replayed(1, 100), "gap 101-200", *replayed(201, 250), "resync_ack"]
+        ack = await acked(sink)
+        assert (ack["recovered"], ack["gap_too_old"], ack["oldest_available"]) == (False, True, 201)
+        sink.drain()
+        await eventually(lambda: live(client))
+
+
+async def test_a_history_that_is_trimmed_before_the_first_page(redis: FakeRedis) -> None:
+    """A replay that has sent nothing yet starts later without a gap marker, as if it had come later."""
+    async with replica(redis, HEARING) as broadcaster:
+        gate = gated(broadcaster).after["read"]
+        gate.clear()
+        _, sink = join(broadcaster, resume=Resume("events", 0, E1), lossy=True)
+        await eventually(lambda: gated(broadcaster).held["read"] == 1)
+        redis.trim(50)
+        gate.set()
+        assert (await acked(sink))["oldest_available"] == 201
+        assert sink.outline == ["connected", *replayed(201, 250), "resync_ack"]
+
+
+async def test_replays_that_start_together_share_their_reads(redis: FakeRedis) -> None:
+    """Clients that resume at the same time share one read of the oldest number, and one of each page."""
+    async with replica(redis, HEARING) as broadcaster:
+        before = redis.calls.count("read")
+        sinks = [join(broadcaster, resume=Resume("events", number, E1))[1] for number in range(20)]
+        for number, sink in enumerate(sinks):
+            assert (await acked(sink))["replayed_count"] == 250 - number
+        assert redis.calls.count("read") == before + 4
 
 
 @pytest.mark.parametrize("epoch", [None, E1])
