@@ -76,6 +76,11 @@ class Patterns:
         """Return the verdict on a message's names if it is remembered."""
         return True if self.globs is None else self._verdicts.get(names)
 
+    def all_known(self, names: Iterable[tuple[str, ...] | None]) -> list[bool | None]:
+        """Return the remembered verdict for each set of names, or None. A marker has no names and passes."""
+        verdicts = self._verdicts
+        return [True if self.globs is None or each is None else verdicts.get(each) for each in names]
+
     def steps(self, names: tuple[str, ...]) -> Iterator[bool]:
         """Do the work of `matches` in steps of about a millisecond; the last value is the verdict."""
         verdict = not self._literals.isdisjoint(names)

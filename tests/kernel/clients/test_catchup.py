@@ -1,6 +1,7 @@
 """Replay and catch-up: a client that is not live reads the log and misses nothing that is still kept."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -568,6 +569,24 @@ async def test_catch_up_from_the_history(redis: FakeRedis) -> None:
         assert sink.numbers == list(range(251, 551))
         sink.drain()
         await eventually(lambda: live(client))
+
+
+async def test_the_loop_runs_during_a_replay_with_hostile_patterns(redis: FakeRedis) -> None:
+    """Patterns that take long to compare are compared in steps, and everything that matches is replayed."""
+    redis.trim(0)
+    fill(redis, 5, type="worker_status", event_type="a" * 300)
+    async with replica(redis, HEARING) as broadcaster:
+        hostile = Patterns.of(["*a" * 126 + f"{number:04}" for number in range(100)])
+        longest = turns = 0.0
+        _, sink = join(broadcaster, resume=Resume("events", 250, E1), patterns=hostile, skips=lambda _: True)
+        before = time.thread_time()
+        while not sink.of("resync_ack"):
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, before, turns = max(longest, now - before), now, turns + 1
+        assert sink.outline == ["connected", "resync_ack"]
+        assert longest < 0.05
+        assert turns > 5
 
 
 async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:
