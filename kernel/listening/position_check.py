@@ -195,7 +195,7 @@ class PositionCheck:
         self._examined.clear()
 
     async def _start(self, position: Position) -> None:
-        """Fill the ring with the newest events, for clients that resume; nobody has missed anything yet."""
+        """Fill the ring with the newest events, for clients that resume; no client has missed any yet."""
         await self._delivery.start(*await self._log.newest(position))
 
     async def _refill(self, position: Position) -> None:

@@ -13,7 +13,6 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
-from importlib.resources import files
 from itertools import chain
 from typing import Any, TypeVar
 
@@ -35,20 +34,12 @@ from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.publish_queue import PendingPublish, PublishQueue, fail
+from kernel.redis.script import Script
 from kernel.resilience.tasks import end
 
 __all__ = ["RedisTransport"]
 
-
-class _Script:
-    """A Lua script of this package, with the name by which Redis knows it."""
-
-    def __init__(self, file: str) -> None:
-        self.text = files("kernel.redis").joinpath(file).read_bytes()
-        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
-
-
-_PUBLISH, _READ = _Script("publish.lua"), _Script("read.lua")
+_PUBLISH, _READ = Script("publish.lua"), Script("read.lua")
 
 # What a call of redis-py may raise. uvloop raises RuntimeError for a closed transport; redis-py raises AttributeError
 # if a connection is dropped while it is being established.
@@ -161,30 +152,29 @@ class RedisTransport:
     async def read(self, first: int, last: int) -> Page:
         """Return the events from `first` to `last`, both included, that the history still has and one answer may hold.
 
-        An answer holds 1 MiB, or one event. After one that missed its deadline the next may hold half as much; after
-        one that took less than a quarter of it, twice as much.
+        An answer holds 1 MiB or one event, less after one that missed its deadline, and more after a quick one.
         """
-        keys = (self._position_key, self._history_key)
         allowed = self._read_bytes
         begin = asyncio.get_running_loop().time()
         try:
-            answer = await self._script(self._reader, _READ, keys, (first, last, last + 1, allowed))
+            epoch, sequence, oldest, entries, beyond = await self._script(
+                self._reader, _READ, (self._position_key, self._history_key), (first, last, last + 1, allowed)
+            )
         except TransportUnavailable as error:
             if isinstance(error.__cause__, TimeoutError):
                 self._read_bytes = max(_LEAST_READ, allowed // 2)
             raise
         if asyncio.get_running_loop().time() - begin < self._deadline / 4:
             self._read_bytes = min(_MOST_READ, max(self._read_bytes, allowed * 2))
-        epoch, sequence, oldest, entries, beyond = answer
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
         except ValueError:  # foreign data in the key; the next position check starts a new epoch
             position = NOWHERE
         kept = [entry for id, fields in entries if (entry := _entry(id, fields)) is not None]
-        after = _number(beyond) if beyond else position.sequence + 1
+        after = int(beyond.partition(b"-")[0]) if beyond else position.sequence + 1
         if beyond and after == first <= last:
             after += 1  # foreign entries with one number fill the answer; the next part must begin later all the same
-        return Page(position, _number(oldest) if oldest else position.sequence + 1, kept, after)
+        return Page(position, int(oldest.partition(b"-")[0]) if oldest else position.sequence + 1, kept, after)
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """Subscribe and yield an empty batch, then yield batches of announcements as they arrive.
@@ -255,12 +245,11 @@ class RedisTransport:
         """Call the script that publishes and checks the position."""
         (epoch, sequence), id = fence
         keys = [self._position_key, self._history_key, *records]
-        # The name of the new epoch, if this call has to start one.
-        fresh = secrets.token_hex(8)
+        fresh = secrets.token_hex(8)  # the name of the new epoch, if this call has to start one
         place = (self._channel, self._history_size, fresh, epoch, sequence, id)
         return await self._script(client, _PUBLISH, keys, (*place, *requests))
 
-    async def _script(self, client: Any, script: _Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:  # noqa: ANN401
+    async def _script(self, client: Any, script: Script, keys: Sequence[str], arguments: Sequence[Any]) -> Any:  # noqa: ANN401
         """Call a script; if Redis does not have it, load it first."""
         command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
@@ -293,10 +282,6 @@ class RedisTransport:
 def _entry(id: bytes, fields: list[bytes]) -> Entry | None:
     number, _, rest = id.partition(b"-")
     return decode_entry(int(number), dict(zip(fields[::2], fields[1::2], strict=True))) if rest == b"0" else None
-
-
-def _number(id: bytes) -> int:
-    return int(id.partition(b"-")[0])
 
 
 def _read_only(error: object) -> bool:

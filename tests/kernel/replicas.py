@@ -83,7 +83,7 @@ def tail(id: str, type: str = "event", data: str = "{}", event_type: str | None 
 
 
 def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str = "{}", event_type: str | None = None) -> None:
-    """Publish so many events, one by one, as another replica would."""
+    """Publish `count` events, one by one, as another replica would."""
     for _ in range(count):
         id = f"{redis.place.epoch}-{redis.place.sequence + 1}"
         redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, data, event_type))]))

@@ -150,7 +150,7 @@ async def test_another_epoch(redis: FakeRedis, last: int) -> None:
 @pytest.mark.parametrize("epoch", [E1, "another"])
 async def test_memory_that_is_older_than_the_history(redis: FakeRedis, epoch: str) -> None:
     """A replay is one unbroken run: what only this replica's memory still has is not sent before it."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         _, first = join(broadcaster, resume=Resume("events", 0, E1))
         assert (await acked(first))["replayed_count"] == 250
         redis.trim(30)
@@ -163,7 +163,7 @@ async def test_memory_that_is_older_than_the_history(redis: FakeRedis, epoch: st
 
 async def test_a_hole_that_opens_during_a_replay(redis: FakeRedis) -> None:
     """When the history loses the next events of a replay, a gap marker stands where they would be."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         client, sink = join(broadcaster, resume=Resume("events", 0, E1), room=1000)
         await sink.until(lambda: sink.blocked)
         redis.trim(50)
@@ -179,11 +179,11 @@ async def test_a_hole_that_opens_during_a_replay(redis: FakeRedis) -> None:
 
 async def test_a_history_that_is_trimmed_before_the_first_page(redis: FakeRedis) -> None:
     """A replay that has sent nothing yet starts later without a gap marker, as if it had come later."""
-    async with replica(redis, HEARING) as broadcaster:
-        gate = gated(broadcaster).after["read"]
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        gate = transport_of(broadcaster).after["read"]
         gate.clear()
         _, sink = join(broadcaster, resume=Resume("events", 0, E1), lossy=True)
-        await eventually(lambda: gated(broadcaster).held["read"] == 1)
+        await eventually(lambda: transport_of(broadcaster).held["read"] == 1)
         redis.trim(50)
         gate.set()
         assert (await acked(sink))["oldest_available"] == 201
@@ -192,7 +192,7 @@ async def test_a_history_that_is_trimmed_before_the_first_page(redis: FakeRedis)
 
 async def test_replays_that_start_together_share_their_reads(redis: FakeRedis) -> None:
     """Clients that resume at the same time share one read of the oldest number, and one of each page."""
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         before = redis.calls.count("read")
         sinks = [join(broadcaster, resume=Resume("events", number, E1))[1] for number in range(20)]
         for number, sink in enumerate(sinks):
@@ -575,7 +575,7 @@ async def test_the_loop_runs_during_a_replay_with_hostile_patterns(redis: FakeRe
     """Patterns that take long to compare are compared in steps, and everything that matches is replayed."""
     redis.trim(0)
     fill(redis, 5, type="worker_status", event_type="a" * 300)
-    async with replica(redis, HEARING) as broadcaster:
+    async with replica(redis, RARE_CHECKS) as broadcaster:
         hostile = Patterns.of(["*a" * 126 + f"{number:04}" for number in range(100)])
         longest = turns = 0.0
         _, sink = join(broadcaster, resume=Resume("events", 250, E1), patterns=hostile, skips=lambda _: True)
