@@ -4,6 +4,8 @@ The closes are spread over time, so that the clients do not all reconnect at onc
 """
 
 import asyncio
+import time
+from collections.abc import Callable
 
 from kernel.clients.client import Client
 from kernel.clients.close_reasons import GOING_AWAY
@@ -13,15 +15,15 @@ from kernel.messages.control import Shutdown
 __all__ = ["drain"]
 
 
-async def drain(clients: list[Client], seconds: float) -> None:
+async def drain(clients: list[Client], seconds: float, *, timer: Callable[[], float] = time.perf_counter) -> None:
     """Notify every client of its close, and close it then; the closes are spread evenly over `seconds`.
 
     A client gets its events until its own close. Clients that reconnect at the notice and clients that wait for the
-    close are spread alike.
+    close are spread alike. `timer()`, by which long work hands the loop back, is in seconds on any clock.
     """
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    pace = Pace(loop.time)
+    pace = Pace(timer)
     step = seconds / len(clients) if clients else 0.0
     for number, client in enumerate(clients, 1):
         client.notify(Shutdown.within(round(number * step * 1000)))
