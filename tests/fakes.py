@@ -356,11 +356,12 @@ class FakeRedis:
     The same tests run against its transport and the real one (tests/kernel/log/test_transport.py).
     Rare faults: `fail` the next calls, be `down` or `read_only`; announcements `deaf` (lost) or `hold` and `release`;
     `first_edition` (announcements do not name the event before); `lose_history`, `trim`, `rewind` (a copy that lags
-    takes over), `flush`, `hang_up` (subscriptions end).
+    takes over), `flush`, `hang_up` (subscriptions end). An answer holds `page_bytes` of the history, or one event.
     """
 
-    def __init__(self, *, history_size: int = 10_000) -> None:
+    def __init__(self, *, history_size: int = 10_000, page_bytes: int = 1024 * 1024) -> None:
         self.history_size = history_size
+        self.page_bytes = page_bytes
         self.place = NOWHERE
         self.last = (0, "")
         self.history: dict[int, tuple[str, bytes]] = {}
@@ -579,11 +580,19 @@ class FakeTransport:
 
         def page() -> Page:
             place, history = self.redis.place, self.redis.history
-            wanted = (decode_entry(n, {b"event": history[n][1]}) for n in sorted(history) if first <= n <= last)
+            kept = sorted(number for number in history if number >= first)
+            wanted: list[int] = []
+            size = 0
+            for number in kept:
+                size += len(history[number][1])
+                if number > last or (wanted and size > self.redis.page_bytes):
+                    break
+                wanted.append(number)
+            entries = (decode_entry(number, {b"event": history[number][1]}) for number in wanted)
             oldest = min(history, default=place.sequence + 1)
-            beyond = min((number for number in history if number > last), default=place.sequence + 1)
+            beyond = min((number for number in kept if number not in wanted), default=place.sequence + 1)
             known = history.get(witness, ("",))[0]
-            return Page(place, oldest, [entry for entry in wanted if entry is not None], beyond, known)
+            return Page(place, oldest, [entry for entry in entries if entry is not None], beyond, known)
 
         return await self.call("read", page)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from enum import Enum
 
 from kernel.clients.client import Client
+from kernel.clients.pace import Pace
 from kernel.clients.replay import Replay, ReplayState
 from kernel.errors import TransportError
 from kernel.log.frames import Frame, chunks
@@ -35,15 +36,26 @@ class Step(Enum):
 class CatchUp:
     """Serves one client until it can be live.
 
-    `chunk` is how many bytes are joined into one write, `clock()` is in seconds since 1970.
+    `chunk` is how many bytes are joined into one write, `clock()` is in seconds since 1970, and `timer()` in seconds on
+    any clock.
     """
 
-    def __init__(self, client: Client, log: Log, *, observer: Observer, chunk: int, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        client: Client,
+        log: Log,
+        *,
+        observer: Observer,
+        chunk: int,
+        clock: Callable[[], float],
+        timer: Callable[[], float],
+    ) -> None:
         self._client = client
         self._log = log
         self._observer = observer
         self._chunk = chunk
         self._clock = clock
+        self._timer = timer
         self._replay: Replay | None = None
         self._begin = 0.0
         self._source = "memory"
@@ -91,12 +103,18 @@ class CatchUp:
             client.move_to(replay.place)
         while replay.state is ReplayState.READING:
             await client.sink.drained()
-            if not self._log.holds(replay.place):
-                self._source = "redis"
             try:
+                if not self._log.holds(replay.place):
+                    self._source = "redis"
+                    if replay.must_learn:
+                        replay.learned(await self._log.oldest())
+                        client.place = replay.place
+                        continue
                 frames = await self._log.after(replay.place)
             except Gone as gone:
-                replay.gone(gone.oldest)
+                gap = replay.gone(gone.oldest)
+                if gap is not None:
+                    client.write([gap])
                 client.place = replay.place
             except (Moved, TransportError):
                 return Step.CHECK_POSITION
@@ -110,11 +128,26 @@ class CatchUp:
 
     async def _write(self, frames: list[Frame], *, replay: bool = False) -> int:
         """Write frames as the socket takes them, and return how many events that were."""
+        client, pace = self._client, Pace(self._timer)
         events = 0
         for run in chunks(frames, self._chunk):
-            await self._client.sink.drained()
-            written = self._client.write(run, replay=replay)
-            self._observer.caught_up(written)
-            events += written.messages - sum(frame.entry is None for frame in run)
-            await asyncio.sleep(0)
+            left = run
+            while left:
+                await client.sink.drained()
+                await self._compare(left[0], pace)
+                written, taken = client.write_some(left, pace, replay=replay)
+                self._observer.caught_up(written)
+                events += written.messages - sum(frame.entry is None for frame in left[:taken])
+                left = left[taken:]
+                await asyncio.sleep(0)
+                pace.restart()
         return events
+
+    async def _compare(self, frame: Frame, pace: Pace) -> None:
+        """Compare the client's patterns with a frame in steps, so that the write finds the work done."""
+        patterns = self._client.patterns
+        if frame.names is not None and patterns.known(frame.names) is None:
+            for _ in patterns.steps(frame.names):
+                if pace.over:
+                    await asyncio.sleep(0)
+                    pace.restart()

@@ -53,8 +53,9 @@ _RESYNC_SECONDS = 5.0
 class Hub:
     """The clients of one replica.
 
-    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write,
-    `number_field` is what an event's number is called, and `clock()` is in seconds since 1970.
+    `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write, and
+    `number_field` is the name of an event's number. `clock()` is in seconds since 1970; `timer()`, by which long work
+    hands the loop back, is in seconds on any clock.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Hub:
         chunk: int,
         number_field: NumberField = "sequence",
         clock: Callable[[], float] = time.time,
+        timer: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._log = log
         self._number_field = number_field
@@ -73,6 +75,7 @@ class Hub:
         self._observer = observer
         self._chunk = chunk
         self._clock = clock
+        self._timer = timer
         self._degraded = False
         self._ledger = AckLedger()
         self._audiences: Audiences[Client, Encoding] = Audiences()
@@ -169,7 +172,7 @@ class Hub:
         `begin` is when the delivery of the whole batch started, in seconds since the epoch; acks are timed from it.
         """
         self._ledger.enter(frames, begin)
-        walk = self._walk = Walk(frames, self._audiences)
+        walk = self._walk = Walk(frames, self._audiences, self._timer)
         steps = iter(walk)
         try:
             for _ in steps:
@@ -243,7 +246,9 @@ class Hub:
 
     async def _catch_up(self, client: Client) -> None:
         """Serve a client that is behind until it is live or closed; the body of its task."""
-        catch_up = CatchUp(client, self._log, observer=self._observer, chunk=self._chunk, clock=self._clock)
+        catch_up = CatchUp(
+            client, self._log, observer=self._observer, chunk=self._chunk, clock=self._clock, timer=self._timer
+        )
         try:
             while (step := await catch_up.proceed()) is Step.CHECK_POSITION:
                 await self._checks.completed()

@@ -1,10 +1,10 @@
 """Patterns: what a client subscribed to, as an immutable set of globs that is shared by equal clients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Final
 from weakref import WeakValueDictionary
 
-from kernel.clients.globs import compile_glob, has_wildcards
+from kernel.clients.globs import GlobSet, has_wildcards
 
 __all__ = ["EVERYTHING", "Patterns"]
 
@@ -21,7 +21,7 @@ class Patterns:
     everything; with the empty set it receives nothing.
     """
 
-    __slots__ = ("__weakref__", "_literals", "_verdicts", "_wild", "globs")
+    __slots__ = ("__weakref__", "_literals", "_set", "_verdicts", "_wild", "globs")
 
     _interned: ClassVar[WeakValueDictionary[frozenset[str] | None, "Patterns"]] = WeakValueDictionary()
 
@@ -29,6 +29,7 @@ class Patterns:
         self.globs: Final = globs
         self._wild = [glob for glob in globs or () if has_wildcards(glob)]
         self._literals = frozenset(globs or ()).difference(self._wild)
+        self._set: GlobSet | None = None
         self._verdicts: dict[tuple[str, ...], bool] = {}
 
     def __repr__(self) -> str:
@@ -65,21 +66,36 @@ class Patterns:
         The verdicts on a few dozen sets of names are remembered. A glob with wildcards sees the first 256 characters of
         a name, so that no name costs more than the longest pattern does.
         """
-        if self.globs is None:
-            return True
-        verdict = self._verdicts.get(names)
+        verdict = self.known(names)
         if verdict is None:
-            verdict = self._match(names)
-            if sum(map(len, names)) <= _NAME_LENGTH:
-                if len(self._verdicts) >= _VERDICTS:
-                    self._verdicts.clear()
-                self._verdicts[names] = verdict
-        return verdict
+            for verdict in self.steps(names):  # noqa: B007  the last one counts
+                pass
+        return bool(verdict)
 
-    def _match(self, names: tuple[str, ...]) -> bool:
-        return not self._literals.isdisjoint(names) or any(
-            compile_glob(glob).matches(name[:_NAME_LENGTH]) for glob in self._wild for name in names
-        )
+    def known(self, names: tuple[str, ...]) -> bool | None:
+        """Return the verdict on a message's names if it is remembered."""
+        return True if self.globs is None else self._verdicts.get(names)
+
+    def all_known(self, names: Iterable[tuple[str, ...] | None]) -> list[bool | None]:
+        """Return the remembered verdict for each set of names, or None. A marker has no names and passes."""
+        verdicts = self._verdicts
+        return [True if self.globs is None or each is None else verdicts.get(each) for each in names]
+
+    def steps(self, names: tuple[str, ...]) -> Iterator[bool]:
+        """Do the work of `matches` in steps of about a millisecond; the last value is the verdict."""
+        verdict = not self._literals.isdisjoint(names)
+        if not verdict and self._wild:
+            if self._set is None:
+                self._set = GlobSet(self._wild)
+            for verdict in self._set.steps([name[:_NAME_LENGTH] for name in names]):
+                if verdict:
+                    break
+                yield False
+        if sum(map(len, names)) <= _NAME_LENGTH:
+            if len(self._verdicts) >= _VERDICTS:
+                self._verdicts.clear()
+            self._verdicts[names] = verdict
+        yield verdict
 
 
 EVERYTHING: Final = Patterns.of(None)

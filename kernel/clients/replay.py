@@ -19,13 +19,18 @@ Events while reading:
 - `read`: the log returned the next frames. Those of the target's epoch are to be written. A gap marker among them is
   written as well; it means that events are lost. If none of the frames is of the target's epoch, the log has gone over
   to another epoch and what was left of this one is gone: the replay is over. The new epoch follows as live frames.
-- `gone`: the log no longer has the next events. The replay skips to the oldest event that is kept.
+- `learned`: the number of the oldest event that the history has now. It is needed before anything is sent if memory
+  alone cannot answer (`must_learn`). Pages that this replica kept may be older than the history, and with them the
+  replay would have a hole between the page and what the history still has.
+- `gone`: the log no longer has the next events. The replay skips to the oldest event that is kept. If events were read
+  before, a gap marker is to be written where the hole is.
 - `wrote`: events were written to the client. Its patterns may have let fewer events through than were read.
 
 Verdicts. RECOVERED promises that the client now has every matching event up to the target. GAP_TOO_OLD says that events
 between the request and the target are lost; `oldest_available` is the first one after the newest loss. EPOCH_CHANGED
-says that the client asked for another epoch than the target's, or that the epoch changed while reading; it hides
-GAP_TOO_OLD. AHEAD says that the client asked for a number that the target's epoch has not reached; nothing is replayed.
+says that the client asked for another epoch than the target's, or that the epoch changed while reading; the ack names
+`oldest_available` as well if events of the target's epoch are lost. AHEAD says that the client asked for a number that
+the target's epoch has not reached; nothing is replayed.
 
 Invariants. The target never moves, and the place never goes back. The client's own place is the replay's place whenever
 nothing is being written. Live frames continue where the last frame that was read ends, without a hole or a repeat.
@@ -91,6 +96,7 @@ class Replay:
         self.count = 0
         self._resume = resume
         self._oldest: int | None = None
+        self._learned = self._has_read = False
 
     def must_ask(self, here: Position) -> bool:
         """Return True if a position check must be made before `start`, which is so once at most.
@@ -136,13 +142,30 @@ class Replay:
         gaps = [frame for frame in current if frame.entry is None]
         if gaps:
             self._lose(gaps[-1].place.sequence + 1)
+        self._has_read = True
         self._move(current[-1].place)
         return current
 
-    def gone(self, oldest: int) -> None:
-        """Skip events that are no longer kept; `oldest` is the first one that is."""
+    @property
+    def must_learn(self) -> bool:
+        """True until `learned` was called."""
+        return not self._learned
+
+    def learned(self, oldest: int) -> None:
+        """Start where the history starts now; `oldest` is the first event that it has."""
+        self._learned = True
+        if oldest > self.place.sequence + 1:
+            self.gone(oldest)
+
+    def gone(self, oldest: int) -> Frame | None:
+        """Skip events that are no longer kept; `oldest` is the first one that is.
+
+        Returns the marker to be written in place of the events, or None if the replay only starts later.
+        """
+        place = self.place
         self._lose(oldest)
         self._move(Position(self.target.epoch, oldest - 1))
+        return Frame.gap(place.epoch, place.sequence + 1, oldest - 1) if self._has_read else None
 
     def wrote(self, events: int) -> None:
         """Count events that were written to the client."""
@@ -151,7 +174,7 @@ class Replay:
     @property
     def ack(self) -> ResyncAck:
         """The message that ends the replay and tells the client its verdict."""
-        too_old = self.verdict is Verdict.GAP_TOO_OLD
+        too_old = self._oldest is not None
         return ResyncAck(
             self._resume.channel,
             self.target.epoch,
@@ -159,7 +182,7 @@ class Replay:
             self.count,
             recovered=self.verdict is Verdict.RECOVERED,
             gap_too_old=too_old,
-            oldest_available=self._oldest if too_old else None,
+            oldest_available=self._oldest,
             epoch_changed=self.verdict is Verdict.EPOCH_CHANGED,
         )
 

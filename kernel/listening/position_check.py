@@ -209,18 +209,7 @@ class PositionCheck:
 
     async def _start(self, position: Position) -> None:
         """Fill the ring with the newest events, for clients that resume; no client has missed any yet."""
-        epoch, last = position
-        start = place = Position(epoch, max(0, last - self._log.ring.size))
-        frames: list[Frame] = []
-        while place.sequence < last:
-            newest = frames[-1].entry if frames else None
-            try:
-                frames += await self._log.stored(place, last, (place.sequence, newest.id if newest else ""))
-                place = frames[-1].place
-            except Gone as gone:
-                start = place = Position(epoch, gone.oldest - 1)
-                frames.clear()
-        await self._delivery.start(start, frames)
+        await self._delivery.start(*await self._log.newest(position))
 
     async def _refill(self, position: Position) -> None:
         """Deliver what the log lacks up to `position`."""

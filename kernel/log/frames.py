@@ -98,6 +98,14 @@ class Frame:
             made = self._ready[encoding] = encoding.encode(self._json)
         return made
 
+    def made(self, encoding: Encoding) -> bytes | str | None:
+        """Return the message in this encoding if it was made before."""
+        return self._ready.get(encoding)
+
+    def is_made(self, encoding: Encoding, *, replay: bool) -> bool:
+        """Return True if `ready`, or with `replay` `replayed`, has made the message before."""
+        return encoding in (self._replayed if replay and self.entry is not None else self._ready)
+
     def replayed(self, encoding: Encoding) -> bytes | str:
         """Return the message in this encoding, with `"replay": true` if it is an event."""
         if self.entry is None:

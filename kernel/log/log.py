@@ -1,7 +1,14 @@
 """The log: the newest events in the ring, and older ones in the Redis history, read in pages that readers share.
 
-Replay, refill and catch-up of a slow client are one thing: `after(place)`. `offer` decides which announcements follow
-the log, and `append` makes their frames part of it. Nothing here writes to a client.
+Replay, refill and catch-up of a slow client are one thing: `after(place)`. What arrives from the other replicas is
+judged here (`offer`), and becomes part of the log by `append`. Nothing here writes to a client.
+
+Pages. Readers at different places of one page share a read of Redis and the frames made of it, and pages that were read
+whole are kept for later readers. A page has 100 events, or fewer if they are large: Redis answers with 1 MiB or
+one event at most, and with less on a slow link. When an answer is cut off, the next pages have as many events as fit
+into one answer. The sizes divide each other and pages begin at multiples of them, so readers at different places still
+ask for the same pages. A page that is cut off before a reader's place is no use to that reader; it then reads from its
+place on.
 """
 
 import asyncio
@@ -10,18 +17,22 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from kernel.log.envelope import Announcement
-from kernel.log.frames import Frame, NumberField
+from kernel.log.frames import Frame, NumberField, chunks
 from kernel.log.ring import Ring
 from kernel.log.transport import Transport
 from kernel.position import Position
 from kernel.resilience.tasks import end
 
-__all__ = ["Gone", "Log", "Moved", "Offered"]
+__all__ = ["KEPT_BYTES", "PAGE_BYTES", "Gone", "Log", "Moved", "Offered"]
 
-# Pages begin at fixed numbers, so that clients at different places read the same ones.
-PAGE = 100
+# How many events a page may have. Each size divides the one before it.
+_SIZES = (100, 50, 10, 5, 1)
+# How many bytes a reader is given at once. Each slow client holds what it was given last until its socket takes it.
+PAGE_BYTES = 1024 * 1024
+# How many events are read first when a replica starts and does not know how large they are.
+_FIRST_STEP = 5
 _KEPT_PAGES = 32
-_KEPT_BYTES = 8 * 1024 * 1024
+KEPT_BYTES = 8 * 1024 * 1024
 
 
 class Gone(Exception):
@@ -49,7 +60,7 @@ class Offered(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A page's events; `oldest` and `beyond` are those of `Page` when it was read."""
+    """A page's events, with the oldest number and the first after the page that were kept when it was read."""
 
     frames: list[Frame]
     oldest: int
@@ -66,8 +77,12 @@ class Log:
         self.ring = Ring(size)
         self._number_field = number_field.encode()
         self._transport = transport
+        # Kept pages, by epoch and first number.
         self._pages: OrderedDict[tuple[str, int], _Read] = OrderedDict()
         self._kept_bytes = 0
+        # What one answer held last, and how large its events were: these give the size of the next page.
+        self._answer_bytes = PAGE_BYTES
+        self._event_bytes = 0
         self._reading: dict[tuple[str, int, int], asyncio.Task[_Read]] = {}
 
     @property
@@ -142,16 +157,26 @@ class Log:
         """Return True if memory has all the frames after `place`."""
         return self.ring.since(place) is not None
 
-    async def after(self, place: Position) -> list[Frame]:
-        """Return the next frames after `place`, at least one; none if `place` is the end of the log.
+    async def oldest(self) -> int:
+        """Return the number of the oldest event that the history has now; if it is empty, that of the next event.
 
-        Raises `Gone` if the next events are no longer kept, `Moved` if Redis is in another epoch or behind this
-        replica, and `TransportError`.
+        Raises `Moved` and `TransportError`.
+        """
+        epoch, last = self.ring.place
+        read = await self._shared(epoch, last + 1, last, self._known)
+        return min(read.oldest, last + 1)
+
+    async def after(self, place: Position) -> list[Frame]:
+        """Return the next frames after `place`, some of them at least; none if this replica stands at `place`.
+
+        They are about 1 MiB at most, or one frame. Raises `Gone` if the next events are no longer kept, `Moved` if
+        Redis is not where this replica thinks, and `TransportError`.
         """
         held = self.ring.since(place)
         if held is not None:
+            held = next(iter(chunks(held, PAGE_BYTES)), [])
             if held and held[0].entry is None and held[0].place.epoch == place.epoch:
-                # a client that was connected elsewhere may miss less than this replica does
+                # this replica may miss more than a client that has been elsewhere
                 held[0] = Frame.gap(place.epoch, place.sequence + 1, held[0].place.sequence)
             return held
         now = self.ring.place
@@ -159,7 +184,7 @@ class Log:
             return [Frame.first_epoch(now)]
         if place.epoch != now.epoch:
             return [Frame.new_epoch(now.epoch)]
-        # the ring has only the end of the current epoch; the rest is in the history
+        # memory has only the end of the current epoch: the rest comes from the history
         return await self.stored(place, self.ring.base.sequence)
 
     async def stored(self, place: Position, last: int, known: tuple[int, str] | None = None) -> list[Frame]:
@@ -170,32 +195,72 @@ class Log:
         has delivered, and `Moved` is raised.
         """
         epoch, sequence = place
-        number = sequence // PAGE
-        known = known or (self.ring.place.sequence, self.ring.continuity.id)
-        frames, oldest, beyond = await self._page(epoch, number, last, known)
-        if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
-            raise Gone(min(oldest, last + 1))
-        # a hole is one gap, even if the position was set far ahead
-        return list(_with_gaps(frames, epoch, sequence, min(beyond - 1, last)))
+        return _following(await self._page(epoch, sequence, last, known or self._known), place, last)
 
-    async def _page(self, epoch: str, number: int, last: int, known: tuple[int, str]) -> _Read:
-        """Return a page's events up to `last`."""
-        kept = self._pages.get((epoch, number))
-        if kept is not None:
-            self._pages.move_to_end((epoch, number))
-            return kept
-        # one read of Redis per range, shared by all callers that ask for it meanwhile
-        key = (epoch, number, min((number + 1) * PAGE, last))
+    async def newest(self, position: Position) -> tuple[Position, list[Frame]]:
+        """Return the newest events up to `position`, as many as memory holds, and the place before the first of them.
+
+        They are read from the newest back, in steps that grow as far as the size of the events allows. Each step must
+        be of the same past as the one before it, or `Moved` is raised.
+        """
+        epoch, last = position
+        start, lowest = last, max(0, last - self.ring.size)
+        frames: list[Frame] = []
+        size, average, step = 0, 0, _FIRST_STEP
+        known = (0, "")
+        while start > lowest and size + average <= self.ring.most_bytes:
+            here = Position(epoch, max(lowest, start - step))
+            begin, older = here.sequence, []
+            while here.sequence < start:
+                try:
+                    read = await self._shared(epoch, here.sequence + 1, start, known)
+                    older += _following(read, here, start)
+                    here = older[-1].place
+                    known = (here.sequence, _id_of(older[-1])) if _id_of(older[-1]) else known
+                except Gone as gone:
+                    here = Position(epoch, gone.oldest - 1)
+                    begin = lowest = here.sequence
+                    older.clear()
+            frames = older + frames
+            start = begin
+            size += sum(frame.size for frame in older)
+            average = size // max(1, len(frames)) + 1
+            step = max(1, min(4 * step, (self.ring.most_bytes - size) // average))
+        return Position(epoch, start), frames
+
+    @property
+    def _known(self) -> tuple[int, str]:
+        """The number and the id of the event at this replica's position."""
+        return self.ring.place.sequence, self.ring.continuity.id
+
+    async def _page(self, epoch: str, sequence: int, last: int, known: tuple[int, str]) -> _Read:
+        """Return a page in which the event after `sequence` is, or is missing; it has nothing after `last`."""
+        for (kept_epoch, first), kept in self._pages.items():
+            if kept_epoch == epoch and first <= sequence + 1 < kept.beyond:
+                self._pages.move_to_end((epoch, first))
+                return kept
+        size = next((size for size in _SIZES if size * self._event_bytes <= self._answer_bytes), 1)
+        begin = sequence // size * size
+        end = min(begin + size, last)
+        whole = end == begin + size
+        read = await self._shared(epoch, begin + 1, end, known, keep=whole)
+        if read.beyond <= sequence + 1:
+            read = await self._shared(epoch, sequence + 1, end, known, keep=whole)
+        return read
+
+    async def _shared(self, epoch: str, first: int, end: int, known: tuple[int, str], *, keep: bool = False) -> _Read:
+        """Read Redis once for all callers that ask for the same range at the same time."""
+        key = (epoch, first, end)
         task = self._reading.get(key)
         if task is None:
-            task = self._reading[key] = asyncio.create_task(self._read(*key, known))
+            task = self._reading[key] = asyncio.create_task(self._read(epoch, first, end, known, keep=keep))
             task.add_done_callback(lambda _: self._reading.pop(key, None))
         # a reader that is cancelled must not cancel the read of the others
         return await asyncio.shield(task)
 
-    async def _read(self, epoch: str, number: int, end: int, known: tuple[int, str]) -> _Read:
+    async def _read(self, epoch: str, first: int, end: int, known: tuple[int, str], *, keep: bool) -> _Read:
         witness, id = known
-        page = await self._transport.read(number * PAGE + 1, end, witness)
+        page = await self._transport.read(first, end, witness)
         if page.position.epoch != epoch or page.position.sequence < end:
             raise Moved
         if id and page.witness not in ("", id):
@@ -204,14 +269,22 @@ class Log:
             self._kept_bytes = 0
             raise Moved
         read = _Read([Frame.of(epoch, entry, self._number_field) for entry in page.entries], page.oldest, page.beyond)
-        if end == (number + 1) * PAGE:
-            self._keep((epoch, number), read)
+        cut = read.beyond <= end
+        size = sum(frame.size for frame in read.frames)
+        if read.frames:
+            self._event_bytes = size // len(read.frames)
+            self._answer_bytes = size if cut else min(PAGE_BYTES, 2 * self._answer_bytes)
+        if keep or cut:
+            self._keep((epoch, first), read, size)
         return read
 
-    def _keep(self, key: tuple[str, int], read: _Read) -> None:
+    def _keep(self, key: tuple[str, int], read: _Read, size: int) -> None:
+        before = self._pages.pop(key, None)
+        if before is not None:
+            self._kept_bytes -= sum(frame.size for frame in before.frames)
         self._pages[key] = read
-        self._kept_bytes += sum(frame.size for frame in read.frames)
-        while len(self._pages) > _KEPT_PAGES or (self._kept_bytes > _KEPT_BYTES and len(self._pages) > 1):
+        self._kept_bytes += size
+        while len(self._pages) > _KEPT_PAGES or self._kept_bytes > KEPT_BYTES:
             _, dropped = self._pages.popitem(last=False)
             self._kept_bytes -= sum(frame.size for frame in dropped.frames)
 
@@ -220,8 +293,18 @@ def _id_of(frame: Frame) -> str:
     return "" if frame.entry is None else frame.entry.id
 
 
+def _following(read: _Read, place: Position, last: int) -> list[Frame]:
+    """Return the frames of a page after `place` and up to `last`; raises `Gone` if the page begins after that."""
+    epoch, sequence = place
+    frames, oldest, beyond = read
+    if oldest > sequence + 1 and not (frames and frames[0].place.sequence <= sequence + 1):
+        raise Gone(min(oldest, last + 1))
+    # a hole is one gap, even if the position was set far ahead
+    return list(_with_gaps(frames, epoch, sequence, min(beyond - 1, last)))
+
+
 def _with_gaps(frames: Iterable[Frame], epoch: str, after: int, last: int) -> Iterable[Frame]:
-    """Yield the events numbered `after` + 1 to `last`, with a marker wherever some are missing."""
+    """Yield the events numbered `after` + 1 to `last`, with a marker wherever one is missing."""
     expected = after + 1
     for frame in frames:
         sequence = frame.place.sequence

@@ -10,18 +10,25 @@ from kernel.position import NOWHERE, Fence, Position
 __all__ = ["Ring"]
 
 
+# How many bytes of plain messages the ring holds. A frame takes a few times its size once it was sent in several forms.
+MOST_BYTES = 32 * 1024 * 1024
+
+
 class Ring:
     """The newest `size` frames, events and markers, in their order.
 
-    `place` is the position of the newest frame. `base` is the position after which everything is in memory.
-    `continuity` decides whether what arrives follows it.
+    They are fewer if they exceed `most_bytes`, but the newest one is always there. `place` is the position of the
+    newest frame. `base` is the position after which everything is in memory. `continuity` decides whether what arrives
+    follows it.
     """
 
-    __slots__ = ("_frames", "_ids", "base", "continuity", "place", "size")
+    __slots__ = ("_bytes", "_frames", "_ids", "base", "continuity", "most_bytes", "place", "size")
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, most_bytes: int = MOST_BYTES) -> None:
         self.size = size
-        self._frames: deque[Frame] = deque(maxlen=size)
+        self.most_bytes = most_bytes
+        self._frames: deque[Frame] = deque()
+        self._bytes = 0
         self.base = NOWHERE
         self._ids: dict[int, str] = {}
         self.continuity = Continuity()
@@ -43,20 +50,23 @@ class Ring:
         """Move to `place`, and drop all frames."""
         self._frames.clear()
         self._ids.clear()
+        self._bytes = 0
         self.base = self.place = place
         self.continuity.start(place)
 
     def append(self, frames: Iterable[Frame]) -> None:
         """Add frames after the newest one; the oldest are dropped."""
         for frame in frames:
-            if len(self._frames) == self.size:
-                oldest = self._frames[0]
-                self.base = oldest.place
-                if oldest.place.epoch == self.place.epoch:
-                    self._ids.pop(oldest.place.sequence, None)
             if frame.place.epoch != self.place.epoch:
                 self._ids.clear()
             self._frames.append(frame)
+            self._bytes += frame.size
+            while len(self._frames) > self.size or (self._bytes > self.most_bytes and len(self._frames) > 1):
+                oldest = self._frames.popleft()
+                self._bytes -= oldest.size
+                self.base = oldest.place
+                if oldest.place.epoch == frame.place.epoch:
+                    self._ids.pop(oldest.place.sequence, None)
             self.place = frame.place
             id = "" if frame.entry is None else frame.entry.id
             if id:

@@ -47,8 +47,9 @@ class Batch(NamedTuple):
 class Page(NamedTuple):
     """A part of the history, read at one instant together with the position.
 
-    `oldest` is the number of the oldest event kept, `beyond` that of the first event after this part (position + 1 if
-    there is none). `witness` is the id of the event that the reader named, "" if it is not kept.
+    `oldest` is the number of the oldest event kept, `beyond` that of the first one after this part (position + 1 if
+    there is none). The part ends before the last event that was asked for if its events are large; `beyond` shows it.
+    `witness` is the id of the event that the reader named, "" if it is not kept.
     """
 
     position: Position
@@ -90,7 +91,11 @@ class Transport(Protocol):
         ...
 
     async def read(self, first: int, last: int, witness: int = 0) -> Page:
-        """Return the kept events numbered `first` to `last`, both included, and the id of the event `witness`."""
+        """Return the kept events numbered `first` to `last`, both included, and the id of the event `witness`.
+
+        One answer holds a bounded number of bytes, or one event. The bound is lower after an answer that missed its
+        deadline.
+        """
         ...
 
     def listen(self, idle: float) -> AsyncGenerator[Batch, None]:

@@ -64,8 +64,8 @@ class ResyncAck(Control, frozen=True, tag_field="type", tag="resync_ack", omit_d
     """The end of a replay, with its verdict.
 
     `recovered` is true only if the client now has every matching event after `last_sequence`. Otherwise `gap_too_old`
-    (with `oldest_available`) or `epoch_changed` says why not; if neither is set, `last_sequence` is beyond the newest
-    event.
+    (with `oldest_available`), `epoch_changed` or both say why not; if neither is set, `last_sequence` is beyond the
+    newest event.
     """
 
     channel: str

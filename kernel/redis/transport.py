@@ -13,7 +13,6 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextvars import copy_context
-from importlib.resources import files
 from itertools import chain
 from typing import Any, TypeAlias, TypeVar
 
@@ -36,12 +35,12 @@ from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.connections import abort_on_disconnect
 from kernel.redis.publish_queue import PendingPublish, PublishQueue
+from kernel.redis.script import Script
 from kernel.resilience.circuit import CircuitState
 
 __all__ = ["RedisTransport"]
 
-_SCRIPT = files("kernel.redis").joinpath("publish.lua").read_bytes()
-_SHA = hashlib.sha1(_SCRIPT, usedforsecurity=False).hexdigest()
+_PUBLISH, _READ = Script("publish.lua"), Script("read.lua")
 
 # What a call of redis-py may raise. uvloop raises RuntimeError for a closed transport; redis-py raises AttributeError
 # if a connection is dropped while it is being established.
@@ -52,6 +51,10 @@ _KEY_LIFETIME = 300.0
 # loop.
 MOST_HEARD = 1024
 MOST_BYTES = 128 * 1024
+
+# How many bytes of the history one answer may hold, and to how little that goes down on a slow link.
+_MOST_READ = 1024 * 1024
+_LEAST_READ = 16 * 1024
 
 _T = TypeVar("_T")
 # The clients and the replies of redis-py.
@@ -104,6 +107,7 @@ class RedisTransport:
             abort_on_disconnect(client.connection_pool)
         self._subscriptions: set[Any] = set()
         self._queue = PublishQueue(self._send, deadline)
+        self._read_bytes = _MOST_READ
 
     async def close(self) -> None:
         """Close every connection. It may be called twice, and the transport can be used again afterwards."""
@@ -155,32 +159,37 @@ class RedisTransport:
         return Position(epoch.decode(), sequence)
 
     async def read(self, first: int, last: int, witness: int = 0) -> Page:
-        """Return the events from `first` to `last`, both included, that the history still has.
+        """Return the events from `first` to `last`, both included, that the history still has and one answer may hold.
 
         The page also names the id of the event `witness`, so that the reader can see whether this is the history that
-        it knows.
+        it knows. An answer holds 1 MiB or one event, less after one that missed its deadline, and more after a quick
+        one.
         """
-
-        async def call() -> list[Any]:
-            pipeline = self._reader.pipeline(transaction=True)
-            pipeline.hmget(self._position_key, "epoch", "sequence")
-            pipeline.xrange(self._history_key, count=1)
-            pipeline.xrange(self._history_key, f"{first}-0", f"{last}-0")
-            pipeline.xrange(self._history_key, f"{last + 1}-0", count=1)
-            pipeline.xrange(self._history_key, f"{witness}-0", f"{witness}-0")
-            answers: list[Any] = await pipeline.execute(raise_on_error=False)
-            return [_usable(answer) for answer in answers]
-
-        numbering, oldest, entries, beyond, known = await self._bounded(self._reader, call)
-        epoch, sequence = numbering or (None, None)
+        allowed = self._read_bytes
+        begin = asyncio.get_running_loop().time()
+        try:
+            epoch, sequence, oldest, entries, beyond, known = await self._call(
+                self._reader,
+                _READ,
+                (self._position_key, self._history_key),
+                (first, last, last + 1, allowed, witness),
+            )
+        except TransportUnavailable as error:
+            if isinstance(error.__cause__, TimeoutError):
+                self._read_bytes = max(_LEAST_READ, allowed // 2)
+            raise
+        if asyncio.get_running_loop().time() - begin < self._deadline / 4:
+            self._read_bytes = min(_MOST_READ, max(self._read_bytes, allowed * 2))
         try:
             position = Position((epoch or b"").decode(), int(sequence or 0))
         except ValueError:  # foreign data in the key; the next position check starts a new epoch
             position = NOWHERE
-        kept = [entry for id, fields in entries or () if (entry := _entry(id, fields)) is not None]
-        ends = (int(end[0][0].partition(b"-")[0]) if end else position.sequence + 1 for end in (oldest, beyond))
-        id: bytes = known[0][1].get(b"id", b"") if known else b""
-        return Page(position, next(ends), kept, next(ends), id.decode(errors="replace"))
+        kept = [entry for id, fields in entries if (entry := _entry(id, fields)) is not None]
+        oldest_kept = int(oldest.partition(b"-")[0]) if oldest else position.sequence + 1
+        after = int(beyond.partition(b"-")[0]) if beyond else position.sequence + 1
+        if beyond and after == first <= last:
+            after += 1  # foreign entries with one number fill the answer; the next part must begin later all the same
+        return Page(position, oldest_kept, kept, after, (known or b"").decode(errors="replace"))
 
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """Subscribe and yield an empty batch, then yield batches of announcements as they arrive.
@@ -236,19 +245,31 @@ class RedisTransport:
     async def _script(
         self, client: _Untyped, records: list[str], fence: Fence, requests: list[Any], seconds: float | None = None
     ) -> _Untyped:
-        """Call the script; if Redis does not have it, load it first."""
+        """Call the script that publishes and checks the position."""
         (epoch, sequence), id, (verified, verified_id), left, doubts = fence
         keys = [self._position_key, self._history_key, *records]
         # The name of the new epoch, if this call has to start one.
         fresh = secrets.token_hex(8)
         past = (epoch, sequence, id, verified, verified_id, " ".join(left), int(doubts > 0))
-        command = ("EVALSHA", _SHA, len(keys), *keys, self._channel, self._history_size, fresh, *past, *requests)
+        arguments = (self._channel, self._history_size, fresh, *past, *requests)
+        return await self._call(client, _PUBLISH, keys, arguments, seconds)
+
+    async def _call(
+        self,
+        client: _Untyped,
+        script: Script,
+        keys: Sequence[str],
+        arguments: Sequence[Any],
+        seconds: float | None = None,
+    ) -> _Untyped:
+        """Call a script; if Redis does not have it, load it first."""
+        command = ("EVALSHA", script.sha, len(keys), *keys, *arguments)
 
         async def call() -> Any:  # noqa: ANN401  redis-py's replies are untyped
             try:
                 return await client.execute_command(*command)
             except NoScriptError:
-                await client.script_load(_SCRIPT)
+                await client.script_load(script.text)
                 return await client.execute_command(*command)
 
         return await self._bounded(client, call, seconds)
@@ -271,18 +292,9 @@ class RedisTransport:
         await asyncio.gather(*disconnects, return_exceptions=True)
 
 
-def _entry(id: bytes, fields: dict[bytes, bytes]) -> Entry | None:
+def _entry(id: bytes, fields: list[bytes]) -> Entry | None:
     number, _, rest = id.partition(b"-")
-    return decode_entry(int(number), fields) if rest == b"0" else None
-
-
-def _usable(answer: Any) -> Any:  # noqa: ANN401  redis-py's replies are untyped
-    """Return the answer, or None if the key is of another type because something else wrote it."""
-    if not isinstance(answer, ResponseError):
-        return answer
-    if str(answer).startswith("WRONGTYPE"):
-        return None
-    raise answer
+    return decode_entry(int(number), dict(zip(fields[::2], fields[1::2], strict=True))) if rest == b"0" else None
 
 
 def _read_only(error: object) -> bool:

@@ -77,17 +77,20 @@ def _set_event() -> asyncio.Event:
     return event
 
 
-def tail(id: str, type: str = "event", data: str = "{}") -> bytes:
+def tail(id: str, type: str = "event", data: str = "{}", event_type: str | None = None) -> bytes:
     """Return what a publisher hands to Redis for an event."""
-    return f',"id":"{id}","type":"{type}","data":{data}}}'.encode()
+    named = "" if event_type is None else f',"event_type":"{event_type}"'
+    return f',"id":"{id}","type":"{type}"{named},"data":{data}}}'.encode()
 
 
-def fill(redis: FakeRedis, count: int, *, type: str = "event", data: str | None = None) -> None:
+def fill(
+    redis: FakeRedis, count: int, *, type: str = "event", data: str | None = None, event_type: str | None = None
+) -> None:
     """Publish `count` events, one by one, as another replica would; without `data`, each has a mark of its own."""
     for _ in range(count):
         id = f"{redis.place.epoch}-{redis.place.sequence + 1}"
         marked = json.dumps({MARKS[type]: id}) if data is None else data
-        redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, marked))]))
+        redis.run(Fence(NOWHERE, ""), Outgoing(id, None, [(id, tail(id, type, marked, event_type))]))
 
 
 def transport_of(broadcaster: EventBroadcaster) -> PausableTransport:

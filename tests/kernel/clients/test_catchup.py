@@ -1,6 +1,7 @@
 """Replay and catch-up: a client that is not live reads the log and misses nothing that is still kept."""
 
 import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -140,9 +141,64 @@ async def test_another_epoch(redis: FakeRedis, last: int) -> None:
             "last_sequence": last,
             "replayed_count": 100,
             "recovered": False,
+            "gap_too_old": True,
+            "oldest_available": 151,
             "epoch_changed": True,
         }
         assert sink.outline == ["connected", *replayed(151, 250), "resync_ack"]
+
+
+@pytest.mark.parametrize("epoch", [E1, "another"])
+async def test_memory_that_is_older_than_the_history(redis: FakeRedis, epoch: str) -> None:
+    """A replay is one unbroken run: what only this replica's memory still has is not sent before it."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        _, first = join(broadcaster, resume=Resume("events", 0, E1))
+        assert (await acked(first))["replayed_count"] == 250
+        redis.trim(30)
+        _, sink = join(broadcaster, resume=Resume("events", 0, epoch), lossy=True)
+        ack = await acked(sink)
+        assert sink.outline == ["connected", *replayed(221, 250), "resync_ack"]
+        assert (ack["recovered"], ack["gap_too_old"], ack["oldest_available"]) == (False, True, 221)
+        assert ack.get("epoch_changed", False) is (epoch != E1)
+
+
+async def test_a_hole_that_opens_during_a_replay(redis: FakeRedis) -> None:
+    """When the history loses the next events of a replay, a gap marker stands where they would be."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        client, sink = join(broadcaster, resume=Resume("events", 0, E1), room=1000)
+        await sink.until(lambda: sink.blocked)
+        redis.trim(50)
+        while not sink.of("resync_ack"):
+            sink.drain()
+            await asyncio.sleep(0)
+        assert sink.outline == ["connected", *replayed(1, 100), "gap 101-200", *replayed(201, 250), "resync_ack"]
+        ack = await acked(sink)
+        assert (ack["recovered"], ack["gap_too_old"], ack["oldest_available"]) == (False, True, 201)
+        sink.drain()
+        await eventually(lambda: live(client))
+
+
+async def test_a_history_that_is_trimmed_before_the_first_page(redis: FakeRedis) -> None:
+    """A replay that has sent nothing yet starts later without a gap marker, as if it had come later."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        gate = transport_of(broadcaster).after["read"]
+        gate.clear()
+        _, sink = join(broadcaster, resume=Resume("events", 0, E1), lossy=True)
+        await eventually(lambda: transport_of(broadcaster).held["read"] == 1)
+        redis.trim(50)
+        gate.set()
+        assert (await acked(sink))["oldest_available"] == 201
+        assert sink.outline == ["connected", *replayed(201, 250), "resync_ack"]
+
+
+async def test_replays_that_start_together_share_their_reads(redis: FakeRedis) -> None:
+    """Clients that resume at the same time share one read of the oldest number, and one of each page."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        before = redis.calls.count("read")
+        sinks = [join(broadcaster, resume=Resume("events", number, E1))[1] for number in range(20)]
+        for number, sink in enumerate(sinks):
+            assert (await acked(sink))["replayed_count"] == 250 - number
+        assert redis.calls.count("read") == before + 4
 
 
 @pytest.mark.parametrize("epoch", [None, E1])
@@ -556,6 +612,24 @@ async def test_catch_up_from_the_history(redis: FakeRedis) -> None:
         assert sink.numbers == list(range(251, 551))
         sink.drain()
         await eventually(lambda: live(client))
+
+
+async def test_the_loop_runs_during_a_replay_with_hostile_patterns(redis: FakeRedis) -> None:
+    """Patterns that take long to compare are compared in steps, and everything that matches is replayed."""
+    redis.trim(0)
+    fill(redis, 5, type="worker_status", event_type="a" * 300)
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        hostile = Patterns.of(["*a" * 126 + f"{number:04}" for number in range(100)])
+        longest = turns = 0.0
+        _, sink = join(broadcaster, resume=Resume("events", 250, E1), patterns=hostile, skips=lambda _: True)
+        before = time.thread_time()
+        while not sink.of("resync_ack"):
+            await asyncio.sleep(0)
+            now = time.thread_time()
+            longest, before, turns = max(longest, now - before), now, turns + 1
+        assert sink.outline == ["connected", "resync_ack"]
+        assert longest < 0.05
+        assert turns > 5
 
 
 async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:

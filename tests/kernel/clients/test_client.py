@@ -1,6 +1,9 @@
 """A client's own state: what is written to it, where it stands, what it has acknowledged."""
 
+import pytest
+
 from kernel.clients.client import Client, Delivery
+from kernel.clients.pace import SECONDS, Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import AsgiEncoding, WireEncoding
 from kernel.log.frames import Frame
@@ -36,6 +39,29 @@ def test_tell() -> None:
     client.write([Frame.gap("e", 4, 5)])
     client.tell(Pong())
     assert sink.outline == ["gap 4-5", "pong"]
+
+
+@pytest.mark.parametrize("replay", [False, True])
+def test_writing_as_much_as_time_permits(replay: bool) -> None:
+    """Frames that had to be encoded count, and the client stands at the last frame that was written."""
+    client, sink = client_at(3)
+    now = iter(range(100))
+    frames = events(4, 8)
+    assert client.write_some(frames, Pace(lambda: next(now) * SECONDS * 0.4), replay=replay)[1] == 3
+    assert (sink.numbers, sink.writes, client.place) == ([4, 5, 6], 1, Position("e", 6))
+    written, taken = client.write_some(frames[3:], Pace(lambda: next(now) * SECONDS * 0.4), replay=replay)
+    assert (written.messages, taken) == (2, 2)
+    other, _ = client_at(3)
+    assert other.write_some(frames, Pace(lambda: next(now) * SECONDS), replay=replay)[1] == 5, "all was ready"
+
+
+def test_long_names_take_time() -> None:
+    """A comparison that no verdict answers counts, even if the frame is not for the client."""
+    client, sink = client_at(3, Patterns.of(["x*y"]))
+    now = iter(range(100))
+    frames = [Frame.of("e", entry(number, type="worker_status", event_type="w" * 300)) for number in (4, 5)]
+    assert client.write_some(frames, Pace(lambda: next(now) * SECONDS))[1] == 1
+    assert (sink.writes, client.place) == (0, Position("e", 4))
 
 
 def test_take_is_one_write() -> None:

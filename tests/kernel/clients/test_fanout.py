@@ -2,12 +2,12 @@
 
 import pytest
 
-from kernel.clients import fanout
+from kernel.clients import fanout, pace
 from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client, Delivery
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Patterns
-from kernel.log.encodings import AsgiEncoding, Encoding, WireEncoding
+from kernel.log.encodings import AsgiEncoding, Encoding, Joined, WireEncoding
 from kernel.log.frames import Frame
 from kernel.position import Position
 from tests.fakes import FakeSink, entry
@@ -22,10 +22,39 @@ def frames(first: int, last: int, type: str = "event", data: str = "{}") -> list
     return [Frame.of("e", entry(number, type=type, data=data)) for number in range(first, last + 1)]
 
 
+class TimedSink(FakeSink):
+    """A socket of which each write takes time on the fan-out's clock."""
+
+    def __init__(self, fleet: "Fanout") -> None:
+        super().__init__()
+        self._fleet = fleet
+
+    def write(self, data: Joined) -> None:
+        """Take messages, and let time pass."""
+        super().write(data)
+        self._fleet.now += self._fleet.write_seconds
+
+
+class SlowEncoding(AsgiEncoding):
+    """An encoding that takes 1 ms for each message."""
+
+    def __init__(self, fleet: "Fanout") -> None:
+        super().__init__(None, level=6)
+        self._fleet = fleet
+
+    def encode(self, json: bytes) -> bytes | str:
+        """Encode a message, and let time pass."""
+        self._fleet.now += 0.001
+        return super().encode(json)
+
+
 class Fanout:
     """Live clients in their audiences, as the hub keeps them; all of them stand at the end of the log."""
 
     def __init__(self) -> None:
+        self.now = 0.0
+        self.write_seconds = 0.0
+        self.timer = lambda: self.now
         self.audiences: Audiences[Client, Encoding] = Audiences()
         self.here = Position("e", 0)
         self.clients: list[tuple[Client, FakeSink]] = []
@@ -33,7 +62,7 @@ class Fanout:
 
     def join(self, patterns: Patterns = EVERYTHING, encoding: Encoding = WIRE) -> tuple[Client, FakeSink]:
         """Add a live client."""
-        sink = FakeSink()
+        sink = TimedSink(self)
         client = Client(f"c{len(self.clients)}", sink, encoding, self.here, patterns)
         client.delivery = Delivery.LIVE
         client.audience = self.audiences.join(client, patterns, encoding)
@@ -46,7 +75,7 @@ class Fanout:
         """Append these frames to the log and start to deliver them."""
         frames = [frame for run in runs for frame in run]
         self.here = frames[-1].place
-        self.current = Walk(frames, self.audiences)
+        self.current = Walk(frames, self.audiences, lambda: self.timer())
         return self.current
 
 
@@ -106,37 +135,90 @@ def test_the_same_bytes_for_an_audience(fleet: Fanout) -> None:
     assert taken[0] is taken[1] is taken[2]
 
 
-def test_it_yields_by_writes(fleet: Fanout) -> None:
-    """The event loop runs after one or two hundred writes, so that a large fleet does not hold up the rest."""
+def test_it_yields_by_the_time_that_writes_take(fleet: Fanout) -> None:
+    """The event loop runs every 2 ms or little later, so that a large fleet does not hold up the rest."""
     for _ in range(1000):
         fleet.join()
+    fleet.write_seconds = 0.00001
     walk = iter(fleet.walk(frames(1, 1)))
     next(walk)
-    assert 100 <= sum(len(sink.numbers) for _, sink in fleet.clients) <= 200
-    assert len(list(walk)) >= 1
+    assert 200 <= sum(len(sink.numbers) for _, sink in fleet.clients) <= 220
+    assert len(list(walk)) >= 3
     assert all(sink.numbers == [1] for _, sink in fleet.clients)
 
 
-def test_it_yields_by_bytes(fleet: Fanout) -> None:
-    """The event loop runs after one or two megabytes, however few clients they went to."""
+def test_it_does_not_yield_while_there_is_time(fleet: Fanout) -> None:
+    """A small fleet is written to in one step."""
+    for _ in range(1000):
+        fleet.join()
+    assert steps(fleet.walk(frames(1, 1))) == 0
+
+
+def test_it_looks_at_the_clock_after_each_large_write(fleet: Fanout) -> None:
+    """Large writes take long, so time is looked at after each of them."""
     for _ in range(10):
         fleet.join()
-    data = '"%s"' % ("x" * 1024 * 1024)
-    walk = iter(fleet.walk(frames(1, 1, data=data)))
-    next(walk)
-    assert 1 <= sum(len(sink.numbers) for _, sink in fleet.clients) <= 3
+    fleet.write_seconds = 0.003
+    assert steps(fleet.walk(frames(1, 1, data='"%s"' % ("x" * 1024 * 1024)))) == 10
 
 
-def test_it_yields_by_audiences(fleet: Fanout) -> None:
-    """The event loop runs after one or two hundred audiences, even if no frame is for them."""
+def test_it_yields_between_audiences(fleet: Fanout) -> None:
+    """Time is looked at now and then between audiences too, even if no frame is for them."""
     for number in range(1000):
         fleet.join(Patterns.of([f"unknown{number}"]))
-    assert steps(fleet.walk(frames(1, 1))) >= 2
+    steps(fleet.walk(frames(1, 1)))
+    now = iter(range(10_000))
+    fleet.timer = lambda: float(next(now))
+    assert 20 <= steps(fleet.walk(frames(2, 2))) <= 100
+
+
+def test_it_yields_while_it_encodes(fleet: Fanout) -> None:
+    """When many frames must be encoded for the first time, the event loop runs in between."""
+    fleet.join(encoding=SlowEncoding(fleet))
+    _, sink = fleet.clients[0]
+    assert steps(fleet.walk(frames(1, 20))) == 10
+    assert sink.numbers == list(range(1, 21))
+
+
+def test_it_yields_while_it_compares_patterns(fleet: Fanout) -> None:
+    """When hostile patterns must be compared with long names, the event loop runs in between, and again next time."""
+    hostile = [Patterns.of(["*a" * 126 + f"{client:02}{number:02}" for number in range(100)]) for client in range(3)]
+    for patterns in hostile:
+        fleet.join(patterns)
+    _, sink = fleet.join(Patterns.of(["worker.a*"]))
+    now = iter(range(100_000))
+    fleet.timer = lambda: float(next(now))
+    long = Frame.of("e", entry(1, type="worker_status", event_type="worker." + "a" * 300))
+    other = Frame.of("e", entry(2, type="worker_status", event_type="a" * 300))
+    walk = fleet.walk([long, long, other])
+    assert steps(walk) > 3 * 25
+    assert sink.writes == 1
+    assert [walk.recipients(long), walk.recipients(long)] == [1, 1]
+    assert walk.recipients(other) == 0
+    assert [patterns.known(other.names or ()) for patterns in hostile] == [None, None, None]
+
+
+def test_patterns_that_change_while_it_compares(fleet: Fanout) -> None:
+    """A client that leaves its audience while that is prepared is not written to by the walk."""
+    for _ in range(2):
+        fleet.join(encoding=SlowEncoding(fleet))
+    client, sink = fleet.clients[0]
+    walk = fleet.walk(frames(1, 20))
+    going = iter(walk)
+    next(going)
+    assert client.audience is not None
+    walk.reach(client)
+    walk.reach(client)
+    fleet.audiences.leave(client, client.audience)
+    assert sink.numbers == list(range(1, 21))
+    assert len(list(going)) >= 0
+    assert sink.writes == 1
 
 
 def test_joining_meanwhile(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that joins during a walk gets nothing of it, and everything after it."""
-    monkeypatch.setattr(fanout, "WRITES", 1)
+    monkeypatch.setattr(fanout, "LOOK", 1)
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
     fleet.join()
     fleet.join(ALERTS)
     walk = iter(fleet.walk(frames(1, 1)))
@@ -153,7 +235,8 @@ def test_joining_meanwhile(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_leaving_meanwhile(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> None:
     """A client that leaves during a walk before it is reached is not written to, and its place stays."""
-    monkeypatch.setattr(fanout, "WRITES", 1)
+    monkeypatch.setattr(fanout, "LOOK", 1)
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
     for _ in range(3):
         fleet.join()
     start = fleet.here
@@ -170,8 +253,9 @@ def test_leaving_meanwhile(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_reaching_out_of_turn(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that is given its frames early is skipped by the walk, and no client is given them twice."""
-    monkeypatch.setattr(fanout, "WRITES", 1)
+    """A client that is given its frames out of turn is passed over later, and no client is given them twice."""
+    monkeypatch.setattr(fanout, "LOOK", 1)
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
     for _ in range(3):
         fleet.join()
     walk = fleet.walk(frames(1, 2))
@@ -180,6 +264,6 @@ def test_reaching_out_of_turn(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) ->
     for client, _ in fleet.clients:
         walk.reach(client)
         assert client.place == walk.end
-    assert len(list(going)) == 0
+    assert len(list(going)) <= 1
     assert [(sink.numbers, sink.writes) for _, sink in fleet.clients] == [([1, 2], 1)] * 3
     assert walk.written.messages == 6

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from kernel.clients import Client, CloseReason, Patterns, Resume, fanout
+from kernel.clients import Client, CloseReason, Patterns, Resume, fanout, pace
 from kernel.clients.client import Delivery
 from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.hub import Hub
@@ -263,7 +263,8 @@ async def walking(redis: FakeRedis, broadcaster: Any, client: Client) -> None:
 @pytest.fixture
 def slow_walk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the event loop run after each write."""
-    monkeypatch.setattr(fanout, "WRITES", 1)
+    monkeypatch.setattr(fanout, "LOOK", 1)
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
 
 
 @pytest.mark.usefixtures("slow_walk")
@@ -629,7 +630,9 @@ async def test_whatever_happens(actions: list[tuple[tuple[Any, ...], int]]) -> N
     redis, types, peers = FakeRedis(), ["event"] * 30, list[Peer]()
     fill(redis, 30)
     async with AsyncExitStack() as stack:
-        stack.enter_context(pytest.MonkeyPatch.context()).setattr(fanout, "WRITES", 1)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        patch.setattr(fanout, "LOOK", 1)
+        patch.setattr(pace, "SECONDS", 0.0)
         config = replace(FAST, message_buffer_size=7, chunk_bytes=200, position_check_seconds=0.01)
         broadcaster = await stack.enter_async_context(replica(redis, config))
         for globs in (None, ["event"], None, ["*"], ["event"], ["alert.*"], ["ev*"], []):

@@ -182,7 +182,7 @@ def test_gap_markers(frames: list[Frame], oldest: int) -> None:
 def test_gone(oldest: int, state: ReplayState) -> None:
     """Events that are no longer kept are skipped, and the verdict names the oldest that is."""
     replay = started(asks(100))
-    replay.gone(oldest)
+    assert replay.gone(oldest) is None
     assert (replay.place, replay.state) == (Position(E1, oldest - 1), state)
     if state is ReplayState.READING:
         replay.read(events(oldest, 250))
@@ -191,20 +191,34 @@ def test_gone(oldest: int, state: ReplayState) -> None:
 
 
 def test_gone_while_reading() -> None:
-    """The history may lose events while it is read; the newest loss counts."""
+    """The history may lose events while it is read; a marker stands where they were, and the newest loss counts."""
     replay = started(asks(100))
-    replay.gone(151)
+    assert replay.must_learn
+    replay.learned(151)
+    assert not replay.must_learn
     replay.read(events(151, 200))
-    replay.gone(231)
+    gap = replay.gone(231)
+    assert gap is not None
+    assert gap.message(replay=False) == {"type": "gap", "from": 201, "to": 230}
     replay.read(events(231, 250))
     assert ack(replay)["oldest_available"] == 231
+
+
+@pytest.mark.parametrize("oldest", [1, 50, 101])
+def test_learned_that_nothing_is_gone(oldest: int) -> None:
+    """A history that begins before the next event changes nothing."""
+    replay = started(asks(100))
+    replay.learned(oldest)
+    assert replay.place == Position(E1, 100)
+    replay.read(events(101, 250))
+    assert ack(replay)["recovered"]
 
 
 # -- another epoch
 
 
 def test_asked_for_another_epoch() -> None:
-    """A client of another epoch gets the history from its start, and the verdict says why."""
+    """A client of another epoch gets the history from its start, and the verdict names both reasons."""
     replay = started(asks(3, E2))
     replay.gone(151)
     replay.read(events(151, 250))
@@ -216,8 +230,20 @@ def test_asked_for_another_epoch() -> None:
         "last_sequence": 3,
         "replayed_count": 100,
         "recovered": False,
+        "gap_too_old": True,
+        "oldest_available": 151,
         "epoch_changed": True,
     }
+
+
+def test_asked_for_another_epoch_and_all_is_kept() -> None:
+    """A client of another epoch that gets all events of this one is not told of a gap."""
+    replay = started(asks(3, E2))
+    replay.learned(1)
+    replay.read(events(1, 250))
+    verdict = ack(replay)
+    assert (verdict["recovered"], verdict["epoch_changed"]) == (False, True)
+    assert not verdict.keys() & {"gap_too_old", "oldest_available"}
 
 
 @pytest.mark.parametrize("lost", [False, True])
@@ -231,7 +257,8 @@ def test_the_epoch_changes_while_reading(lost: bool) -> None:
     assert replay.place == Position(E1, 150)
     verdict = ack(replay)
     assert (verdict["epoch"], verdict["recovered"], verdict["epoch_changed"]) == (E1, False, True)
-    assert not verdict.keys() & {"gap_too_old", "oldest_available"}
+    assert verdict.get("oldest_available") == (121 if lost else None)
+    assert verdict.get("gap_too_old", False) is lost
 
 
 def test_the_epoch_changes_after_the_target() -> None:

@@ -1,5 +1,6 @@
 """The sum of a delivered batch, as observers are given it."""
 
+import time
 from collections.abc import Iterable
 
 from kernel.clients.audiences import Audiences
@@ -38,7 +39,7 @@ def walked(frames: list[Frame], clients: Iterable[Patterns]) -> Walk:
     for number, patterns in enumerate(clients):
         client = Client(str(number), FakeSink(), WIRE, start, patterns)
         client.audience = audiences.join(client, patterns, WIRE)
-    walk = Walk(frames, audiences)
+    walk = Walk(frames, audiences, time.perf_counter)
     for _ in walk:
         pass
     return walk

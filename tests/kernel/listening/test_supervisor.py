@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from kernel.clients import fanout
+from kernel.clients import fanout, pace
 from kernel.position import Fence, Position
 from tests.fakes import FakeRedis
 from tests.kernel.listening.listening_side import RecordingObserver, fill_unannounced, task_of
@@ -88,7 +88,8 @@ async def test_a_trial_that_was_cancelled(redis: FakeRedis, observer: RecordingO
 
 async def test_a_delivery_that_was_cancelled(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
     """If the subscription is cancelled in the middle of a delivery, every client still gets the events."""
-    monkeypatch.setattr(fanout, "WRITES", 1)
+    monkeypatch.setattr(fanout, "LOOK", 1)
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
     async with replica(redis) as broadcaster:
         sinks = [join(broadcaster)[1] for _ in range(30)]
         fill(redis, 50)

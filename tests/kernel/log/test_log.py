@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel.errors import TransportUnavailable
+from kernel.log import log as log_module
 from kernel.log.envelope import Announcement
 from kernel.log.frames import Frame
 from kernel.log.log import Gone, Log, Moved
@@ -450,24 +451,155 @@ async def test_kept_pages_are_bounded() -> None:
 
 
 async def test_kept_bytes_are_bounded() -> None:
-    """At most 8 MiB of pages are kept, which are four of 2 MB."""
+    """At most 8 MiB of pages are kept, which are eight of 1 MB; the oldest are read again."""
     world = World(520, data='"%s"' % ("x" * 20_000))
-    for number in (0, 100, 200, 300, 400):
+    for number in range(0, 500, 50):
         await world.log.after(at(number))
-    assert world.reads == 5
-    for number in (100, 200, 300, 400):
+    before = world.reads
+    for number in range(200, 500, 50):
         await world.log.after(at(number))
-    assert world.reads == 5
+    assert world.reads == before
     await world.log.after(at(0))
-    assert world.reads == 6
+    assert world.reads == before + 1
 
 
-async def test_one_page_is_kept_whatever_its_size() -> None:
-    """A page of more than 8 MiB is kept until the next one is read."""
-    world = World(220, data='"%s"' % ("x" * 90_000))
-    for number, reads in ((0, 1), (0, 1), (100, 2), (100, 2), (0, 3)):
+# -- large events
+
+LARGE = '"%s"' % ("x" * 1000)
+
+
+class LargeWorld(World):
+    """The same with events of a kilobyte, of which one answer holds about three, and a memory of five."""
+
+    def __init__(self, events: int, *, answer: int = 3500, data: str = LARGE) -> None:
+        super().__init__(events, data=data)
+        self.redis.page_bytes = answer
+        self.log.ring.most_bytes = 5500
+
+
+async def test_an_answer_that_is_cut_off() -> None:
+    """A page of large events ends where an answer of Redis ends, and the next one goes on from there."""
+    world = LargeWorld(20)
+    assert outline(await world.log.after(at(0))) == ["1", "2", "3"]
+    assert outline(await world.log.after(at(3))) == ["4"]
+    assert outline(await world.log.after(at(0))) == ["1", "2", "3"]
+    assert world.reads == 2
+
+
+async def test_a_place_after_the_cut() -> None:
+    """A reader whose place is after the cut reads from its place on, and reads little in vain."""
+    world = LargeWorld(100)
+    assert outline(await world.log.after(at(50))) == ["51", "52", "53"]
+    assert world.reads == 2
+    assert outline(await world.log.after(at(70))) == ["71"]
+    assert world.reads == 3
+
+
+async def test_one_event_that_is_larger_than_an_answer() -> None:
+    """An event of any size is read, alone; a page that exceeds what may be kept is read again."""
+    world = LargeWorld(3, answer=10)
+    for number in (0, 1, 2):
+        assert outline(await world.log.after(at(number))) == [str(number + 1)]
+    assert world.reads == 3
+
+
+async def test_readers_share_small_pages() -> None:
+    """Readers at different places of one range share reads where pages are small because events are large."""
+    world = LargeWorld(200, answer=12_000)
+    await world.log.after(at(0))
+    before = world.reads
+    await asyncio.gather(*(world.log.after(at(number)) for number in range(100, 200)))
+    assert world.reads - before <= 20
+
+
+async def test_pages_grow_again() -> None:
+    """After large events, or after a time with a slow link, pages have a hundred events again."""
+    world = LargeWorld(3)
+    fill(world.redis, 1000)
+    world.log.ring.start(world.redis.place)
+    here, sizes = at(0), []
+    while here != world.log.place:
+        frames = await world.log.after(here)
+        world.redis.page_bytes = 1024 * 1024
+        sizes.append(len(frames))
+        here = frames[-1].place
+    assert sizes[0] < 20
+    assert sizes[-3:-1] == [100, 100]
+    assert world.reads < 30
+
+
+async def test_kept_memory_has_each_page_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A page that is read again with another end takes the place of the first one."""
+    world = LargeWorld(100, data='"%s"' % ("x" * 100))
+    monkeypatch.setattr(log_module, "KEPT_BYTES", sum(len(event) for _, event in world.redis.history.values()) + 5000)
+    await world.log.after(at(0))
+    world.redis.page_bytes = 1024 * 1024
+    for number in (50, 60, 90):  # answers that are not cut let pages grow again
         await world.log.after(at(number))
-        assert world.reads == reads
+    reads = world.reads
+    assert (await world.log.after(at(0)))[0].place == at(1)
+    assert world.reads == reads
+
+
+async def test_memory_is_given_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader gets about a mebibyte at once from memory too, because a slow client holds what it was given last."""
+    world = World(3)
+    monkeypatch.setattr(log_module, "PAGE_BYTES", 2500)
+    world.log.append([Frame.of(E1, entry(number, LARGE)) for number in range(4, 10)])
+    assert outline(await world.log.after(at(3))) == ["4", "5"]
+    assert outline(await world.log.after(at(8))) == ["9"]
+
+
+# -- the oldest, and the newest
+
+
+async def test_oldest() -> None:
+    """The oldest number is read each time, once for callers that ask at the same time."""
+    world = World(150)
+    assert await asyncio.gather(world.log.oldest(), world.log.oldest()) == [1, 1]
+    assert world.reads == 1
+    world.redis.trim(20)
+    assert await world.log.oldest() == 131
+    fill(world.redis, 5)
+    world.redis.lose_history()
+    assert await world.log.oldest() == 151
+    world.redis.flush()
+    with pytest.raises(Moved):
+        await world.log.oldest()
+
+
+@pytest.mark.parametrize("count", [0, 3, 10, 150])
+async def test_newest(count: int) -> None:
+    """The newest events up to a position are as many as memory holds, and come with the place before them."""
+    world = World(count + 1)
+    place, frames = await world.log.newest(at(count))
+    assert place == at(max(0, count - 10))
+    assert outline(frames) == [str(number) for number in range(place.sequence + 1, count + 1)]
+
+
+async def test_newest_of_large_events() -> None:
+    """Of large events only those are read that fit into memory, or little more."""
+    world = LargeWorld(100)
+    place, frames = await world.log.newest(at(100))
+    assert place == at(95)
+    assert [frame.place.sequence for frame in frames] == list(range(96, 101))
+    world.log.ring.most_bytes = 8000
+    place, frames = await world.log.newest(at(100))
+    assert 91 <= place.sequence <= 93
+    assert outline(frames) == [str(number) for number in range(place.sequence + 1, 101)]
+
+
+async def test_newest_of_a_short_history() -> None:
+    """Events that the history no longer has are not in the way of those that it has."""
+    world = World(100)
+    world.redis.trim(7)
+    del world.redis.history[97]
+    place, frames = await world.log.newest(at(100))
+    assert place == at(93)
+    assert [frame.place.sequence for frame in frames] == [94, 95, 96, 97, 98, 99, 100]
+    assert frames[3].entry is None
+    world.redis.lose_history()
+    assert await world.log.newest(at(100)) == (at(100), [])
 
 
 FULL = FakeRedis()

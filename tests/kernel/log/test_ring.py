@@ -65,6 +65,21 @@ def test_the_oldest_go() -> None:
     assert ring.since(Position("other", 4)) is None
 
 
+def test_large_frames_are_fewer() -> None:
+    """Memory is bounded in bytes too, but the newest frame is always there."""
+    size = event(10).size
+    ring = Ring(10, most_bytes=3 * size)
+    ring.start(Position("e", 9))
+    ring.append(event(number) for number in range(10, 16))
+    assert (len(ring), ring.base) == (3, Position("e", 12))
+    assert numbers(ring.since(Position("e", 12))) == [13, 14, 15]
+    assert ring.since(Position("e", 11)) is None
+    ring.append([Frame.of("e", entry(16, '"%s"' % ("x" * 1000)))])
+    assert (len(ring), ring.base, ring.place) == (1, Position("e", 15), Position("e", 16))
+    ring.append([event(17)])
+    assert numbers(ring.since(Position("e", 16))) == [17]
+
+
 def test_a_place_beyond_the_newest() -> None:
     """Nothing follows a position beyond the newest."""
     ring = Ring(3)

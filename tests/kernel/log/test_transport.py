@@ -325,6 +325,23 @@ async def test_read(link: Link) -> None:
     assert await replica.read(1, 4, witness=4) == (here, 5, [], 5, "")
 
 
+async def test_read_of_large_events(link: Link) -> None:
+    """An answer holds about 1 MiB of the history, or one event; the number after it says where to go on."""
+    replica = link.replica()
+    sizes = [300_000, 400_000, 500_000, 1_500_000, 2_000_000, 10, 10]
+    for number, size in enumerate(sizes, 1):
+        await replica.publish(Outgoing(f"p{number}", None, [event(f"e{number}", b'"%s"' % (b"x" * size))]), FRESH)
+    first, parts = 1, []
+    while first <= 7:
+        page = await replica.read(first, 7)
+        parts.append([entry.sequence for entry in page.entries])
+        assert page.oldest == 1
+        assert page.position.sequence == 7
+        first = page.beyond
+    assert parts == [[1, 2], [3], [4], [5], [6, 7]]
+    assert (await replica.read(1, 1)).beyond == 2
+
+
 async def test_history_is_trimmed(link: Link) -> None:
     """The history keeps at least the newest events, and is trimmed."""
     replica = link.replica(history_size=2)

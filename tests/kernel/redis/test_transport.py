@@ -343,6 +343,29 @@ async def test_forbidden(each_redis_url: str, client: Any, rule: str, begins: bo
     await client.execute_command("ACL", "DELUSER", "replica")
 
 
+async def test_reads_after_a_missed_deadline(each_redis_url: str, client: Any) -> None:
+    """An answer that misses its deadline makes the next ones smaller; quick answers make them larger again."""
+    async with connected(each_redis_url, deadline=0.4) as replica:
+        large = [event(f"e{number}", b'"%s"' % (b"x" * 200_000)) for number in range(8)]
+        await replica.publish(Outgoing("p", None, large), FRESH)
+        for _ in range(2):
+            await client.execute_command("CLIENT", "PAUSE", 500)
+            await fails(replica.read(1, 8))
+            await client.execute_command("CLIENT", "UNPAUSE")
+        await client.execute_command("CLIENT", "PAUSE", 200)
+        assert [len((await replica.read(1, 8)).entries) for _ in range(4)] == [1, 1, 2, 5]
+
+
+async def test_a_history_full_of_foreign_entries(replica: RedisTransport, client: Any) -> None:
+    """Entries of others that fill an answer do not stop the reader: the next part begins later."""
+    await publish(replica, "a", "b")
+    await client.delete(HISTORY)
+    for number in range(1, 5):
+        await client.xadd(HISTORY, {"event": "x" * 600_000}, id=f"1-{number}")
+    page = await replica.read(1, 2)
+    assert (page.entries, page.beyond) == ([], 2)
+
+
 async def test_forbidden_reads(each_redis_url: str, client: Any) -> None:
     """A refused read raises an error instead of returning an empty history; so does a refused subscription."""
     await client.execute_command("ACL", "SETUSER", "replica", "reset", "on", "nopass", "~*", "+@all", "-xrange")
