@@ -245,6 +245,16 @@ class TestWholeBody:
         body = encoded({**EVENT, "risk_score": 101, "summary": "HALF"}).replace(b"HALF", b"\\ud800")
         assert [field for field, _ in refusal("event", body)] == ["risk_score"]
 
+    def test_half_a_surrogate_pair_in_a_suspect_body(self) -> None:
+        """The escape is replaced before repeated fields are removed from a body that may repeat many."""
+        numbers = b",".join([b"1e-300"] * 3000)
+        body = (
+            encoded({**EVENT, "summary": "HALF"}).replace(b"HALF", b"\\ud800")[:-1] + b',"dropped":[' + numbers + b"]}"
+        )
+        message = decode_message("event", body)
+        assert isinstance(message, EventMessage)
+        assert message.data.summary == "\ufffd"
+
     def test_a_byte_order_mark(self) -> None:
         """A byte order mark before the body is ignored, but only one, and only there."""
         mark = b"\xef\xbb\xbf"
