@@ -304,7 +304,7 @@ MUTATIONS: Final = (
         "kernel/clients/hub.py",
         "        wait = _RESYNC_SECONDS if full else client.resyncs.take(self._clock())\n",
         "        wait = _RESYNC_SECONDS if full else 0\n",
-        ("tests/kernel/clients/test_catchup.py", "tests/system/test_number_field.py"),
+        ("tests/kernel/clients/test_catchup.py",),
     ),
     Mutation(
         "resyncs pile up while Redis is away",
