@@ -363,7 +363,6 @@ class FakeRedis:
         self.history_size = history_size
         self.page_bytes = page_bytes
         self.place = NOWHERE
-        self.last = (0, "")
         self.history: dict[int, tuple[str, bytes]] = {}
         self.records: dict[str, tuple[str, Publication]] = {}
         self.ears: list[asyncio.Queue[bytes | None]] = []
@@ -428,7 +427,7 @@ class FakeRedis:
 
     def rewind(self, sequence: int) -> None:
         """Go back to `sequence`, like a copy that lags and takes over."""
-        self.place, self.last = self.place._replace(sequence=sequence), (0, "")
+        self.place = self.place._replace(sequence=sequence)
         self.history = {number: event for number, event in self.history.items() if number <= sequence}
         self.records = {name: kept for name, kept in self.records.items() if kept[1].first <= sequence}
 
@@ -469,7 +468,7 @@ class FakeRedis:
         after = self.id_of(before)
         entries = []
         for sequence, (id, tail) in enumerate(() if outgoing is None else outgoing.events, before + 1):
-            self.place, self.last = Position(epoch, sequence), (sequence, id)
+            self.place = Position(epoch, sequence)
             self.history[sequence] = (id, tail)
             entries.append(b'{"sequence":%d%s' % (sequence, tail))
         self.trim(self.history_size)
@@ -500,8 +499,7 @@ class FakeRedis:
 
     def id_of(self, sequence: int) -> str:
         """The id of the event with this number, "" if it is not kept."""
-        newest, id = self.last
-        return self.history.get(sequence, (id if sequence == newest == self.place.sequence else "",))[0]
+        return self.history.get(sequence, ("",))[0]
 
 
 class FakeTransport:

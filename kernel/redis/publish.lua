@@ -1,7 +1,7 @@
 -- Numbers, stores and announces the events of one or more publish requests in one atomic call.
 -- A call without a request is the position check.
 --
--- KEYS  1 position (hash: epoch, sequence, last)   2 history (stream: <sequence>-0 -> id, event)
+-- KEYS  1 position (hash: epoch, sequence)   2 history (stream: <sequence>-0 -> id, event)
 --       3... the record of each request (string)
 -- ARGV  1 channel   2 history size   3 name of the new epoch, if one has to start
 --       4-6 the position that the caller had delivered when it called (epoch, sequence, event id); "" if none
@@ -16,10 +16,9 @@
 --
 -- THEORY OF OPERATION
 --
--- State. The position is the epoch and the number of its newest event; `last` is "<number> <id>" of that event, and
--- counts only if its number is the sequence (a script of an earlier version writes the sequence alone). The history
--- holds the newest events; event 42 is the entry 42-0. A record holds the id of a request and its reply until it
--- expires; its key is made from the producer's idempotency key, or from the id.
+-- State. The position is the epoch and the number of its newest event. The history holds the newest events; event 42 is
+-- the entry 42-0, with its id. A record holds the id of a request and its reply until it expires; its key is made from
+-- the producer's idempotency key, or from the id.
 --
 -- Steps. Read the position. A new epoch is due, at 0, if the position is missing or unusable, or if this Redis has been
 -- forked, restored or failed over: the epoch is one that the caller has left, or it is the caller's and its sequence is
@@ -56,53 +55,49 @@ local function recorded(key)
   end
 end
 
--- Reads the position. Returns epoch, sequence and the id of the newest event ("" if unknown); nil if the position is
--- missing or unusable; or nil, nil, nil and an error.
+-- Reads the position. Returns epoch and sequence; nil if the position is missing or unusable; or nil, nil and an error.
 local function held()
-  local fields = redis.pcall('HMGET', KEYS[1], 'epoch', 'sequence', 'last')
+  local fields = redis.pcall('HMGET', KEYS[1], 'epoch', 'sequence')
   if fields.err then
     if mistyped(fields) then return nil end
-    return nil, nil, nil, fields
+    return nil, nil, fields
   end
-  local epoch, sequence, last = fields[1], fields[2], fields[3] or ''
+  local epoch, sequence = fields[1], fields[2]
   -- Lua's doubles hold 15 digits exactly. The epoch is inserted into JSON without escaping.
   if not epoch or not sequence or #epoch > 64 or not string.find(epoch, '^[%w_-]+$')
       or #sequence > 15 or not string.find(sequence, '^%d+$') then
     return nil
   end
-  local number, id = string.match(last, '^(%d+) (%S+)$')
-  return epoch, tonumber(sequence), number == sequence and id or ''
+  return epoch, tonumber(sequence)
 end
 
 -- Returns the id of the event with this number; "" if the history does not have it, nil if there is no history but a
--- key of another type; or nil and an error.
+-- key of another type; or nil and an error. Each event is read once, before anything is written.
+local ids = {}
 local function id_of(number)
+  if ids[number] then return ids[number] end
   local at = string.format('%.0f', number) .. '-0'
   local entry = redis.pcall('XRANGE', KEYS[2], at, at)
   if entry.err then
     return nil, not mistyped(entry) and entry or nil
   end
   local fields = entry[1] and entry[1][2]
-  return fields and fields[1] == 'id' and fields[2] or ''
+  ids[number] = fields and fields[1] == 'id' and fields[2] or ''
+  return ids[number]
 end
 
 -- True if this Redis was forked from what the caller has delivered. Returns nil and an error if the history cannot be
 -- read.
-local function forked(epoch, sequence, newest)
+local function forked(epoch, sequence)
   if string.find(' ' .. ARGV[9] .. ' ', ' ' .. epoch .. ' ', 1, true) then return true end
   if ARGV[4] ~= epoch then return false end
   if sequence < tonumber(ARGV[5]) then return true end
   for at = 5, 7, 2 do
     local number, id = tonumber(ARGV[at]), ARGV[at + 1]
     if id ~= '' and (at == 5 or number ~= tonumber(ARGV[5])) then
-      local here = number == sequence and newest or ''
-      -- A publish does not read the history if the position says enough; a position check always does.
-      if here == '' or #KEYS == 2 then
-        local kept, failed = id_of(number)
-        if failed then return nil, failed end
-        if not kept then return true end
-        if kept ~= '' then here = kept end
-      end
+      local here, failed = id_of(number)
+      if failed then return nil, failed end
+      if not here then return true end
       if here ~= id and (here ~= '' or ARGV[10] == '1') then return true end
     end
   end
@@ -117,10 +112,10 @@ local function permitted()
     and (not KEYS[3] or may('SET', KEYS[3], '')))
 end
 
-local epoch, sequence, newest, failed = held()
+local epoch, sequence, failed = held()
 local began = not epoch
 if epoch then
-  began, failed = forked(epoch, sequence, newest)
+  began, failed = forked(epoch, sequence)
 end
 if failed then return failed end
 
@@ -167,7 +162,7 @@ end
 local function begin()
   redis.call('DEL', KEYS[1], KEYS[2])
   redis.call('HSET', KEYS[1], 'epoch', fresh, 'sequence', '0')
-  began, epoch, sequence, newest = true, fresh, 0, ''
+  began, epoch, sequence = true, fresh, 0
 end
 
 if began then begin() end
@@ -175,7 +170,7 @@ if began then begin() end
 -- The id of the event before those that follow. It is inserted into JSON without escaping; nil if it is unknown.
 local after
 local function look_back()
-  if sequence > 0 and newest == '' then newest = id_of(sequence) or '' end
+  local newest = sequence > 0 and id_of(sequence) or ''
   after = (sequence == 0 or (#newest <= 128 and string.find(newest, '^[%w_.:-]+$'))) and newest or nil
 end
 
@@ -199,7 +194,7 @@ local function append()
         if taken or mistyped(added) then return false end
         return nil, added
       end
-      sequence, newest = sequence + 1, id
+      sequence = sequence + 1
       parts[#parts + 1] = '{"sequence":' .. number .. tail
     end
     request.reply[2], request.reply[3] = first, sequence + 1 - first
@@ -219,8 +214,7 @@ end
 
 local subscribers = 0
 if #parts > 0 then
-  local number = string.format('%.0f', sequence)
-  redis.call('HSET', KEYS[1], 'sequence', number, 'last', number .. ' ' .. newest)
+  redis.call('HSET', KEYS[1], 'sequence', string.format('%.0f', sequence))
 end
 if #parts > 0 or began then
   if began then after = '' end

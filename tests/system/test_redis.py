@@ -40,7 +40,9 @@ def publish_silently(link: Any, count: int) -> None:
         id = f"silent-{number}"
         tail = f',"id":"{id}","type":"alert_deleted","data":{{"id":"silent","reason":null}}}}'
         keys = ["{security_events}:position", "{security_events}:history", id]
-        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", "", 0, "", id, 1000, f"{id} {len(tail)}", tail)
+        delivered_nothing = ("", 0, "", 0, "", "", 0)
+        request = (id, 1000, f"{id} {len(tail)}", tail)
+        link.eval(script, 3, *keys, "elsewhere", 1000, "fresh", *delivered_nothing, *request)
 
 
 # -- documented -----------------------------------------------------------------------------------------------------
@@ -55,7 +57,8 @@ async def test_payload(link: Any, private_redis: str, start: ReplicaFactory) -> 
         receipt = (await replica.post("/broadcast/event", EXAMPLES["event"], **TRACED)).json()
         await replica.post("/broadcast/batch", list(EXAMPLES.values()))
         one, batch = (json.loads(_heard(subscription)) for _ in range(2))
-        assert one.keys() == batch.keys() == {"epoch", "events"}
+        assert one.keys() == batch.keys() == {"epoch", "after", "events"}
+        assert (one["after"], batch["after"]) == ("", one["events"][-1]["id"])
         assert one["epoch"] == batch["epoch"] == receipt["epoch"]
         [event] = one["events"]
         assert (event["sequence"], event["type"]) == (receipt["sequence"], "event")

@@ -156,7 +156,7 @@ async def test_memory(serve: Serve) -> None:
 @pytest.mark.parametrize("opcode", [TEXT, PING], ids=["text", "websocket"])
 async def test_client_that_sends_and_never_reads(serve: Serve, opcode: int) -> None:
     """A client that sends without reading is no longer read once it is over the mark, and is aborted later."""
-    replica = serve(websocket_idle_timeout_seconds=2)
+    replica = serve(websocket_idle_timeout_seconds=2, websocket_max_messages_per_second=0)
     async with raw_websocket(replica, receive_buffer=4096) as deaf:
         before = replica.memory
         payload = b"ping" if opcode == TEXT else b"x" * 125
@@ -228,7 +228,7 @@ async def test_close_not_taken(serve: Serve) -> None:
 
 async def test_larger_than_the_mark(serve: Serve) -> None:
     """A message larger than the high-water mark reaches clients that read at once and clients that read late."""
-    replica, history = serve(websocket_send_buffer_bytes=1024), History()
+    replica, history = serve(websocket_send_buffer_bytes=1024, event_max_bytes=MIB), History()
     bulk = BulkProducer(history, replica)
     async with slow_client(replica) as slow, connected(replica.websocket()) as fast:
         await fast.next()

@@ -115,7 +115,6 @@ class _RealLink:
         for id, fields in kept:
             await self.client.xadd(HISTORY, fields, id)
         await self.client.hset(POSITION, "sequence", sequence)
-        await self.client.hdel(POSITION, "last")
 
     async def shout(self, payload: bytes) -> None:
         await self.client.publish("security_events", payload)
@@ -516,14 +515,6 @@ async def test_doubt_that_nothing_refutes(link: Link, call: str) -> None:
     else:
         made = await replica.publish(outgoing("e"), fence)
         assert (made.epoch != fence.position.epoch, made.first) == (True, 1)
-
-
-async def test_doubt_about_the_newest_event(link: Link) -> None:
-    """The position says which event is the newest, so that a doubt about it is refuted without a history."""
-    replica = link.replica()
-    fence = (await publish(replica, "a", "b"))._replace(doubts=1)
-    await link.lose_history()
-    assert await replica.position(fence) == fence.position
 
 
 @pytest.mark.parametrize("call", ["position", "publish"])

@@ -109,17 +109,3 @@ async def test_its_publishes_beside_a_new_replica(each_redis_url: str) -> None:
             assert announcement.after == (None if number % 3 == 1 else f"e{number - 1}" if number else "")
         assert await kept(replica) == [(number + 1, f"e{number}") for number in range(6)]
     await replica.close()
-
-
-@pytest.mark.parametrize("last", ["", "x", "5", "5 ", "99 e", '3 a","b', "3 " + "a" * 200, "3 \xff"])
-async def test_last_as_others_could_write_it(redis_url: str, last: str) -> None:
-    """Whatever stands in the position for the newest event, announcements stay valid and say only what is certain."""
-    replica = RedisTransport(redis_url)
-    async with redis.Redis.from_url(redis_url) as client, listening(replica) as ear:
-        await publish(replica, "a", "b", "c")
-        await hear(ear)
-        await client.hset(POSITION, "last", last)
-        await publish(replica, "d")
-        (announcement,) = (await hear(ear)).announcements
-        assert announcement.after == ("c" if not last.startswith("3 ") else None)
-    await replica.close()
