@@ -232,7 +232,7 @@ MUTATIONS: Final = (
     Mutation(
         "a failed walk leaves clients that it did not reach",
         "kernel/clients/hub.py",
-        "            self._leave_unreached(walk)\n",
+        "            self._put_unreached_behind(walk)\n",
         "",
         ("tests/kernel/clients/test_hub.py",),
     ),
@@ -281,7 +281,7 @@ MUTATIONS: Final = (
     Mutation(
         "a failed walk leaves clients that it did not reach",
         "kernel/clients/hub.py",
-        "            self._leave_unreached(walk)\n",
+        "            self._put_unreached_behind(walk)\n",
         "",
         ("tests/kernel/clients/test_hub.py",),
     ),

@@ -8,7 +8,7 @@ import pytest
 
 from kernel import Observer
 from kernel.clients import Client, Patterns, Resume
-from kernel.clients.client import Delivery
+from kernel.clients.client import ClientState
 from kernel.clients.close_reasons import SLOW_CLIENT
 from kernel.observer import Replayed
 from kernel.position import Position
@@ -28,7 +28,7 @@ async def acked(sink: FakeSink, count: int = 1) -> dict[str, Any]:
 
 def live(client: Client) -> bool:
     """Return True if the fan-out writes to the client."""
-    return client.delivery is Delivery.LIVE
+    return client.state is ClientState.LIVE
 
 
 def replayed(first: int, last: int) -> list[str]:
@@ -583,7 +583,7 @@ async def test_catch_up_from_memory(redis: FakeRedis) -> None:
         sent = list(sink.messages)
         fill(redis, 10)
         await eventually(lambda: broadcaster.sequence == redis.place.sequence)
-        assert (sink.messages, client.delivery) == (sent, Delivery.BEHIND)
+        assert (sink.messages, client.state) == (sent, ClientState.BEHIND)
         reads = redis.calls.count("read")
         sink.room = None
         sink.drain()
@@ -779,7 +779,7 @@ async def test_going_away_during_a_read(redis: FakeRedis) -> None:
         transport.before["read"].set()
         await eventually(lambda: not transport.held["read"])
         assert sink.outline == ["connected"]
-        assert (len(broadcaster.hub), client.delivery) == (0, Delivery.GONE)
+        assert (len(broadcaster.hub), client.state) == (0, ClientState.GONE)
 
 
 async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
@@ -791,6 +791,6 @@ async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
         broadcaster.hub.receive(client, "ping")
         for _ in range(5):
             await asyncio.sleep(0)
-        assert (sink.blocked, client.delivery) == (True, Delivery.BEHIND)
+        assert (sink.blocked, client.state) == (True, ClientState.BEHIND)
         sink.drain()
         await eventually(lambda: live(client))
