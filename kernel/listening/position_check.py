@@ -152,7 +152,7 @@ class PositionCheck:
                 self._link.trial_succeeded()
                 trial = False  # what fails from here on is an ordinary read
             else:
-                self._link.read()
+                self._link.read_succeeded()
             await self._compare(fence, position, urgent=urgent)
         except TransportError as error:
             self._checks.fail()

@@ -211,7 +211,7 @@ class Publisher:
                 raise
             finally:
                 self._flow.leave(len(types), publication)
-            self._link.wrote()
+            self._link.write_succeeded()
             return publication
 
         def retried(number: int, delay: float, error: Exception) -> None:
