@@ -50,25 +50,25 @@ class PausableTransport(FakeTransport):
     """A transport on which calls can be paused, by the name of the method.
 
     Clear `before[name]` to pause calls before they reach Redis, or `after[name]` to pause them before they return. Set
-    the event to let them continue. `held[name]` is the number of calls in progress.
+    the event to let them continue. `in_progress[name]` is the number of calls that have not returned.
     """
 
     def __init__(self, redis: FakeRedis, deadline: float = 5.0) -> None:
         super().__init__(redis, deadline)
         self.before: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.after: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
-        self.held: defaultdict[str, int] = defaultdict(int)
+        self.in_progress: defaultdict[str, int] = defaultdict(int)
 
     async def call(self, name: str, act: Callable[[], _T]) -> _T:
         """Make the call, and pause before and after it while the events of its name are cleared."""
-        self.held[name] += 1
+        self.in_progress[name] += 1
         try:
             await self.before[name].wait()
             answer = await super().call(name, act)
             await self.after[name].wait()
             return answer
         finally:
-            self.held[name] -= 1
+            self.in_progress[name] -= 1
 
 
 def _set_event() -> asyncio.Event:

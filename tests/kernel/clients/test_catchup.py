@@ -184,7 +184,7 @@ async def test_a_history_that_is_trimmed_before_the_first_page(redis: FakeRedis)
         gate = transport_of(broadcaster).after["read"]
         gate.clear()
         _, sink = join(broadcaster, resume=Resume("events", 0, E1), lossy=True)
-        await eventually(lambda: transport_of(broadcaster).held["read"] == 1)
+        await eventually(lambda: transport_of(broadcaster).in_progress["read"] == 1)
         redis.trim(50)
         gate.set()
         assert (await acked(sink))["oldest_available"] == 201
@@ -759,7 +759,7 @@ async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
         transport.before["read"].clear()
         sink.room = None
         sink.drain()
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         resync(broadcaster, client, last_sequence=240)
         transport.before["read"].set()
         await acked(sink)
@@ -774,10 +774,10 @@ async def test_going_away_during_a_read(redis: FakeRedis) -> None:
         transport = transport_of(broadcaster)
         transport.before["read"].clear()
         client, sink = join(broadcaster, resume=Resume("events", 0, E1))
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         broadcaster.disconnect(client)
         transport.before["read"].set()
-        await eventually(lambda: not transport.held["read"])
+        await eventually(lambda: not transport.in_progress["read"])
         assert sink.outline == ["connected"]
         assert (len(broadcaster.hub), client.state) == (0, ClientState.GONE)
 
