@@ -133,7 +133,7 @@ class Subscription:
         if batch.foreign:
             self._observer.foreign(batch.foreign)
         if offered.misfits or offered.contradictions:
-            self._position_check.explain(offered.misfits)
+            self._position_check.report_misfits(offered.misfits)
         skipped = batch.foreign + len(offered.misfits) + offered.contradictions
         if skipped:
             now = asyncio.get_running_loop().time()
