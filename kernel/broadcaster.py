@@ -404,7 +404,7 @@ class EventBroadcaster:
         return self._link.status
 
     def is_listener_healthy(self) -> bool:
-        """Return True if the events of other replicas arrive here, as of the last position check."""
+        """Return True if the events of all replicas arrive here, as of the last position check."""
         return self._link.in_use and self._supervisor.healthy
 
     def is_degraded(self) -> bool:

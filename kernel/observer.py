@@ -2,7 +2,7 @@
 
 No hook is called per client and event: what a batch meant for thousands of clients arrives as one sum. Details are
 plain values (numbers, strings, positions), so an observer depends on nothing else of the kernel. Times are seconds
-since the epoch. An observer that raises is logged once and switched off; it cannot disturb the kernel.
+since 1970. An observer that raises is logged once and switched off; it cannot disturb the kernel.
 """
 
 import logging

@@ -1,8 +1,11 @@
-"""The kernel's observer that creates spans: one per publish, retry, delivery, replay and transition, none per client.
+"""An observer of the kernel that creates spans.
 
-Span names and attributes are in names.py; the spans of Redis commands are created in redis.py. An event that is not
-sampled costs nothing here. Attributes are passed when a span is created, where they are known by then, because setting
-them later costs more.
+There is one span for each publish, retry, delivered event, replay, circuit transition, restart of the listener and
+drain. The number of spans does not depend on the number of clients. The names of spans and attributes are in names.py,
+and redis.py creates the spans of Redis commands.
+
+No span is created for an event that is not sampled. Attributes that are known when a span starts are passed to
+`start_span`, because setting them later takes longer.
 """
 
 from collections.abc import Sequence
@@ -57,17 +60,18 @@ _Attributes = dict[str, AttributeValue]
 class Publish:
     """One publish and its span, which is the current span while the publish is in progress.
 
-    `companions` are the other publishes that share its call of Redis; `attempt` is the span of its last command.
+    Several publishes may share one call of Redis. `companions` are then set on the first of them, to the others.
+    `attempt` is the span of the last Redis command that was sent for this publish.
     """
 
-    __slots__ = ("_pause", "_theirs", "_token", "attempt", "companions", "span", "tracing")
+    __slots__ = ("_retry", "_theirs", "_token", "attempt", "companions", "span", "tracing")
 
     def __init__(self, tracing: "Tracing", span: Span, theirs: TraceContext) -> None:
         self.tracing = tracing
         self.span = span
         self.companions: Sequence[Publish] = ()
         self.attempt: SpanContext | None = None
-        self._pause: tuple[Span, int] | None = None
+        self._retry: tuple[Span, int] | None = None
         self._theirs = theirs
 
     def __enter__(self) -> TraceContext:
@@ -87,22 +91,22 @@ class Publish:
     ) -> None:
         detach(self._token[0])
         CURRENT.reset(self._token[1])
-        self.resume()
+        self.end_retry()
         if error is not None:
             self.span.set_attribute(names.ERROR_TYPE, type(error.__cause__ or error).__name__)
             self.span.set_status(StatusCode.ERROR)
         self.span.end()
 
-    def pause(self, span: Span, seconds: float) -> None:
-        """Note that a retry is due in `seconds`; `span` covers the time until then."""
-        self.resume()
-        self._pause = span, time_ns() + round(seconds * 1e9)
+    def start_retry(self, span: Span, seconds: float) -> None:
+        """Keep the span of a retry that is due in `seconds`; it covers the time until then."""
+        self.end_retry()
+        self._retry = span, time_ns() + round(seconds * 1e9)
 
-    def resume(self) -> None:
-        """End the span of the pause, at the time when the retry was due, or now if the publish is cancelled before."""
-        if self._pause is not None:
-            span, due = self._pause
-            self._pause = None
+    def end_retry(self) -> None:
+        """End the span of the retry: at the time when the retry was due, or now if the publish ends earlier."""
+        if self._retry is not None:
+            span, due = self._retry
+            self._retry = None
             span.end(min(due, time_ns()))
 
 
@@ -124,10 +128,11 @@ class Tracing(Observer):
             self._silence = get_current()
 
     def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
-        """Return a context manager that creates the span of the publish, in the trace of the producer.
+        """Create the span of a publish; return a context manager that ends it and that returns the events' context.
 
-        The events carry the context of that span. If the publish is not sampled, they carry the producer's context
-        unchanged, and no span is created for the publish.
+        The span is a child of the current span, which is that of the HTTP request, or else of the producer's span. The
+        events carry the context of the new span. If the publish is not sampled, no span is created, and the events
+        carry the producer's context unchanged.
         """
         theirs, types = publishing.trace, publishing.types
         around = get_current_span().get_span_context()
@@ -148,19 +153,20 @@ class Tracing(Observer):
         return Publish(self, span, theirs) if span.is_recording() else nullcontext(theirs)
 
     def sharing(self, contexts: Sequence[TaskContext]) -> TaskContext | None:
-        """Return the context of the first sampled publish, which becomes the parent of the call's span.
+        """Return the context in which a call of Redis runs that several publishes share.
 
-        The other sampled publishes become its companions, to which the span is linked.
+        It is the context of the first sampled publish, whose span becomes the parent of the call's span. The call's
+        span is linked to the other sampled publishes, which become its companions. Returns None if none is sampled.
         """
         sampled: list[Publish] = []
         chosen: TaskContext | None = None
         for context in contexts:
             publish = context.get(CURRENT)
-            if publish is not None and publish.span.is_recording():  # else it has been cancelled meanwhile
+            if publish is not None and publish.span.is_recording():  # False after the publish was cancelled
                 chosen = chosen or context
                 sampled.append(publish)
         if chosen is None:
-            # The call runs in the flusher's task, whose context may still hold a publish that has ended.
+            # The call then runs in the context of this task, which may still hold the publish that started the task.
             attach(self._silence)
             return None
         sampled[0].companions = sampled[1:]
@@ -181,14 +187,18 @@ class Tracing(Observer):
                 names.DELAY: retried.delay,
                 names.ERROR_TYPE: retried.error,
             }
-            publish.pause(self._tracer.start_span(self._retry, attributes=attributes), retried.delay)
+            publish.start_retry(self._tracer.start_span(self._retry, attributes=attributes), retried.delay)
 
     def follows(self, traceparent: str) -> bool:
         """Return True if the trace context is sampled."""
         return SAMPLED.fullmatch(traceparent) is not None
 
     def delivered(self, delivered: Delivered) -> None:
-        """Create a span for each sampled event, in its own trace; for more than 16, one span linked to all of them."""
+        """Create a span for each sampled event, in the trace of the event.
+
+        If there are more than 16, create one span that is linked to their publishes. In that span, RECIPIENTS is the
+        number of messages that were written for the whole batch, including the events that are not sampled.
+        """
         sampled = delivered.followed
         if not sampled:
             return
@@ -212,11 +222,11 @@ class Tracing(Observer):
             self._consume(sampled, attributes, delivered.begin, delivered.end)
 
     def _consume(self, events: Sequence[DeliveredEvent], attributes: _Attributes, begin: float, end: float) -> None:
-        """Create one span for these events, in the trace of the first."""
+        """Create one span for these events, as a child of the publish of the first, linked to all their publishes."""
         published_at = events[0].published_at
         if published_at is not None:
             attributes[names.QUEUED] = max(0.0, begin - published_at)
-        # Events of the same publish have the same context, so duplicates are removed.
+        # One link for each publish: the events of a publish have the same context.
         origins = dict.fromkeys((event.trace.traceparent, event.trace.tracestate) for event in events)
         contexts = [remote(*origin) for origin in list(origins)[:MOST_LINKS]]
         links = [Link(context) for context in contexts]
@@ -224,7 +234,7 @@ class Tracing(Observer):
         self._span(self._deliver, begin, end, attributes, SpanKind.CONSUMER, links, parent)
 
     def replayed(self, replayed: Replayed) -> None:
-        """Create a span for the time from the request to the verdict."""
+        """Create a span that starts with the client's request and ends with the verdict."""
         attributes: _Attributes = {
             names.FROM: replayed.first.sequence,
             names.TO: replayed.last.sequence,
@@ -237,7 +247,7 @@ class Tracing(Observer):
         self._span(self._replay, replayed.begin, replayed.end, attributes)
 
     def circuit_moved(self, moved: CircuitMoved) -> None:
-        """Create a span without duration, linked to the attempt that caused the transition if a publish made it."""
+        """Create a span without duration. If a publish caused the transition, link it to the publish's last attempt."""
         publish = CURRENT.get()
         links = []
         if publish is not None:
@@ -247,11 +257,11 @@ class Tracing(Observer):
         self._tracer.start_span(name, _ROOT, attributes=attributes, links=links).end()
 
     def listener_restarted(self, reason: str) -> None:
-        """Create a span without duration."""
+        """Create a span without duration, with the reason of the restart."""
         self._tracer.start_span(self._listener, _ROOT, attributes={names.REASON: reason}).end()
 
     def drained(self, drained: Drained) -> None:
-        """Create a span for the whole drain."""
+        """Create a span that covers the drain."""
         self._span(self._drain, drained.begin, drained.end, {names.CONNECTIONS: drained.connections})
 
     def _span(
@@ -264,7 +274,7 @@ class Tracing(Observer):
         links: Sequence[Link] = (),
         parent: Context | None = _ROOT,
     ) -> None:
-        """Create a span that has ended; times are in seconds since 1970."""
+        """Create a span with these start and end times, in seconds since 1970."""
         start = round(begin * 1e9)
         span = self._tracer.start_span(name, parent, kind, attributes, links, start)
         span.end(max(start, round(end * 1e9)))

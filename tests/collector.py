@@ -29,7 +29,7 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Span:
-    """One span as it was received; times are in seconds since the epoch, ids in hexadecimal, `parent` "" for a root."""
+    """One span as it was received; times are in seconds since 1970, ids in hexadecimal, `parent` "" for a root."""
 
     name: str
     trace: str

@@ -49,7 +49,7 @@ MUTATIONS: Final = (
         "publishes do not wait for deliveries (no flow control)",
         "kernel/publishing/publisher.py",
         "                await self._flow.enter(len(types), self._require)\n",
-        "                self._flow.enter_again(len(types))\n",
+        "                self._flow.enter_without_waiting(len(types))\n",
         ("tests/kernel/publishing/test_publisher.py", "tests/system/test_link_faults.py"),
     ),
     Mutation(
@@ -232,7 +232,7 @@ MUTATIONS: Final = (
     Mutation(
         "a failed walk leaves clients that it did not reach",
         "kernel/clients/hub.py",
-        "            self._leave_unreached(walk)\n",
+        "            self._put_unreached_behind(walk)\n",
         "",
         ("tests/kernel/clients/test_hub.py",),
     ),
@@ -281,7 +281,7 @@ MUTATIONS: Final = (
     Mutation(
         "a failed walk leaves clients that it did not reach",
         "kernel/clients/hub.py",
-        "            self._leave_unreached(walk)\n",
+        "            self._put_unreached_behind(walk)\n",
         "",
         ("tests/kernel/clients/test_hub.py",),
     ),

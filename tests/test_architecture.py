@@ -51,20 +51,20 @@ SHARED = {
     "kernel": ["kernel", "kernel.observer", "kernel.counters", "kernel.clients", "kernel.log", "kernel.messages"],
     "telemetry": ["telemetry"],
 }
-# Inside the kernel: what each package may import of the others. Arrows point one way.
+# Inside the kernel: what each package imports of the others, as in the table of its README. Arrows point one way.
 BELOW = ["errors", "position", "observer"]
 ARROWS = {
     "errors": [],
     "position": [],
     "observer": ["position"],
-    "messages": ["errors"],
-    "resilience": BELOW,
-    "log": [*BELOW, "messages", "resilience"],
-    "publishing": [*BELOW, "messages", "resilience", "log"],
-    "redis": [*BELOW, "messages", "resilience", "log"],
-    "listening": [*BELOW, "messages", "resilience", "log"],
-    "clients": [*BELOW, "messages", "resilience", "log"],
     "counters": ["observer", "messages"],
+    "messages": ["errors"],
+    "resilience": ["errors", "observer"],
+    "log": ["position", "observer", "messages", "resilience"],
+    "publishing": [*BELOW, "messages", "resilience", "log"],
+    "redis": [*BELOW, "resilience", "log"],
+    "listening": [*BELOW, "resilience", "log"],
+    "clients": [*BELOW, "messages", "resilience", "log"],
 }
 # The two that wire everything.
 WIRING = {"kernel/__init__.py", "kernel/broadcaster.py"}
@@ -108,17 +108,34 @@ def test_few_public_names() -> None:
 
 
 def test_arrows() -> None:
-    """Inside the kernel, imports follow the arrows between its packages, and none points back."""
+    """Inside the kernel, imports follow the arrows between its packages; none points back, and each one is needed."""
     wrong = []
+    used: dict[str, set[str]] = {package: set() for package in ARROWS}
     for module, imported, _ in _imports():
         if module.startswith("kernel/") and module not in WIRING and imported.startswith("kernel"):
             source = Path(module).parts[1].removesuffix(".py")
             target = imported.split(".")[1] if "." in imported else "the root"
-            if target != source and target not in ARROWS[source]:
+            if target == source:
+                continue
+            used[source].add(target)
+            if target not in ARROWS[source]:
                 wrong.append(f"{module} imports {imported}")
     assert not wrong, "\n".join(wrong)
+    assert used == {package: set(imports) for package, imports in ARROWS.items()}
     parts = {Path(module).parts[1].removesuffix(".py") for module in MODULES if module.startswith("kernel/")}
     assert parts - {"__init__", "broadcaster"} == ARROWS.keys()
+
+
+def test_readme_lists_the_packages() -> None:
+    """The table of packages in the kernel's README names what each imports, and the files in it."""
+    text = (ROOT / "kernel" / "README.md").read_text()
+    rows = re.findall(r"^\| `(\w+)` \| (.*) \| (.*) \|$", text.partition("## The path")[0], re.MULTILINE)
+    assert {package: re.findall(r"`(\w+)`", imports) for package, _, imports in rows} == {**ARROWS, "broadcaster": []}
+    for package, content, _ in rows:
+        files = [path.stem for path in (ROOT / "kernel" / package).glob("*.py") if path.stem != "__init__"]
+        plain = re.sub(r"\W+", " ", content.lower())
+        missing = [name for name in files if not re.search(rf"\b{name.replace('_', ' ')}s?\b", plain)]
+        assert not missing, f"{package}: {', '.join(missing)}"
 
 
 def test_who_sees_all() -> None:

@@ -11,8 +11,8 @@ from litestar.types import Middleware
 
 from handlers.auth import encoded
 from handlers.routes.dependencies import Broadcaster
+from handlers.routes.publish_request import API_KEYS, BODY_BUDGET, MAX_BODY_BYTES, BodyBudget
 from handlers.routes.publishing import publish_route, publish_routes
-from handlers.routes.request import API_KEYS, BODY_BUDGET, MAX_BODY_BYTES, BodyBudget
 from handlers.settings import Settings
 from kernel import (
     AlertAcknowledgedMessage,

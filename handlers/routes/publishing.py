@@ -20,7 +20,7 @@ from litestar.params import SkipValidation
 from litestar.types import ASGIApp, Receive, Scope, Send
 
 from handlers.routes.dependencies import Broadcaster
-from handlers.routes.request import BODY_BUDGET, BodyShare, read_publish
+from handlers.routes.publish_request import BODY_BUDGET, BodyShare, read_publish
 from kernel import EventBroadcaster, Message, PublishOptions, Receipt, ReplayedReceipt
 from kernel.messages import decode_batch, decode_message
 

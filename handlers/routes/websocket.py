@@ -1,15 +1,15 @@
 """The WebSocket route `/ws/events`: admit a client, connect it to the kernel, and pass its messages on.
 
-Admission: while the replica drains, and from an origin that is not allowed, the upgrade is refused with an HTTP status.
-After the upgrade, wrong credentials (1008) and a full replica (1013) are refused with a close code, which browsers can
-read. An invalid query parameter is reported to the client and ignored.
+Admission: if the replica drains (503) or the origin is not allowed (403), the upgrade is refused with an HTTP status.
+If the credentials are wrong (1008) or the replica is full (1013), the upgrade is accepted and then closed, because
+browsers show a page the close code but not the HTTP status. An invalid query parameter is reported to the client and
+ignored.
 
-Afterwards the kernel writes to the client's sink on its own. This route reads, and ends the connection when the client
-leaves, the connection's timer closes it, or an unexpected error occurs (1011).
+After admission, the kernel writes to the client's sink directly, and this route only reads. The connection ends when
+the client leaves, when the connection's timer closes it, or after an unexpected error (1011).
 
-A client is read no faster than `WEBSOCKET_MAX_MESSAGES_PER_SECOND`: after a message beyond that rate the route waits
-before it takes the next one. Nothing is answered and nothing is lost; what the client sends meanwhile fills the buffers
-of the connection, and in the end its own.
+The route takes at most `WEBSOCKET_MAX_MESSAGES_PER_SECOND` messages per second from a client, and waits before it takes
+more. No message is lost and no error is sent: TCP slows the client down as soon as the buffers are full.
 """
 
 import asyncio
@@ -38,16 +38,16 @@ __all__ = ["websocket_route"]
 
 _logger = logging.getLogger(__name__)
 
-# After this many seconds of work for one client in a row, the other tasks of the event loop get a turn.
+# The route yields to the event loop after it has worked for one client for this many seconds without waiting.
 _TURN_SECONDS = 0.002
-# An ack or a pong of at most this length, in characters, counts as this part of a message.
+# An ack or a pong of at most `_LIGHT_LENGTH` characters counts as a twentieth of a message for the rate.
 _LIGHT_COST = 1 / 20
 _LIGHT_LENGTH = 1024
 _NO_STATUS = 1005  # RFC 6455, 7.4.1
 
 
 class _Encodings:
-    """The encoding objects: clients with the same format share one, which lets the kernel put them in one audience."""
+    """One encoding object for each format, since the kernel shares bytes only between clients with the same object."""
 
     def __init__(self, threshold: int, level: int) -> None:
         self._wire = {
@@ -75,19 +75,19 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
             return
         query: Mapping[str, str] = socket.query_params.dict()  # type: ignore[assignment]  # its values are lists
         query = {name: values[-1] for name, values in query.items()}
-        verdict = websocket_credentials_ok(
+        admission = websocket_credentials_ok(
             settings,
             query=query,
             headers=socket.scope["headers"],
             subprotocols=socket.scope.get("subprotocols", []),
         )
-        await socket.accept(subprotocols=verdict.subprotocol)
-        socket.scope["headers"] = []  # no longer needed: 1 kB for each idle connection
+        await socket.accept(subprotocols=admission.subprotocol)
+        socket.scope["headers"] = []  # frees 1 kB for each idle connection
         broadcaster.counters.accepts += 1
         sink = _sink(socket, settings)
         cap = settings.websocket_max_connections
         refusal: CloseReason | None = None
-        if not verdict.allowed:
+        if not admission.allowed:
             refusal = UNAUTHORIZED
         elif cap and broadcaster.connections >= cap:
             refusal = TRY_AGAIN_LATER
@@ -95,7 +95,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
         try:
             if refusal is not None:
                 sink.close(refusal)
-                code = await _until_gone(socket)
+                code = await _wait_for_disconnect(socket)
             else:
                 options = QueryOptions.from_query(query)
                 client = broadcaster.connect(
@@ -104,10 +104,10 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
                 _logger.debug("client %s connected", client.id)
                 for problem in options.problems:
                     client.tell(Error("validation_error", f"Invalid query parameter: {problem}", {"reason": problem}))
-                code = await _converse(socket, broadcaster, client, sink, settings)
+                code = await _receive_messages(socket, broadcaster, client, sink, settings)
                 _logger.debug("client %s disconnected with code %d", client.id, code)
         except Exception as error:
-            # Litestar would close with another code.
+            # If the exception went on, Litestar would close with another code than 1011.
             log_unexpected(error, f"on {socket.scope['path']}")
             sink.close(INTERNAL_ERROR)
         finally:
@@ -118,7 +118,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
     return ws_events
 
 
-async def _converse(
+async def _receive_messages(
     socket: WebSocket[Any, Any, Any],
     broadcaster: EventBroadcaster,
     client: Client,
@@ -127,7 +127,7 @@ async def _converse(
 ) -> int:
     """Pass the client's messages to the kernel until either side closes the connection; return the close code."""
     hub = broadcaster.hub
-    # The ages are spread so that clients that connected together do not reconnect together.
+    # Random, so that clients that connected at the same time do not all reconnect at the same time.
     max_age = settings.websocket_max_age_seconds * random.uniform(0.8, 1.2)  # noqa: S311  not a secret
     timer = ConnectionTimer(broadcaster, client, settings, max_age=max_age, loop=asyncio.get_running_loop())
     sink.on_blocked = lambda: hub.fall_behind(client)
@@ -146,6 +146,7 @@ async def _converse(
                 await sink.drained()
             timer.message_received()
             text: str | None = message.get("text")  # type: ignore[assignment]  # typed as object
+            # A binary message is not a command. The hub answers bytes with an error without reading them.
             light = hub.receive(client, b"" if text is None else text)
             now = clock()
             if pace is not None:
@@ -162,7 +163,7 @@ async def _converse(
 
 
 def _origin(socket: WebSocket[Any, Any, Any]) -> str | None:
-    # Not `socket.headers`: Litestar would keep the parsed headers for as long as the connection.
+    # `socket.headers` is not used, because Litestar would keep the parsed headers until the connection ends.
     return next((value.decode("latin-1") for name, value in socket.scope["headers"] if name == b"origin"), None)
 
 
@@ -178,7 +179,7 @@ async def _refuse(socket: WebSocket[Any, Any, Any], status: int) -> None:
     await socket.send({"type": "websocket.http.response.body", "body": b"", "more_body": False})
 
 
-async def _until_gone(socket: WebSocket[Any, Any, Any]) -> int:
+async def _wait_for_disconnect(socket: WebSocket[Any, Any, Any]) -> int:
     while (message := await socket.receive())["type"] != "websocket.disconnect":
         pass
     return _code(message)
@@ -190,9 +191,9 @@ def _code(message: Mapping[str, Any]) -> int:
 
 
 def _sink(socket: WebSocket[Any, Any, Any], settings: Settings) -> FrameSink | AsgiSink:
-    wire: FrameSink | None = (socket.scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]  # any object
-    if wire is not None:
-        return wire
+    frame_sink: FrameSink | None = (socket.scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]  # any object
+    if frame_sink is not None:
+        return frame_sink
     return AsgiSink(
         socket.send,
         high_water=settings.websocket_send_buffer_bytes,

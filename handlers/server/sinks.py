@@ -39,8 +39,8 @@ class FrameSink(Sink, Protocol):
 class AsgiSink:
     """A sink that takes messages without waiting and sends them by ASGI.
 
-    It is blocked while more than `high_water` characters or bytes are unsent, until a quarter of that is left. If one
-    `send` takes longer than `stall_seconds`, the connection is abandoned and everything unsent is dropped.
+    It becomes blocked when more than `high_water` characters or bytes are unsent, and unblocked when a quarter of that
+    is left. If one `send` takes longer than `stall_seconds`, the sink is closed and everything unsent is dropped.
     """
 
     def __init__(self, send: Send, *, high_water: int, stall_seconds: float) -> None:
@@ -80,11 +80,11 @@ class AsgiSink:
                 self.on_blocked()
 
     async def drained(self) -> None:
-        """Return once no longer blocked, or once the connection is lost."""
+        """Wait until the sink is not blocked, or the connection is lost."""
         await self._free.wait()
 
     def close(self, reason: CloseReason) -> None:
-        """Close after everything that was written."""
+        """Send a close once everything that was written is sent."""
         self._waiting.append(reason)
         self._filled.set()
 

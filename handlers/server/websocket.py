@@ -4,19 +4,18 @@ Sending: the protocol puts itself into `scope["extensions"]` under `EXTENSION`. 
 to the kernel as the client's sink, so that the fan-out writes frames directly to the transport. The handshake and the
 reading of messages remain uvicorn's.
 
-Receiving: what one read brings is parsed in slices, and parsing stops while enough messages wait for the application.
-The rest stays unparsed, and nothing more is read from the client until it is parsed too. A slice is so small that it
-inflates to no more than two of the largest messages. So what a client has sent and the application has not yet
-taken is at most four of the largest messages (waiting or half received), besides the unparsed rest of one read, which
-is 256 kB. Frames that never become a message, such as pings and empty fragments, do not count for the rate at which
-messages are read: parsing what completes no message takes at most a tenth of the time.
+Receiving: received data is parsed in slices, and parsing stops while enough messages wait for the application. The rest
+of the data stays unparsed, and nothing more is read from the client before it is parsed. A slice inflates to no more
+than two of the largest messages. The memory for what a client has sent is therefore bounded: four of the largest
+messages, waiting or incomplete, and 256 kB of unparsed data. Pings and empty fragments never become messages, so the
+route's rate limit does not apply to them. Instead, parsing that completes no message may take a tenth of the time.
 
-Back-pressure: the sink is blocked while more than `high_water` bytes are unsent, until a quarter of that is left. While
-it is blocked, nothing is read from the client either, because the replies could not be sent. A blocked client whose
-system acknowledges no data for `stall_seconds` is aborted.
+Back-pressure: the sink becomes blocked when more than `high_water` bytes are unsent, and unblocked when a quarter of
+that is left. While it is blocked, nothing is read from the client, because the replies could not be sent. If the
+client's system acknowledges no data for `stall_seconds` while the sink is blocked, the connection is aborted.
 
-Closing: either side may start the closing handshake (`close`, `handle_close`), and a message that violates the protocol
-starts it too (`handle_parser_exception`). After 5 seconds the connection is aborted.
+Closing: the closing handshake is started by the server (`close`), by the client (`handle_close`), or by a message that
+violates the protocol (`handle_parser_exception`). If it takes more than 5 seconds, the connection is aborted.
 """
 
 import asyncio
@@ -54,24 +53,26 @@ from kernel.log import WINDOW_BITS, Joined
 __all__ = ["WebSocketProtocol"]
 
 _CLOSE_SECONDS = 5.0
-# How long a turn of parsing takes, in seconds; and for which part of the time, after a burst in seconds, what a client
-# has sent is parsed without completing a message.
+# Parsing yields to the event loop after this many seconds.
 _TURN_SECONDS = 0.002
+# Parsing that completes no message may take this share of the time for each client, after a burst of this many
+# seconds.
 _PARSING_SHARE = 0.1
 _PARSING_BURST = 0.02
-# How much is parsed at a time, in bytes, of a client that cannot send compressed messages.
+# The bytes of a slice, for a client that did not negotiate compression.
 _SLICE = 512
-# The most that deflate makes of one byte (https://zlib.net/zlib_tech.html).
+# The highest ratio of deflate: the number of bytes that one byte can inflate to (https://zlib.net/zlib_tech.html).
 _MOST_INFLATED = 1032
-# What a waiting message takes besides its text, in bytes, generously: it limits how many small ones wait.
+# The memory of a waiting message besides its text, in bytes. It is set high, to limit the number of small messages.
 _OVERHEAD = 1024
 _logger = logging.getLogger(__name__)
 # uvicorn logs each upgrade with its query string, which may contain a token, and websockets logs the messages.
 _protocol_logger = logging.getLogger("handlers.server.websocket.protocol")
 _protocol_logger.setLevel(logging.WARNING)
-# The client is told of its own mistake by the close code.
+# Not worth a log line: it is the client's mistake, and the close code tells the client.
 _protocol_logger.addFilter(lambda record: not record.getMessage().startswith("Invalid UTF-8"))
-# handlers.server.http limits the request target and the header fields before; what it lets through must be readable.
+# The limit of websockets, for the whole process. It must be higher than those of handlers.server.http, which checks
+# the request first; otherwise a request that http.py has accepted would fail here.
 http11.MAX_LINE_LENGTH = 128 * 1024
 
 
@@ -93,10 +94,10 @@ class _SharedDeflate(ServerPerMessageDeflateFactory):
 
 
 class _ServerProtocol(ServerProtocol):
-    """websockets' protocol, changed in two places.
+    """The protocol of websockets, changed in two places.
 
-    A handshake is refused with a problem document. A close frame between the fragments of a message is answered with
-    its own code.
+    A refused handshake is answered with a problem document. A close frame that arrives between the fragments of a
+    message is answered with the code that it holds; websockets would answer with 1002.
     """
 
     def reject(self, status: StatusLike, text: str) -> Response:
@@ -116,8 +117,8 @@ class _ServerProtocol(ServerProtocol):
 class WebSocketProtocol(WebSocketsSansIOProtocol):
     """One WebSocket connection, and the `FrameSink` of its client.
 
-    `high_water` is in bytes, `stall_seconds` in seconds; the module's docstring says what they do. While the connection
-    is being closed, `limit` may end it to make way for a new one.
+    The module's docstring describes `high_water` (bytes) and `stall_seconds`. While the connection is being closed,
+    `limit` may abort it to free its descriptor for a new connection (`evict`).
     """
 
     def __init__(
@@ -129,7 +130,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         **kwargs: Any,  # noqa: ANN401  passed on to uvicorn
     ) -> None:
         super().__init__(*args, **kwargs)
-        # Replacing the object would leave garbage with reference cycles for each connection.
+        # uvicorn has created the object. A second one would leave reference cycles for the garbage collector to free.
         self.conn.__class__ = _ServerProtocol
         self._limit = limit
         self.queue = SlimQueue()  # type: ignore[assignment]  # has what uvicorn uses of asyncio.Queue
@@ -167,29 +168,32 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def write(self, data: Joined) -> None:
         """Write prebuilt frames, in order, without waiting; does nothing once the connection is closing."""
         if not self.closed:
-            self.transport.write(data)  # type: ignore[arg-type]  # on this wire messages are joined to bytes
+            self.transport.write(data)  # type: ignore[arg-type]  # WireEncoding joins to bytes
 
     async def drained(self) -> None:
-        """Return once no longer blocked, or once the connection is lost."""
+        """Wait until the sink is not blocked, or the connection is lost."""
         await self.writable.wait()
 
     def close(self, reason: CloseReason) -> None:
-        """Start the closing handshake; a client that does not answer within 5 seconds is aborted."""
+        """Start the closing handshake; if the client does not answer within 5 seconds, abort the connection."""
         if self.closed:
             return
         self.queue.put_nowait({"type": "websocket.disconnect", "code": reason.code, "reason": reason.text})
         self.conn.send_close(reason.code, reason.text)
-        self._finish()
+        self._send_close_frame()
 
     # What uvicorn and asyncio call.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Set the amounts of unsent data at which the sink becomes blocked and unblocked."""
+        """Set the limits of the transport's buffer, at which asyncio calls `pause_writing` and `resume_writing`."""
         super().connection_made(transport)
         self.transport.set_write_buffer_limits(high=self._high_water, low=self._high_water // 4)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wake everything that waits for this socket; without a close frame the code is 1006 (RFC 6455, 7.1.5)."""
+        """Wake everything that waits for this connection, and stop the timers.
+
+        The close code is 1006 unless a close frame was received or sent before (RFC 6455, 7.1.5).
+        """
         self.queue.put_nowait({"type": "websocket.disconnect", "code": 1006})
         super().connection_lost(exc)
         self._limit.keep(self)
@@ -199,12 +203,12 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._stop_stall_timer()
 
     def data_received(self, data: bytes) -> None:
-        """Parse received data, as far as there is room for its messages.
+        """Parse received data, until enough messages wait for the application.
 
-        An upgrade that is too long to parse is refused; uvicorn would leave it unanswered.
+        uvicorn parses the handshake. If websockets cannot parse it, it is refused here; uvicorn would not answer it.
         """
         if self.handshake_initiated:
-            # Reading is paused while something is unparsed, but a transport may have more in hand.
+            # Reading is paused while something is unparsed, but a transport may still deliver what it read before.
             self._unparsed = memoryview(data if self._unparsed is None else bytes(self._unparsed) + data)
             if self._parse_timer is None:
                 self._parse()
@@ -216,7 +220,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     def handle_connect(self, event: Request) -> None:
-        """Offer this connection to the route as a sink."""
+        """Put this connection into the scope, where the route finds its sink."""
         super().handle_connect(event)
         if not self.close_sent:
             extensions: dict[str, Any] = self.scope["extensions"]
@@ -225,7 +229,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
                 self._slice = max(16, 2 * self.config.ws_max_size // _MOST_INFLATED)
 
     def handle_cont(self, event: Frame) -> None:
-        """Take a further fragment of a message; uvicorn would keep them all, empty ones too, until the last."""
+        """Append a fragment to its message; uvicorn would keep a list of all fragments, empty ones included."""
         fragments: list[Any] = self.frames
         if not isinstance(fragments[0], bytearray):
             fragments[0] = bytearray(fragments[0])
@@ -234,7 +238,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             self.send_receive_event_to_app()
 
     def send_receive_event_to_app(self) -> None:
-        """Let a message that is complete wait for the application."""
+        """Queue a complete message for the application."""
         data = self.frames[0]
         self.frames = []
         if self.close_sent:
@@ -253,7 +257,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.queue.put_nowait(message)  # type: ignore[arg-type]  # an ASGI event
 
     def handle_ping(self) -> None:
-        """Answer a ping, unless it came in one slice with something for which the connection was closed."""
+        """Answer a ping, unless the connection was closed because of something in the same slice."""
         if not self.close_sent:
             super().handle_ping()
 
@@ -264,7 +268,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._update_reading()
         if self.on_blocked is not None:
             self.on_blocked()
-        self._watch(self._unacknowledged_bytes())
+        self._start_stall_timer(self._bytes_in_flight())
 
     def resume_writing(self) -> None:
         """Become unblocked."""
@@ -284,9 +288,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     async def send(self, message: Any) -> None:  # noqa: ANN401  an ASGI event
         """Send an ASGI event.
 
-        Two events need help. Before the upgrade is accepted, Litestar closes a socket for whose path it has no route;
-        uvicorn would answer 403 instead of 404. After an HTTP answer that refuses the upgrade, uvicorn does not mark
-        the handshake as complete, and would log an error.
+        Two cases differ from uvicorn. If Litestar closes before the upgrade is accepted, uvicorn would answer 403.
+        Here the answer is 500 if Litestar's reason says that an exception was raised, and otherwise 404, because the
+        path has no route. And after an HTTP answer that refuses the upgrade, the handshake is marked as complete;
+        uvicorn would log an error.
         """
         if message["type"] == "websocket.close" and not self.handshake_complete:
             status = 500 if message.get("reason") == HTTPStatus.INTERNAL_SERVER_ERROR.phrase else 404
@@ -294,7 +299,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             message = {"type": "websocket.http.response.body", "body": b""}
         await super().send(message)
         if message["type"] == "websocket.accept":
-            # 2 kB that are not needed after the handshake
+            # frees 2 kB for each connection; nothing uses them after the handshake
             del self.request, self.response
         elif message["type"] == "websocket.http.response.body":
             self.handshake_complete = True
@@ -302,7 +307,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
     def handle_close(self, event: Frame) -> None:
         """Process the client's close frame, which starts the closing handshake or answers the server's."""
         super().handle_close(event)
-        # Closing waits for the unsent data, and the client may have stopped reading.
+        # The transport closes once all data is sent, which never happens if the client has stopped reading.
         self._closing()
 
     def handle_parser_exception(self) -> None:
@@ -316,13 +321,13 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         sent = self.conn.close_sent
         code, reason = (sent.code, sent.reason) if sent is not None else (1006, "")
         self.queue.put_nowait({"type": "websocket.disconnect", "code": code, "reason": reason})
-        self._unparsed = None  # the parser would drop it
-        self._finish()
+        self._unparsed = None  # after an error the parser ignores all input
+        self._send_close_frame()
         if self.transport.can_write_eof() and not self.transport.is_closing():
             self.transport.write_eof()
 
-    def _finish(self) -> None:
-        """Send our part of the closing handshake, and abort if the client does not do its part within 5 seconds."""
+    def _send_close_frame(self) -> None:
+        """Send the server's close frame, and abort if the closing handshake is not complete after 5 seconds."""
         self.transport.write(b"".join(self.conn.data_to_send()))
         self.close_sent = True
         self.stop_keepalive()
@@ -342,19 +347,19 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
     @property
     def _has_room(self) -> bool:
-        """True if further messages may wait; those that come after our close frame are dropped."""
+        """True if further messages may be queued; after the server's close frame they are dropped, so always."""
         return self._waiting < self.config.ws_max_size or self.close_sent
 
     def _parse(self) -> None:
-        """Parse slices of what was read while there is room for their messages, until the turn is over."""
+        """Parse slices until enough messages are queued, or the turn is over."""
         begin = now = time.perf_counter()
-        idle = 0.0  # the time of slices without the end of a message
+        idle = 0.0  # the seconds spent on slices that completed no message
         unparsed = self._unparsed
         while unparsed and self._has_room and now - begin < _TURN_SECONDS:
             waiting, slice_began_at = self._waiting, now
             self._unparsed = unparsed[self._slice :] or None
             self.conn.receive_data(unparsed[: self._slice])  # type: ignore[arg-type]  # it takes any buffer
-            # Messages before one that violates the protocol are acted on.
+            # Complete messages before the one that violates the protocol are queued.
             self.handle_events()
             if self.conn.parser_exc is not None:
                 self.handle_parser_exception()
@@ -387,23 +392,23 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             else:
                 self.transport.resume_reading()
 
-    def _watch(self, unsent: int) -> None:
+    def _start_stall_timer(self, unsent: int) -> None:
         self._stop_stall_timer()
         self._stall_timer = self.loop.call_later(self._stall_seconds, self._stalled, unsent)
 
     def _stalled(self, unsent: int) -> None:
-        left = self._unacknowledged_bytes()
+        left = self._bytes_in_flight()
         if left >= unsent:
-            _logger.info("aborting a client that accepted no data for %g s", self._stall_seconds)
+            _logger.info("aborting a connection: its client accepted no data for %g s", self._stall_seconds)
             self._abort()
         else:
-            self._watch(left)
+            self._start_stall_timer(left)
 
-    def _unacknowledged_bytes(self) -> int:
-        """Return the number of bytes that the client's system has not acknowledged.
+    def _bytes_in_flight(self) -> int:
+        """Return the number of bytes that were written and that the client's system has not acknowledged.
 
-        The transport's own count is not enough: the operating system buffers megabytes more, and takes more data only
-        when a good part of them is acknowledged. That takes many minutes for a client that reads a few kB per second.
+        The transport's own count is not enough, because the operating system buffers megabytes. It takes more data only
+        after a large part of them was acknowledged, which takes minutes for a client that reads a few kB per second.
         """
         held = bytes(4)
         with contextlib.suppress(OSError):  # not supported by this operating system
@@ -412,10 +417,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         return self.transport.get_write_buffer_size() + int(unsent)
 
     def _abort(self) -> None:
-        """Abort the connection, and drop the data that the operating system still holds for it."""
+        """Abort the connection; unsent data is dropped, in the operating system too (RST instead of FIN)."""
         if self.disconnected:
             return
-        if self._unacknowledged_bytes():
+        if self._bytes_in_flight():
             self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
 
@@ -426,5 +431,5 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
 
 
 def _weight(message: dict[str, Any]) -> int:
-    """Return how many bytes of memory a waiting message takes; a character of a text may take four."""
+    """Return the bytes of memory that a queued message takes; a character of a text takes up to four."""
     return sys.getsizeof(message["text"] if "text" in message else message["bytes"]) + _OVERHEAD

@@ -16,11 +16,11 @@ from kernel.messages.control import Control
 from kernel.observer import Written
 from kernel.position import Position
 
-__all__ = ["Client", "Delivery", "Sink"]
+__all__ = ["Client", "ClientState", "Sink"]
 
 
-class Delivery(Enum):
-    """The way in which a client gets its events."""
+class ClientState(Enum):
+    """The way in which a client gets its events; hub.py describes the transitions."""
 
     LIVE = "live"  # the fan-out writes to it
     BEHIND = "behind"  # a task of its own reads the log for it
@@ -60,7 +60,6 @@ class Client:
         "_since",
         "acks",
         "audience",
-        "delivery",
         "encoding",
         "id",
         "notices",
@@ -69,6 +68,7 @@ class Client:
         "resumes",
         "resyncs",
         "sink",
+        "state",
     )
 
     def __init__(
@@ -79,7 +79,7 @@ class Client:
         self.encoding = encoding
         self.patterns = patterns
         self.place = place
-        self.delivery = Delivery.BEHIND
+        self.state = ClientState.BEHIND
         self.audience: Audience[Client, Encoding] | None = None
         self.resumes: list[Resume] = []  # an empty deque takes ten times as much memory
         self.resyncs: TokenBucket | None = None  # most clients never ask

@@ -1,16 +1,21 @@
 """The hub: this replica's clients, from the connection to the close.
 
-Theory of operation. A client is always in one of two states, or gone (`Delivery`).
+Theory of operation. A client is in one of three states (`ClientState`).
 
 - *Live*: it stands at the end of the log and is in the audience of its patterns and encoding. The fan-out writes to it.
-- *Behind*: a task of its own reads the log after its place (`CatchUp`) and makes it live when nothing is left to read.
-  If that is impossible the client is closed, and stays behind until it is disconnected.
+- *Behind*: a task of its own reads the log after its place (`CatchUp`), and makes it live when nothing is left to read.
+  If the next events are no longer kept, or the task fails, the hub closes the connection. The client then stays behind,
+  without a task, until it is disconnected.
+- *Gone*: it is disconnected, and the hub no longer knows it.
 
-A client leaves the live ones when its socket is full (`fall_behind`) or when it asks for a replay. One resume goes
-`receive` → `_resume` → `_put_behind` → `_catch_up` → `CatchUp.proceed` with a `Replay` → `_go_live`.
+A client that connects becomes live at once, or starts behind if it connects with a resume. A live client falls behind
+when its socket is full (`fall_behind`), when it asks for a replay (`receive`), or when a delivery that failed did not
+reach it. A `resync` message goes through these calls: `receive`, `_resume`, `_put_behind`, `_catch_up`,
+`CatchUp.proceed` with a `Replay`, `_go_live`.
 
-States change without an await, so a client is never in both states and never in neither. Above all there is no await
-between the read that finds nothing left and being live; an event that arrived in between would be lost for the client.
+Invariant. The state changes in one step, without an await: a client is in an audience if and only if it is live, and no
+task reads the log for it then. This matters most when a catch-up ends. If there were an await between the read that
+finds nothing left and `_go_live`, an event that arrived in between would never be written to the client.
 """
 
 import asyncio
@@ -25,7 +30,7 @@ import msgspec
 from kernel.clients.acks import AckLedger, requires_acks
 from kernel.clients.audiences import Audiences
 from kernel.clients.catchup import CatchUp, Step
-from kernel.clients.client import Client, Delivery, Sink
+from kernel.clients.client import Client, ClientState, Sink
 from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
@@ -55,7 +60,7 @@ class Hub:
 
     `checks` takes requests for a position check. `chunk` is how many bytes of a catch-up are joined into one write, and
     `number_field` is the name of an event's number. `clock()` is in seconds since 1970; `timer()`, by which long work
-    hands the loop back, is in seconds on any clock.
+    yields to the event loop, is in seconds on any clock.
     """
 
     def __init__(
@@ -93,7 +98,8 @@ class Hub:
     ) -> Client:
         """Add a client and return it.
 
-        Its first message is written now. What it missed follows if it asks for that by `resume`, and then live events.
+        Its first message is written now. With `resume`, the events that it missed follow, and then live events; without
+        it, live events follow.
         """
         here = self._log.place
         client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
@@ -111,19 +117,20 @@ class Hub:
         return client
 
     def disconnect(self, client: Client) -> None:
-        """Remove a client; a client that is gone already is no error."""
+        """Remove a client and cancel its catch-up; do nothing if it is gone already."""
         if client in self._clients:
             self._observer.left(self._ledger.owed(client))
         task = self._clients.pop(client, None)
         if task is not None:
             task.cancel()
         self._leave_audience(client)
-        client.delivery = Delivery.GONE
+        client.state = ClientState.GONE
 
     def receive(self, client: Client, message: str | bytes) -> bool:
-        """Act on a command of a client; the answer, if any, follows everything that was written to it before.
+        """Act on a message from a client, and write the answer, if any, after everything that was written before.
 
-        Returns True if the command was light, which means an ack or a pong.
+        A `resync` is answered by its replay, which ends with a `resync_ack`. Returns True if the message was light,
+        which means an ack or a pong.
         """
         decision = interpret(message, client.patterns)
         if decision.patterns is not None and decision.patterns is not client.patterns:
@@ -137,7 +144,7 @@ class Hub:
         return decision.light
 
     def acknowledge(self, client: Client, sequence: int) -> bool:
-        """Count a client's ack of everything up to `sequence`; return True if it raised its highest one."""
+        """Record a client's ack of all events up to `sequence`; return True if it is the client's highest ack."""
         sent_at = self._ledger.sent_at(client, sequence)
         raised = client.acknowledge(sequence)
         seconds = self._clock() - sent_at if raised and sent_at is not None else None
@@ -150,26 +157,26 @@ class Hub:
         return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
 
     def heartbeat(self, client: Client) -> None:
-        """Send a client its heartbeat, which holds its own place."""
+        """Send a client a heartbeat, which contains the client's place."""
         client.tell(Ping(client.place.sequence, client.place.epoch))
 
     def circuit_changed(self, state: CircuitState) -> None:
-        """Notify every client that degraded mode begins or ends; if its socket is full, as soon as it has drained."""
+        """Notify every client that degraded mode begins or ends; if a socket is full, once it has drained."""
         self._degraded = state is not CircuitState.CLOSED
         notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
         for client in self:
             client.notify(notice)
 
     def fall_behind(self, client: Client) -> None:
-        """Take a client whose socket is full from the live ones; it catches up when the socket has drained."""
-        if client.delivery is Delivery.LIVE:
+        """Put a live client behind because its socket is full; it catches up when the socket has drained."""
+        if client.state is ClientState.LIVE:
             self._observer.slowed()
             self._put_behind(client)
 
     async def deliver(self, frames: list[Frame], begin: float) -> Walk:
-        """Write frames with which the log ends to each live client.
+        """Write the frames that were just appended to the log to each live client; return the finished walk.
 
-        `begin` is when the delivery of the whole batch started, in seconds since the epoch; acks are timed from it.
+        `begin` is when the delivery of the whole batch started, in seconds since 1970; acks are timed from it.
         """
         self._ledger.enter(frames, begin)
         walk = self._walk = Walk(frames, self._audiences, self._timer)
@@ -178,33 +185,34 @@ class Hub:
             for _ in steps:
                 await asyncio.sleep(0)
         except Exception:
-            self._leave_unreached(walk)
+            self._put_unreached_behind(walk)
             raise
         finally:
-            # If cancelled, finish the walk; otherwise the remaining clients would be stuck.
+            # If this is cancelled, finish the walk: the remaining clients would be live without having these frames,
+            # and no later walk writes them.
             for _ in steps:
                 pass
             self._walk = None
         return walk
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
-        """Replace a client's patterns; the frames of a walk that is under way still obey the old ones."""
-        if client.delivery is Delivery.LIVE:
+        """Replace a client's patterns; the old ones still decide about the frames of a walk in progress."""
+        if client.state is ClientState.LIVE:
             if self._walk is not None:
                 self._walk.reach(client)
             self._leave_audience(client)
         if requires_acks(patterns) and not requires_acks(client.patterns):
             client.clear_acks()
         client.patterns = patterns
-        # the write in `reach` may have filled its socket, and then it is no longer live
-        if client.delivery is Delivery.LIVE:
+        # `reach` may have filled the socket, which calls `fall_behind`; then the client is no longer live
+        if client.state is ClientState.LIVE:
             self._join_audience(client)
 
     def _resume(self, client: Client, resume: Resume) -> None:
         if client.resyncs is None:
             client.resyncs = TokenBucket(1 / _RESYNC_SECONDS, _RESYNCS_AT_ONCE, self._clock())
-        # While Redis is away resyncs wait; the rate alone would let them pile up and be served at once afterwards. One
-        # more than may be asked for at once is the resume with which the client connected.
+        # While Redis is unavailable, replays wait, and the rate alone would let more and more of them wait. At most
+        # `_RESYNCS_AT_ONCE` may wait, and one more: the resume with which the client connected.
         full = len(client.resumes) > _RESYNCS_AT_ONCE
         wait = _RESYNC_SECONDS if full else client.resyncs.take(self._clock())
         if wait:
@@ -212,18 +220,18 @@ class Hub:
             client.tell(Error("rate_limited", text, {"retry_after_ms": math.ceil(wait * 1000)}))
             return
         client.resumes.append(resume)
-        if client.delivery is Delivery.LIVE:
+        if client.state is ClientState.LIVE:
             self._put_behind(client)
 
     def _go_live(self, client: Client) -> None:
-        client.delivery = Delivery.LIVE
+        client.state = ClientState.LIVE
         client.place = self._log.place
         self._join_audience(client)
 
-    def _leave_unreached(self, walk: Walk) -> None:
-        """After a walk that failed, let the live clients that it did not reach read its frames from the log."""
+    def _put_unreached_behind(self, walk: Walk) -> None:
+        """After a walk that failed, put the live clients that it did not reach behind; they read its frames."""
         for client in self:
-            if client.delivery is Delivery.LIVE and client.place != walk.end:
+            if client.state is ClientState.LIVE and client.place != walk.end:
                 self._put_behind(client)
 
     def _join_audience(self, client: Client) -> None:
@@ -239,20 +247,20 @@ class Hub:
                 self._walk.pass_over(client)
 
     def _put_behind(self, client: Client) -> None:
-        """Take a client from the live ones, if it is one of them, and start its catch-up."""
+        """Put a client that is live or new behind, and start its catch-up."""
         self._leave_audience(client)
-        client.delivery = Delivery.BEHIND
+        client.state = ClientState.BEHIND
         self._clients[client] = asyncio.create_task(self._catch_up(client))
 
     async def _catch_up(self, client: Client) -> None:
-        """Serve a client that is behind until it is live or closed; the body of its task."""
+        """Catch up a client that is behind, until it is live or closed; this is the body of its task."""
         catch_up = CatchUp(
             client, self._log, observer=self._observer, chunk=self._chunk, clock=self._clock, timer=self._timer
         )
         try:
             while (step := await catch_up.proceed()) is Step.CHECK_POSITION:
                 await self._checks.completed()
-            # no await between the last read of the log and this: an event that arrived meanwhile would be missed
+            # There must be no await between the last read of the log and this (see the invariant above).
             if step is Step.GO_LIVE:
                 self._go_live(client)
             else:

@@ -1,4 +1,4 @@
-"""Delivery: the one way by which frames enter this replica's log and reach its live clients.
+"""Delivery: the only way by which frames enter this replica's log and reach its live clients.
 
 What the subscription receives and what the position check fetches both pass through here, in runs of about `chunk`
 bytes. Each run is appended to the log and then handed to the live clients, before the next run is appended. The log
@@ -27,9 +27,9 @@ class FanOut(Protocol):
     async def deliver(self, frames: list[Frame], begin: float) -> RunResult:
         """Write frames with which the log ends to each client that is live when this is called.
 
-        The frames were appended to the log just now; the implementation takes hold of the live clients before its first
-        await, so that a client that joins later is not given them twice. `begin` is when the delivery of the whole
-        batch started, in seconds since the epoch. If this is cancelled, every client still receives the frames.
+        The frames have just been appended to the log. The implementation must note which clients are live before its
+        first await: a client that goes live later has the frames already. `begin` is when the delivery of the whole
+        batch started, in seconds since 1970. If this is cancelled, every client still receives the frames.
         """
         ...
 
@@ -46,7 +46,7 @@ class Delivery:
 
     `lock` admits one delivery at a time. Hold it while calling any of the methods, and from the moment that the log's
     position is read until the frames that follow it are delivered; otherwise events could be delivered twice.
-    `clock()` is in seconds since the epoch.
+    `clock()` is in seconds since 1970.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Delivery:
         self.lock = asyncio.Lock()
 
     async def offer(self, announcements: Iterable[Announcement]) -> Offered:
-        """Deliver the announced events that follow the log; return what the log has said of all of them."""
+        """Deliver the announced events that follow the log; return the outcome of `Log.offer` for all of them."""
         offered = self._log.offer(announcements)
         if offered.frames:
             await self.deliver(offered.frames)

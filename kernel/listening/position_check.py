@@ -3,29 +3,31 @@
 Theory of operation
 -------------------
 
-One task (`run`) makes one check after another. States: *waiting* (circuit closed), *waiting for the trial* (circuit
-open), *asking*, *comparing*, *pausing* after a failure.
+One task (`run`) makes one check after another. Its states, which no variable holds, are: *waiting*
+(circuit closed), *waiting for the trial* (circuit open), *asking*, *comparing*, and *pausing* after a failure.
 
 Events:
 
     request, or time   waiting -> asking. Checks are requested after each subscribe, when an announcement does not fit,
-                       when a caller waits for one, and by the supervisor. They are due by themselves every
-                       `check_seconds`, and sooner while events are due that were not announced.
-    recovery is over   waiting for the trial -> asking. This check is the trial call of the circuit, and it also writes.
+                       when a caller waits for one, and by the supervisor. Without a request, one is made every
+                       `check_seconds`, and every `grace` seconds while a check has found events that were not
+                       announced yet (deafness.py).
+    trial is due       waiting for the trial -> asking, when the recovery time of the circuit has passed. This check is
+                       the trial call of the circuit, and it also writes.
     Redis answers      asking -> comparing. The answer of a trial closes the circuit.
     compared           comparing -> waiting.
-    failure            asking or comparing -> pausing. Callers that wait for the check wait for the next one.
-    failure, trial     asking -> waiting for the trial, without a pause: the circuit says when it may be tried again.
+    failure            asking or comparing -> pausing. Callers that wait for this check go on waiting, for the next.
+    failure, trial     asking -> waiting for the trial. No pause is needed, because the circuit has its recovery time.
 
-Comparing decides between three cases. Before the first contact, the newest events are read into memory. If the events
-up to the position are in flight and no caller waits for them, nothing is done. Otherwise they are fetched from the
-history, and delivered; what the history no longer has is delivered as a gap, and a new epoch as its marker.
+There are three cases when comparing. If this is the first contact with Redis, the newest events are read into memory.
+If the missing events are probably in flight, no announcement is unexplained and no caller waits, nothing is done.
+Otherwise the missing events are fetched from the history and delivered. Events that the history no longer has are
+delivered as a gap marker, and a new epoch as its marker.
 
-Invariants: one check is under way at a time. What is held against Redis is `Ring.fence`, the last events that were
-delivered and verified here with their ids, as of the moment when the question leaves; `_ask` is the only place here
-that chooses it. Redis itself begins a new epoch if the fence proves that its history is another one. If it does not,
-what the fence named is verified; a check that fails leaves everything as it was. Events that arrive while Redis answers
-make the answer old, never wrong: a position that the log has passed needs no refill.
+Invariants. At most one check is in progress. Each check sends Redis the `Ring.fence` of that moment: the last events
+that were delivered and verified here, with their ids. If they prove that Redis's history is another one, the script
+starts a new epoch. If not, the log notes the fence as verified. A check that fails changes nothing. Events that are
+delivered while Redis answers do no harm: if the log has passed the position in the answer, nothing is missing.
 """
 
 import asyncio
@@ -57,7 +59,7 @@ _MOST_MISFITS = 1000
 
 
 class _Outcome(Enum):
-    """The end of one check."""
+    """The outcome of one check."""
 
     SUCCEEDED = auto()
     FAILED = auto()
@@ -65,10 +67,10 @@ class _Outcome(Enum):
 
 
 class PositionCheck:
-    """Keeps the log at the position of Redis.
+    """Compares the log with the position in Redis, and delivers the events that are missing.
 
-    `check_seconds` is the time between two checks that were not requested, `delays` the back-off's base and maximum;
-    all in seconds.
+    `check_seconds` is the time between two checks that were not requested. `delays` are the base and the maximum of the
+    back-off. All are in seconds.
     """
 
     def __init__(
@@ -93,29 +95,30 @@ class PositionCheck:
         self._observer = observer
         self._check_seconds = check_seconds
         self._delays = delays
-        # longer than a check that was delayed, so that an epoch that has just begun is found meanwhile
+        # An epoch that has just started is found by a check within this time, even if one check is late.
         self._foreign_epochs = ForeignEpochs(3 * check_seconds)
         self._compared_at = float("-inf")
-        # Positions of announcements that do not fit: new ones, and those that the check under way will explain or not.
+        # Positions of announcements that do not fit: those reported since the last check started, and those that the
+        # check in progress examines.
         self._misfits: deque[Position] = deque(maxlen=_MOST_MISFITS)
         self._examined: deque[Position] = deque(maxlen=_MOST_MISFITS)
 
     @property
     def recent(self) -> bool:
-        """True if the position was compared with the one in Redis not long ago."""
+        """True if the last comparison with Redis is less than three check intervals ago."""
         return asyncio.get_running_loop().time() - self._compared_at < 3 * self._check_seconds
 
-    def explain(self, misfits: Iterable[Position]) -> None:
+    def report_misfits(self, misfits: Iterable[Position]) -> None:
         """Request a check, because announcements at these positions do not fit, or others contradict the log.
 
-        One is explained if the position in Redis has reached it; then events before it were missed. Otherwise it is
-        foreign.
+        After the check has refilled the log, a misfit is explained if the log has reached its position: events before
+        it were missed. Otherwise the announcement is not from this deployment, and is counted as foreign.
         """
         self._misfits += misfits
         self._checks.request()
 
     async def reach(self) -> None:
-        """Make first contact: find where the numbering stands, and read into memory what fits there.
+        """Make the first contact: ask Redis for its position, and read the newest events into memory.
 
         Raises `TransportError`.
         """
@@ -144,15 +147,15 @@ class PositionCheck:
                 attempt += 1
 
     async def _check(self, *, trial: bool) -> _Outcome:
-        """Make one check and report to the link; `trial` if it is the trial call of the circuit."""
+        """Make one check, and report its outcome to the link; `trial` is True for the trial call of the circuit."""
         urgent = self._checks.start()
         try:
             fence, position = await self._ask(probe=trial)
             if trial:
                 self._link.trial_succeeded()
-                trial = False  # what fails from here on is an ordinary read
+                trial = False  # a failure from here on is that of an ordinary read
             else:
-                self._link.read()
+                self._link.read_succeeded()
             await self._compare(fence, position, urgent=urgent)
         except TransportError as error:
             self._checks.fail()
@@ -166,13 +169,16 @@ class PositionCheck:
             return _Outcome.FAILED
         except BaseException:
             self._checks.fail()
-            self._link.trial_abandoned()
+            self._link.trial_abandoned()  # does nothing unless a trial is in progress
             raise
         self._checks.succeed()
         return _Outcome.SUCCEEDED
 
     async def _ask(self, *, probe: bool = False) -> tuple[Fence, Position]:
-        """Return what was held against Redis, and its position; the script itself begins a new epoch if one is due."""
+        """Send Redis the log's fence; return the fence and Redis's position.
+
+        The transport's script starts a new epoch if there is none, or if the fence proves a fork.
+        """
         self._examined += self._misfits
         self._misfits.clear()
         self._deafness.check_started()
@@ -180,7 +186,7 @@ class PositionCheck:
         return fence, await self._transport.position(fence, probe=probe)
 
     async def _compare(self, fence: Fence, position: Position, *, urgent: bool = True) -> None:
-        """Fetch what is missing up to Redis's position, and judge the announcements that did not fit."""
+        """Deliver the events that are missing up to Redis's position, then decide which misfits it explains."""
         async with self._delivery.lock:
             begin = asyncio.get_running_loop().time()
             before = self._log.place
@@ -195,10 +201,10 @@ class PositionCheck:
             if explained:
                 self._deafness.announced(here)
             if here.epoch != before.epoch:
-                # the past that is left behind was announced, too
+                # Misfits of the epoch that has ended are not foreign: they announced events that Redis has lost.
                 explained += sum(each.epoch == before.epoch for each in self._examined)
             self._compared_at = asyncio.get_running_loop().time()
-            # as of the begin: what arrives during a refill has to wait for the lock
+            # `begin`, not now: announcements that arrived during the refill wait for the lock and are not counted yet.
             self._deafness.check_finished(here, begin)
             known = (here.epoch, *self._log.ring.fence.left)
             self._foreign_epochs.unexplained(self._examined, known, begin)
@@ -208,15 +214,23 @@ class PositionCheck:
         self._examined.clear()
 
     async def _start(self, position: Position) -> None:
-        """Fill the ring with the newest events, for clients that resume; no client has missed any yet."""
+        """Fill the ring with the newest events, from which clients can resume.
+
+        They are not sent to the clients that are connected: to those, the log starts at this position.
+        """
         await self._delivery.start(*await self._log.newest(position))
 
     async def _refill(self, position: Position) -> None:
-        """Deliver what the log lacks up to `position`."""
+        """Deliver the events that the log lacks up to `position`, and markers for lost ones and for a new epoch."""
         before = self._log.place
         epoch, last = position
         if epoch != before.epoch:
-            _logger.warning("epoch changed from %s to %s: Redis lost or forked its history", before.epoch, epoch)
+            _logger.warning(
+                "epoch changed from %s to %s: Redis lost or forked its history; clients are told by epoch_changed that "
+                "events may be lost. Check whether Redis was restarted, restored or failed over",
+                before.epoch,
+                epoch,
+            )
             self._observer.renumbered(epoch)
             await self._delivery.deliver([Frame.new_epoch(epoch)])
         while self._log.place.sequence < last:
@@ -231,13 +245,18 @@ class PositionCheck:
             self._observer.refilled(Refilled(before, here))
             first = before.sequence + 1 if epoch == before.epoch else 1
             if first <= here.sequence:
-                _logger.info("refilled from the history: events %d to %d", first, here.sequence)
+                _logger.info("fetched events %d to %d from the history and delivered them", first, here.sequence)
 
     def _report_gaps(self, frames: Iterable[Frame]) -> None:
         expected = self._log.place.sequence + 1
         for frame in frames:
             if frame.entry is None:
                 lost = Lost(frame.place.epoch, expected, frame.place.sequence)
-                _logger.error("events %d to %d are lost: no longer in the history", lost.first, lost.last)
+                _logger.error(
+                    "events %d to %d are lost: no longer in the history; clients are told by a gap. If this replica "
+                    "was too slow or cut off for too long, raise HISTORY_SIZE",
+                    lost.first,
+                    lost.last,
+                )
                 self._observer.lost(lost)
             expected = frame.place.sequence + 1

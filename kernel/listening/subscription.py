@@ -1,4 +1,4 @@
-"""The subscription: receives what other replicas announce, and subscribes again whenever that fails.
+"""The subscription: receives the announcements of all replicas, this one included, and subscribes again when it fails.
 
 Theory of operation
 -------------------
@@ -18,9 +18,9 @@ Events:
     time is up         backing off -> waiting.
 
 Invariants: at most one subscription is open, because the one that is left is closed before the back-off starts. While
-the circuit is open, nothing is delivered that a subscription from before still brings, unless only writes are refused;
-clients are told first that Redis is back. An announcement is never trusted on its own: what does not follow the log, or
-contradicts it, is explained by the position in Redis or counted as foreign.
+the circuit is open, events that an older subscription still receives are not delivered, unless only writes are refused,
+because clients must first be told that Redis is back. An announcement that does not follow the log, or contradicts it,
+is not trusted: either the position in Redis explains it, or it is counted as foreign.
 """
 
 import asyncio
@@ -133,7 +133,7 @@ class Subscription:
         if batch.foreign:
             self._observer.foreign(batch.foreign)
         if offered.misfits or offered.contradictions:
-            self._position_check.explain(offered.misfits)
+            self._position_check.report_misfits(offered.misfits)
         skipped = batch.foreign + len(offered.misfits) + offered.contradictions
         if skipped:
             now = asyncio.get_running_loop().time()

@@ -1,4 +1,7 @@
-"""Requests for a position check: made when events may be missing, answered by the position check."""
+"""Requests for a position check: made when events may be missing, answered by the position check.
+
+They are made by publishing, listening and clients, which do not import each other. So they are here, below all three.
+"""
 
 import asyncio
 import contextlib
@@ -11,7 +14,7 @@ __all__ = ["CheckRequests"]
 class CheckRequests:
     """Passes requests to the position check, and its success back to the callers that wait for it.
 
-    A request that is made during a check is for the next one, because the answer of this one may be older.
+    A request that is made during a check is for the next check: this one may have asked Redis before the request.
     """
 
     def __init__(self) -> None:

@@ -4,7 +4,7 @@ An announcement, the payload on the channel, is `{"epoch": "…", "after": "…"
 of the event before the first entry, "" before the first event of an epoch, and left out if it is unknown. An entry is
 `{"sequence": 42, "id": "…", "type": "event", "data": {…}}` plus, where they apply, `timestamp`, `requires_ack`,
 `event_type` (the data's own, by which patterns can match), the trace context `traceparent`, `tracestate`, `baggage`,
-and `published_at`: when its replica was asked to publish it, in seconds since the epoch, by that replica's clock.
+and `published_at`: when its replica was asked to publish it, in seconds since 1970 by that replica's clock.
 The history keeps each entry without its number, which is the stream entry's id.
 
 `data` is not decoded after the publish: it stays the bytes that the producer's replica wrote.

@@ -71,10 +71,10 @@ class FlowControl:
                         if stalls == _STALLS:
                             self._last_published = NOWHERE
                     require()
-        self.enter_again(events)
+        self.enter_without_waiting(events)
 
-    def enter_again(self, events: int) -> None:
-        """Take room at once: a retry must not wait longer than its id is remembered."""
+    def enter_without_waiting(self, events: int) -> None:
+        """Count a retry as in flight, without waiting for room: Redis may forget its id meanwhile."""
         self._in_flight += events
 
     def leave(self, events: int, publication: Publication | None) -> None:

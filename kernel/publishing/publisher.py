@@ -1,9 +1,9 @@
-"""A message becomes a publish: validation, flow control, retries around the transport, and the receipt.
+"""The publisher: validates messages, waits for room, hands them to the transport with retries, and returns receipts.
 
-All attempts of a publish have one id. Redis remembers it for as long as the retries can take, and numbers the publish
-once. If an attempt was sent, its event may be in Redis although no answer came. From then on the publish must not be
-sent again once Redis may have forgotten the id, however long this process or its machine has stood still. The publish
-then fails, and it is unknown whether it was published.
+All attempts of a publish have one id. Redis remembers the id for as long as the retries can take (`retry_lifetime`),
+and numbers the publish once. An attempt that was sent may have reached Redis although no answer came. If the publish
+were sent again after Redis has forgotten the id, its events would be numbered twice. It therefore fails instead if this
+process or its machine was suspended for too long; then it is unknown whether the events were published.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
     """The options of a publish.
 
     Args:
-        idempotency_key: The same key within 300 s publishes nothing again and returns the first receipt.
+        idempotency_key: A second publish with the same key within 300 s returns the first receipt, and adds nothing.
         traceparent, tracestate, baggage: The W3C headers of these names; the events carry them on.
         validated: True for messages that `decode_message` or `decode_batch` returned; they are not validated again.
 
@@ -60,7 +60,7 @@ _DEFAULT = PublishOptions()
 
 
 class Receipt(msgspec.Struct, frozen=True):
-    """The answer to a producer: the event's position, and how many replicas Redis handed it to at once."""
+    """The answer to a producer: the event's position, and the number of replicas that were subscribed then."""
 
     sequence: int
     epoch: str
@@ -72,13 +72,13 @@ class ReplayedReceipt(Receipt, frozen=True):
 
 
 class Publisher:
-    """Publishes messages through the transport, with retries while the link to Redis works.
+    """Publishes messages through the transport, with retries, and refuses them while the circuit is open.
 
     `ring` holds the last event that this replica delivered, which the transport compares with Redis's history.
     `delays` are the base and the maximum of the back-off, `deadline` is the longest time of an attempt, and
     `retry_lifetime` is how long Redis remembers the id of a publish; all are in seconds. `clock()` is in seconds since
-    the epoch; `elapsed()` is never set and also counts the time for which the machine sleeps. `event_max_bytes` limits
-    the data of one event, as compact JSON.
+    1970. `elapsed()` is a clock, in seconds, that is never adjusted and that also counts the time for which the machine
+    sleeps. `event_max_bytes` limits the data of one event, as compact JSON.
     """
 
     def __init__(
@@ -105,13 +105,13 @@ class Publisher:
         self._max_retries = max_retries
         self._base_delay, self._max_delay = delays
         self._event_max_bytes = event_max_bytes
-        # An attempt that starts later than this after the first one could end when the id is forgotten.
+        # An attempt that starts more seconds after the first one could reach Redis when the id is forgotten.
         self._most_elapsed = retry_lifetime - deadline
         self._clock = clock
         self._elapsed = elapsed
         self._ended = asyncio.Event()
         self.metrics = BroadcastRetryMetrics()
-        # Ids of publishes: no two replicas, and no two lives of one, have the same name.
+        # The ids of publishes are this name and a number. Each process of each replica has a name of its own.
         self._name = secrets.token_hex(8)
         self._numbers = count(1)
 
@@ -120,7 +120,7 @@ class Publisher:
         self._ended.clear()
 
     def end(self) -> None:
-        """Let every publish fail at once that waits for room, for a retry or for Redis, and refuse new ones."""
+        """Let publishes that wait for room, for a retry or for Redis fail at once, and refuse new ones."""
         self._ended.set()
         self._flow.wake()
         self._transport.end_publishes()
@@ -128,8 +128,8 @@ class Publisher:
     async def publish(self, message: Message, options: PublishOptions | None = None) -> Receipt:
         """Publish one message.
 
-        Raises MessageInvalid (with every field at fault; EventTooLarge for its size), CircuitOpen, BroadcastFailed or
-        NotStarted.
+        Raises MessageInvalid with every invalid field (its subclass EventTooLarge for the size), CircuitOpen,
+        BroadcastFailed or NotStarted. A TransportError is never raised: it becomes BroadcastFailed.
         """
         options = options or _DEFAULT
         if not options.validated:
@@ -137,9 +137,9 @@ class Publisher:
         return (await self._publish((message,), options, batch=False))[0]
 
     async def publish_batch(self, messages: Sequence[Message], options: PublishOptions | None = None) -> list[Receipt]:
-        """Publish 1 to 1,000 messages of any mix in their order, under consecutive numbers and in one round trip.
+        """Publish 1 to 1,000 messages, of different types if need be, in order and with consecutive numbers.
 
-        Raises what `publish` raises; a batch with one invalid message publishes nothing.
+        Raises what `publish` raises. If one message is invalid, none is published.
         """
         options = options or _DEFAULT
         if not options.validated:
@@ -157,9 +157,11 @@ class Publisher:
         try:
             with self._observer.publishing(Publishing(types, producer)) as trace:
                 id = f"{self._name}-{next(self._numbers)}"
-                names = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
-                parts = zip(messages, encoded, names, strict=True)
-                events = [(name, encode_tail(message, data, name, trace, begin)) for message, data, name in parts]
+                event_ids = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
+                events = [
+                    (event_id, encode_tail(message, data, event_id, trace, begin))
+                    for message, data, event_id in zip(messages, encoded, event_ids, strict=True)
+                ]
                 publication, retries = await self._send(Outgoing(id, options.idempotency_key, events), types)
                 epoch, first, size, subscribers, replayed = publication
                 seconds = self._clock() - begin
@@ -173,10 +175,13 @@ class Publisher:
         return [made(first + index, epoch, subscribers) for index in range(size)]
 
     async def _send(self, outgoing: Outgoing, types: list[str]) -> tuple[Publication, int]:
-        """Hand a publish to the transport, with retries; return the outcome and the number of retries."""
+        """Hand a publish to the transport, with retries.
+
+        Returns the publication and the number of retries. Raises BroadcastFailed, CircuitOpen or NotStarted.
+        """
         retries = 0
         failure: TransportError | None = None
-        # When the first attempt of which something may have been sent began.
+        # The time at which the first attempt began that may have reached Redis.
         sent_at: float | None = None
 
         async def attempt() -> Publication:
@@ -187,7 +192,7 @@ class Publisher:
             if failure is None:
                 await self._flow.enter(len(types), self._require)
             else:
-                self._flow.enter_again(len(types))
+                self._flow.enter_without_waiting(len(types))
             publication = None
             begin = self._elapsed()
             try:
@@ -206,7 +211,7 @@ class Publisher:
                 raise
             finally:
                 self._flow.leave(len(types), publication)
-            self._link.wrote()
+            self._link.write_succeeded()
             return publication
 
         def retried(number: int, delay: float, error: Exception) -> None:
@@ -228,7 +233,7 @@ class Publisher:
         except (TransportError, CircuitOpen, NotStarted) as error:
             if failure is None or (sent_at is None and not isinstance(error, TransportError)):
                 raise
-            # Whatever ended the retries, an attempt that was sent may have arrived.
+            # Something may have been sent, so the answer must be that the publish failed and may have happened.
             raise self._failed(failure) from failure
         return publication, retries
 

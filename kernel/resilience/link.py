@@ -1,8 +1,8 @@
 """The state of the link to Redis: the circuit breaker with a clock and change notifications.
 
-Events. Publishers report each write (`wrote`, `failed`), and position checks report each read (`read`, `failed`). The
-start of the broadcaster reports its first connection (`connected`, `tripped`). While the circuit is open, position
-checks are the trial calls (`trial`, `trial_*`); a trial also writes.
+Events. Publishers report each write (`write_succeeded`, `failed`), and position checks report each read
+(`read_succeeded`, `failed`). The start of the broadcaster reports its first connection (`connected`, `tripped`). While
+the circuit is open, position checks are the trial calls (`trial`, `trial_*`); a trial also writes.
 
 States. Those of the circuit (circuit.py), and `_refused`: Redis answers but refuses writes (WriteRefused). It is set by
 a failed call and cleared by the next write that succeeds.
@@ -88,12 +88,12 @@ class Link:
         if not self._breaker.allows(self._clock()):
             raise CircuitOpen(self.retry_after)
 
-    def wrote(self) -> None:
+    def write_succeeded(self) -> None:
         """Report that a write succeeded."""
         self._refused = False
         self._breaker.succeeded(self._clock())
 
-    def read(self) -> None:
+    def read_succeeded(self) -> None:
         """Report that a read succeeded; it does not count while writes are refused."""
         if not self._refused:
             self._breaker.succeeded(self._clock())

@@ -1,4 +1,4 @@
-"""Replicas for the kernel's tests: a Redis in memory, replicas that share it, and clients of these. No tests here."""
+"""Helpers for the kernel's tests: replicas that share a Redis in memory, and their clients. This file has no tests."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 
 WIRE = WireEncoding(None, deflate=False, level=6)
 
-# Intervals of hundredths of a second, where the service has seconds.
+# Short intervals, so that tests are fast.
 FAST = BroadcasterConfig(
     message_buffer_size=20,
     max_retries=1,
@@ -38,7 +38,7 @@ FAST = BroadcasterConfig(
     chunk_bytes=1000,
 )
 
-# The same for a replica that gets its events by its subscription and makes no position check unless one is requested.
+# Makes no position check unless one is requested, so that events arrive only by the subscription.
 RARE_CHECKS = replace(FAST, position_check_seconds=60.0, supervision_interval_seconds=60.0)
 
 
@@ -47,28 +47,28 @@ _records: WeakKeyDictionary[FakeSink, ClientRecord] = WeakKeyDictionary()
 
 
 class PausableTransport(FakeTransport):
-    """A transport whose calls can be held up, by name: before they take effect, or after it and before they return.
+    """A transport on which calls can be paused, by the name of the method.
 
-    Clear `before[name]` or `after[name]` to hold up calls, and set it to let them go. `held[name]` counts those that
-    are under way.
+    Clear `before[name]` to pause calls before they reach Redis, or `after[name]` to pause them before they return. Set
+    the event to let them continue. `in_progress[name]` is the number of calls that have not returned.
     """
 
     def __init__(self, redis: FakeRedis, deadline: float = 5.0) -> None:
         super().__init__(redis, deadline)
         self.before: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
         self.after: defaultdict[str, asyncio.Event] = defaultdict(_set_event)
-        self.held: defaultdict[str, int] = defaultdict(int)
+        self.in_progress: defaultdict[str, int] = defaultdict(int)
 
     async def call(self, name: str, act: Callable[[], _T]) -> _T:
-        """Make the call once it is let through, and return its answer once that is."""
-        self.held[name] += 1
+        """Make the call, and pause before and after it while the events of its name are cleared."""
+        self.in_progress[name] += 1
         try:
             await self.before[name].wait()
             answer = await super().call(name, act)
             await self.after[name].wait()
             return answer
         finally:
-            self.held[name] -= 1
+            self.in_progress[name] -= 1
 
 
 def _set_event() -> asyncio.Event:
@@ -78,7 +78,7 @@ def _set_event() -> asyncio.Event:
 
 
 def tail(id: str, type: str = "event", data: str = "{}", event_type: str | None = None) -> bytes:
-    """Return what a publisher hands to Redis for an event."""
+    """Return an event as a publisher hands it to Redis: its JSON without the number."""
     named = "" if event_type is None else f',"event_type":"{event_type}"'
     return f',"id":"{id}","type":"{type}"{named},"data":{data}}}'.encode()
 
@@ -86,7 +86,10 @@ def tail(id: str, type: str = "event", data: str = "{}", event_type: str | None 
 def fill(
     redis: FakeRedis, count: int, *, type: str = "event", data: str | None = None, event_type: str | None = None
 ) -> None:
-    """Publish `count` events, one by one, as another replica would; without `data`, each has a mark of its own."""
+    """Publish `count` events, one by one, as another replica would.
+
+    If `data` is None, the data of each event contains its id, by which the history checker tells them apart.
+    """
     for _ in range(count):
         id = f"{redis.place.epoch}-{redis.place.sequence + 1}"
         marked = json.dumps({MARKS[type]: id}) if data is None else data
@@ -94,7 +97,7 @@ def fill(
 
 
 def transport_of(broadcaster: EventBroadcaster) -> PausableTransport:
-    """Return a replica's transport."""
+    """Return the transport of a replica that `replica` runs."""
     return _transports[broadcaster]
 
 
@@ -107,7 +110,10 @@ def join(
     encoding: Encoding = WIRE,
     **sink_options: Any,
 ) -> tuple[Client, FakeSink]:
-    """Connect a client with a fake sink, as the server does."""
+    """Connect a client with a fake sink, as the WebSocket route does; return both.
+
+    With `room`, the sink is blocked while more bytes are unsent. `sink_options` are passed to `FakeSink`.
+    """
     if resume is not None:
         sink_options.setdefault("since", resume.last_sequence)
         sink_options.setdefault("lossy", resume.epoch not in (None, broadcaster.epoch))
@@ -123,7 +129,7 @@ def join(
 
 
 def resync(broadcaster: EventBroadcaster, client: Client, **data: Any) -> None:
-    """Let a client ask for what it missed."""
+    """Receive a `resync` with this data from a client; add it to the client's record unless it was refused."""
     sink = client.sink
     assert isinstance(sink, FakeSink)
     sink.claims = max(sink.claims, data.get("last_sequence", 0))
@@ -135,9 +141,9 @@ def resync(broadcaster: EventBroadcaster, client: Client, **data: Any) -> None:
 
 
 def record_of(sink: FakeSink) -> ClientRecord:
-    """Return the record of a client that joined, for the history checker.
+    """Return what the client with this sink has asked for and received, for the history checker.
 
-    A test that changes the client's patterns adds them to its connection.
+    A test that changes a client's patterns must add them to the connection in the record.
     """
     record = _records[sink]
     record.connections[-1].open = sink.closed is None
@@ -145,7 +151,7 @@ def record_of(sink: FakeSink) -> ClientRecord:
 
 
 def history_of(redis: FakeRedis) -> History:
-    """Return everything that was published to a Redis that has lost nothing, for the history checker."""
+    """Return all events in a Redis, for the history checker; that Redis must have lost none."""
     history = History(complete=True)
     for sequence, (_, tail) in redis.history.items():
         event = json.loads(b'{"sequence":%d%b' % (sequence, tail))
@@ -162,7 +168,10 @@ async def replica(
     transport: PausableTransport | None = None,
     without_redis: bool = False,
 ) -> AsyncIterator[EventBroadcaster]:
-    """Run a replica; when it stops, no task of it may be left. On virtual time, its invariants are watched."""
+    """Run a replica while the context lasts, and check afterwards that none of its tasks is left.
+
+    On virtual time, `_Invariants` are checked each time the event loop has run its callbacks.
+    """
     before = asyncio.all_tasks()
     observers = [] if observer is None else [observer]
     transport = transport or PausableTransport(redis)
@@ -173,7 +182,7 @@ async def replica(
     await broadcaster.start(without_redis=without_redis)
     try:
         with at_every_turn(_Invariants(broadcaster, transport)) if virtual else nullcontext():
-            # the check that follows the subscription has ended too
+            # Wait for the position checks of the start and of the subscription.
             await eventually(lambda: without_redis or redis.calls.count("position") >= 2)
             yield broadcaster
     finally:
@@ -184,19 +193,19 @@ async def replica(
 
 
 class _Invariants:
-    """The invariants of a replica: one subscription, and no heartbeat could be ahead of what was written.
+    """Checks that a replica has at most one subscription, and that no client's place is ahead of what was written.
 
-    A heartbeat could be sent at any moment; it names the client's place, up to which all must have been written.
+    A heartbeat, which may be sent at any moment, contains the place: all matching events up to it must be written.
     """
 
     def __init__(self, broadcaster: EventBroadcaster, transport: PausableTransport) -> None:
         self._broadcaster = broadcaster
         self._transport = transport
-        # each client's position at the last check, and its number of writes: mostly neither has changed
+        # Place and number of writes of each client at the last check. Most clients have not changed, and are skipped.
         self._seen: WeakKeyDictionary[FakeSink, tuple[Position, int]] = WeakKeyDictionary()
 
     def __call__(self) -> None:
-        """Check them."""
+        """Check both; raises AssertionError."""
         assert self._transport.subscriptions <= 1, "two subscriptions"
         for client in self._broadcaster.hub:
             if isinstance(client.sink, FakeSink):

@@ -169,7 +169,7 @@ async def test_stop_lets_go_of_everything(redis: FakeRedis) -> None:
         join(broadcaster, room=10)
         join(broadcaster, resume=Resume("events", 0, E1))
         join(broadcaster, resume=Resume("events", 99, E1))
-        await eventually(lambda: transport_of(broadcaster).held["read"])
+        await eventually(lambda: transport_of(broadcaster).in_progress["read"])
         fill(redis, 5)
         assert broadcaster.connections == 4
 

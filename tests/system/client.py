@@ -88,6 +88,10 @@ class Client:
                 await self._news.wait()
             return result
 
+    async def heartbeat(self) -> None:
+        """Wait until a heartbeat has been received, now or before."""
+        await self.until(lambda: self.heartbeats or None)
+
     async def closed(self) -> tuple[int | None, str | None]:
         """Wait until the server closes the connection; returns code and reason."""
         async with asyncio.timeout(PATIENCE):

@@ -1,4 +1,9 @@
-"""Resuming at any replica, from memory and from Redis, and the `resync_ack` that ends each replay."""
+"""Replays: a client asks for the events after a number, and gets them again or for the first time.
+
+A client asks by the query parameter `since` when it connects (a resume), or by a `resync` message afterwards. Both
+start a replay: the events that were missed, each marked by `"replay": true`, and then a `resync_ack` that says whether
+the replay was complete. The events come from the replica's memory, or from the history in Redis if they are older.
+"""
 
 import asyncio
 import random
@@ -27,15 +32,15 @@ async def publish(replica: Replica, count: int) -> list[int]:
     return [receipt["sequence"] for receipt in answer.json()["receipts"]]
 
 
-def verdict(hello: dict[str, Any], since: int, count: int, **more: object) -> dict[str, Any]:
-    """Return a `resync_ack` for a complete replay, with these differences."""
+def expected_ack(hello: dict[str, Any], since: int, count: int, **more: object) -> dict[str, Any]:
+    """Return the `resync_ack` of a complete replay of `count` events after `since`, changed by `more`."""
     expected = {"type": "resync_ack", "channel": "events", "epoch": hello["epoch"], "last_sequence": since}
     return {**expected, "replayed_count": count, "recovered": True, **more}
 
 
 @pytest.fixture
 async def client(replica: Replica) -> AsyncIterator[Client]:
-    """A client that has received its first frame."""
+    """A client that has received `connected`, its first frame."""
     async with connected(replica.websocket()) as client:
         await client.next()
         yield client
@@ -47,7 +52,7 @@ async def client(replica: Replica) -> AsyncIterator[Client]:
 @pytest.mark.parametrize("missed", [0, 1, 5, MANY])
 @pytest.mark.parametrize("with_epoch", [False, True])
 async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch: bool) -> None:
-    """A resume at any replica gets the missed events, the `resync_ack`, and then live events (protocol: replay)."""
+    """A resume, at any replica, gets the missed events, the `resync_ack`, then live events (protocol: replay)."""
     numbers = await publish(replica, MANY)
     since = numbers[-1] - missed
     epoch = {"epoch": replica.health()["epoch"]} if with_epoch else {}
@@ -58,7 +63,7 @@ async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch:
             frames = [await client.next() for _ in range(missed)]
             assert [frame["sequence"] for frame in frames] == list(range(since + 1, numbers[-1] + 1))
             assert all(frame["replay"] is True for frame in frames)
-            assert await client.next() == verdict(hello, since, missed)
+            assert await client.next() == expected_ack(hello, since, missed)
             [number] = await publish(replica, 1)
             frame = await client.next()
             assert (frame["sequence"], "replay" in frame) == (number, False)
@@ -67,7 +72,7 @@ async def test_resume(replica: Replica, other: Replica, missed: int, with_epoch:
 
 
 async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) -> None:
-    """Between replayed and live frames nothing is missing or repeated, even under load."""
+    """No event is missing or repeated between replayed and live events, while two replicas publish."""
     history = History()
     everything = RecordingClient("everything")
     some = RecordingClient("some", ["alert.*", "camera.offline"], deflate=True)
@@ -102,17 +107,17 @@ async def test_resume_while_publishing_goes_on(pair: tuple[Replica, Replica]) ->
 
 
 async def test_beyond_the_newest(replica: Replica) -> None:
-    """A number beyond the newest replays nothing and is not recovered; live frames follow."""
+    """A resume after a number that no event has yet gets no replay, `recovered` is false, and live events follow."""
     [last] = await publish(replica, 1)
     async with connected(replica.websocket(since=last + 100)) as client:
         hello = await client.next()
-        assert await client.next() == verdict(hello, last + 100, 0, recovered=False)
+        assert await client.next() == expected_ack(hello, last + 100, 0, recovered=False)
         [number] = await publish(replica, 1)
         assert (await client.next())["sequence"] == number
 
 
 async def test_largest_number(replica: Replica) -> None:
-    """Every number, however large, gets a `resync_ack`."""
+    """A resume gets a `resync_ack` however large its number is."""
     async with connected(replica.websocket(since=10**30)) as client:
         assert (await client.take(type="resync_ack"))["last_sequence"] == 10**30
 
@@ -122,7 +127,7 @@ async def test_largest_number(replica: Replica) -> None:
 
 @pytest.mark.parametrize("missed", [3, MANY])
 async def test_resync(replica: Replica, client: Client, missed: int) -> None:
-    """A resync gets events again, marked as replayed; then the `resync_ack`, then live frames."""
+    """A `resync` gets the events again, marked as replayed, then the `resync_ack`, then live events."""
     numbers = await publish(replica, MANY)
     await client.reached(numbers[-1])
     client.skip()
@@ -131,24 +136,24 @@ async def test_resync(replica: Replica, client: Client, missed: int) -> None:
     await client.send({"type": "resync", "data": data})
     frames = [await client.next() for _ in range(missed)]
     assert [(frame["sequence"], frame["replay"]) for frame in frames] == [(n, True) for n in numbers[-missed:]]
-    assert await client.next() == verdict(client.frames[0], since, missed, channel="my cameras")
+    assert await client.next() == expected_ack(client.frames[0], since, missed, channel="my cameras")
     [number] = await publish(replica, 1)
     frame = await client.next()
     assert (frame["sequence"], "replay" in frame) == (number, False)
 
 
 async def test_resync_at_top_level(replica: Replica, client: Client) -> None:
-    """The fields of a resync may be at top level; channel and epoch are optional."""
+    """The fields of a `resync` may be at top level instead of in `data`; `channel` and `epoch` are optional."""
     [number] = await publish(replica, 1)
     await client.reached(number)
     client.skip()
     await client.send({"type": "Resync", "last_sequence": number - 1})
     assert (await client.next())["sequence"] == number
-    assert await client.next() == verdict(client.frames[0], number - 1, 1, channel="unknown")
+    assert await client.next() == expected_ack(client.frames[0], number - 1, 1, channel="unknown")
 
 
 async def test_several_resyncs(replica: Replica, client: Client) -> None:
-    """Several resyncs in a row are answered completely and in order."""
+    """Each of several `resync` messages in a row gets its complete replay, in the order of the messages."""
     numbers = await publish(replica, 10)
     await client.reached(numbers[-1])
     client.skip()
@@ -161,7 +166,7 @@ async def test_several_resyncs(replica: Replica, client: Client) -> None:
 
 
 async def test_resync_of_everything(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Without `last_sequence` a resync starts at 0."""
+    """A `resync` without `last_sequence` replays the whole history."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     await publish(replica, MANY)
     await replica.delivers(MANY)
@@ -170,11 +175,11 @@ async def test_resync_of_everything(start: ReplicaFactory, valkey: str, channel:
         await client.send({"type": "resync"})
         await client.take(type="resync_ack")
         assert client.numbers == list(range(1, MANY + 1))
-        assert client.messages[-1] == verdict(hello, 0, MANY, channel="unknown")
+        assert client.messages[-1] == expected_ack(hello, 0, MANY, channel="unknown")
 
 
 async def test_another_epoch(replica: Replica) -> None:
-    """A resume with another epoch gets the whole history, and the `resync_ack` has `epoch_changed`."""
+    """A resume that names another epoch replays the whole history, and its `resync_ack` has `epoch_changed`."""
     numbers = await publish(replica, 5)
     await replica.delivers(numbers[-1])
     async with connected(replica.websocket(since=numbers[-2], epoch="elsewhere", events="alert_deleted")) as client:
@@ -182,7 +187,7 @@ async def test_another_epoch(replica: Replica) -> None:
         ack = await client.take(type="resync_ack")
         assert client.numbers[-5:] == numbers
         count = len(client.events)
-        assert ack == verdict(hello, numbers[-2], count, recovered=False, epoch_changed=True)
+        assert ack == expected_ack(hello, numbers[-2], count, recovered=False, epoch_changed=True)
         [number] = await publish(replica, 1)
         assert (await client.next())["sequence"] == number
 
@@ -191,10 +196,10 @@ async def test_another_epoch(replica: Replica) -> None:
 
 
 @pytest.fixture(scope="module")
-def forgetful(start_for_module: ReplicaFactory, valkey: str) -> Replica:
+def short_history(start_for_module: ReplicaFactory, valkey: str) -> Replica:
     """A replica whose Redis keeps about 100 events, of 1,000 that were published."""
     replica = start_for_module(
-        redis_url=valkey, redis_event_channel="forgetful", history_size=100, message_buffer_size=5
+        redis_url=valkey, redis_event_channel="short_history", history_size=100, message_buffer_size=5
     )
     asyncio.run(publish(replica, 1000))
     wait_until(lambda: replica.health()["sequence"] == 1000)
@@ -204,32 +209,32 @@ def forgetful(start_for_module: ReplicaFactory, valkey: str) -> Replica:
 def oldest_kept(url: str) -> int:
     """Return the oldest sequence number in the history."""
     with redis.Redis.from_url(url) as link:
-        [(name, _)] = link.xrange("{forgetful}:history", count=1)
+        [(name, _)] = link.xrange("{short_history}:history", count=1)
     return int(name.split(b"-")[0])
 
 
-async def test_history_size(forgetful: Replica, valkey: str) -> None:
+async def test_history_size(short_history: Replica, valkey: str) -> None:
     """The history keeps at least the newest HISTORY_SIZE events, and is trimmed."""
     assert 1 < oldest_kept(valkey) <= 901
 
 
 @pytest.mark.parametrize("since", [0, 1, 100])
-async def test_gap_too_old(forgetful: Replica, valkey: str, since: int) -> None:
-    """If the history does not reach back, what it has is replayed, and the `resync_ack` names its oldest number."""
+async def test_gap_too_old(short_history: Replica, valkey: str, since: int) -> None:
+    """If the history starts after `since`, all of it is replayed, and the `resync_ack` names its oldest number."""
     oldest = oldest_kept(valkey)
-    async with connected(forgetful.websocket(since=since)) as client:
+    async with connected(short_history.websocket(since=since)) as client:
         hello = await client.next()
         ack = await client.take(type="resync_ack")
         assert client.numbers == list(range(oldest, 1001))
-        expected = verdict(hello, since, 1001 - oldest, recovered=False, gap_too_old=True, oldest_available=oldest)
+        expected = expected_ack(hello, since, 1001 - oldest, recovered=False, gap_too_old=True, oldest_available=oldest)
         assert ack == expected
 
 
-async def test_just_before_the_oldest(forgetful: Replica, valkey: str) -> None:
-    """A resume just before the oldest kept event is complete; one number earlier it is not."""
+async def test_just_before_the_oldest(short_history: Replica, valkey: str) -> None:
+    """A replay that starts with the oldest event of the history is complete; one that should start earlier is not."""
     oldest = oldest_kept(valkey)
     for since, recovered in ((oldest - 1, True), (oldest - 2, False)):
-        async with connected(forgetful.websocket(since=since)) as client:
+        async with connected(short_history.websocket(since=since)) as client:
             assert (await client.take(type="resync_ack"))["recovered"] is recovered
             assert client.numbers == list(range(oldest, 1001))
 
@@ -238,7 +243,7 @@ async def test_just_before_the_oldest(forgetful: Replica, valkey: str) -> None:
 
 
 async def test_ahead_of_this_replica(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """A resume from a number that only Redis has waits until the replica gets there."""
+    """A resume after a number that this replica has not delivered yet waits until it has."""
     async with Proxy(valkey) as proxy:
         first = start(redis_url=valkey, redis_event_channel=channel)
         settings = {"redis_event_channel": channel, "position_check_seconds": 15}
@@ -250,16 +255,16 @@ async def test_ahead_of_this_replica(start: ReplicaFactory, valkey: str, channel
             assert hello["lastSeq"] == 0
             await client.send("ping")
             await client.take(type="pong")
-            await client.until(lambda: client.heartbeats or None)
+            await client.heartbeat()
             assert client.numbers == []
             await proxy.set_mode(ProxyMode.PASS)
             assert (await client.take(replay=True))["sequence"] == numbers[2]
-            assert await client.next() == verdict(hello, numbers[1], 1)
+            assert await client.next() == expected_ack(hello, numbers[1], 1)
         await asyncio.to_thread(late.stop)
 
 
 async def test_resume_without_redis(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Without Redis, a resume that memory cannot answer waits, while heartbeats and replies continue."""
+    """Without Redis, a resume from memory is answered, and an older one waits; it still gets heartbeats and replies."""
     async with Proxy(valkey) as proxy:
         settings = {"redis_event_channel": channel, "circuit_recovery_seconds": 0.2}
         replica = await asyncio.to_thread(start, redis_url=proxy.url, **settings)
@@ -275,7 +280,7 @@ async def test_resume_without_redis(start: ReplicaFactory, valkey: str, channel:
             assert recent.numbers == numbers[-1:]
             await old.send("ping")
             await old.take(type="pong")
-            await old.until(lambda: old.heartbeats or None)
+            await old.heartbeat()
             assert old.events == []
             await proxy.set_mode(ProxyMode.PASS)
             assert (await old.take(type="resync_ack"))["recovered"] is True
@@ -285,7 +290,7 @@ async def test_resume_without_redis(start: ReplicaFactory, valkey: str, channel:
 
 
 async def test_before_redis_was_there(start: ReplicaFactory, valkey: str, channel: str) -> None:
-    """Clients that connect before Redis is there get `epoch_changed`, then their replay, then live events."""
+    """Clients that connect before the first contact with Redis get `epoch_changed`, their replay, then live events."""
     first = start(redis_url=valkey, redis_event_channel=channel)
     numbers = await publish(first, 3)
     async with Proxy(valkey) as proxy:

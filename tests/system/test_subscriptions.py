@@ -192,7 +192,7 @@ async def test_control_frames_ignore_filters(replica: Replica) -> None:
     async with connected(replica.websocket(events="nothing", since=0)) as client:
         for message in ("ping", "nonsense", {"type": "subscribe", "data": {"events": ["no.thing"]}}):
             await client.send(message)
-        await client.until(lambda: client.heartbeats or None)
+        await client.heartbeat()
         await client.take(action="subscribed")
         await client.until(lambda: [frame for frame in client.frames if frame.get("type") == "resync_ack"] or None)
         kinds = {frame.get("type") or frame.get("action") for frame in client.frames}

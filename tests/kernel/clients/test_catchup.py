@@ -8,7 +8,7 @@ import pytest
 
 from kernel import Observer
 from kernel.clients import Client, Patterns, Resume
-from kernel.clients.client import Delivery
+from kernel.clients.client import ClientState
 from kernel.clients.close_reasons import SLOW_CLIENT
 from kernel.observer import Replayed
 from kernel.position import Position
@@ -28,7 +28,7 @@ async def acked(sink: FakeSink, count: int = 1) -> dict[str, Any]:
 
 def live(client: Client) -> bool:
     """Return True if the fan-out writes to the client."""
-    return client.delivery is Delivery.LIVE
+    return client.state is ClientState.LIVE
 
 
 def replayed(first: int, last: int) -> list[str]:
@@ -184,7 +184,7 @@ async def test_a_history_that_is_trimmed_before_the_first_page(redis: FakeRedis)
         gate = transport_of(broadcaster).after["read"]
         gate.clear()
         _, sink = join(broadcaster, resume=Resume("events", 0, E1), lossy=True)
-        await eventually(lambda: transport_of(broadcaster).held["read"] == 1)
+        await eventually(lambda: transport_of(broadcaster).in_progress["read"] == 1)
         redis.trim(50)
         gate.set()
         assert (await acked(sink))["oldest_available"] == 201
@@ -583,7 +583,7 @@ async def test_catch_up_from_memory(redis: FakeRedis) -> None:
         sent = list(sink.messages)
         fill(redis, 10)
         await eventually(lambda: broadcaster.sequence == redis.place.sequence)
-        assert (sink.messages, client.delivery) == (sent, Delivery.BEHIND)
+        assert (sink.messages, client.state) == (sent, ClientState.BEHIND)
         reads = redis.calls.count("read")
         sink.room = None
         sink.drain()
@@ -759,7 +759,7 @@ async def test_a_resync_during_the_read(redis: FakeRedis) -> None:
         transport.before["read"].clear()
         sink.room = None
         sink.drain()
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         resync(broadcaster, client, last_sequence=240)
         transport.before["read"].set()
         await acked(sink)
@@ -774,12 +774,12 @@ async def test_going_away_during_a_read(redis: FakeRedis) -> None:
         transport = transport_of(broadcaster)
         transport.before["read"].clear()
         client, sink = join(broadcaster, resume=Resume("events", 0, E1))
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         broadcaster.disconnect(client)
         transport.before["read"].set()
-        await eventually(lambda: not transport.held["read"])
+        await eventually(lambda: not transport.in_progress["read"])
         assert sink.outline == ["connected"]
-        assert (len(broadcaster.hub), client.delivery) == (0, Delivery.GONE)
+        assert (len(broadcaster.hub), client.state) == (0, ClientState.GONE)
 
 
 async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
@@ -791,6 +791,6 @@ async def test_full_again_at_the_last_moment(redis: FakeRedis) -> None:
         broadcaster.hub.receive(client, "ping")
         for _ in range(5):
             await asyncio.sleep(0)
-        assert (sink.blocked, client.delivery) == (True, Delivery.BEHIND)
+        assert (sink.blocked, client.state) == (True, ClientState.BEHIND)
         sink.drain()
         await eventually(lambda: live(client))

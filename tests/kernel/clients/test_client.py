@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernel.clients.client import Client, Delivery
+from kernel.clients.client import Client, ClientState
 from kernel.clients.pace import SECONDS, Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import AsgiEncoding, WireEncoding
@@ -29,7 +29,7 @@ def test_a_new_client() -> None:
     """A client that never subscribed receives everything; it is not live before the hub makes it so."""
     client, _ = client_at(3)
     assert client.patterns is EVERYTHING
-    assert client.delivery is Delivery.BEHIND
+    assert client.state is ClientState.BEHIND
     assert (client.acked, client.acks) == (0, 0)
 
 

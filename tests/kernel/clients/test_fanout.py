@@ -4,7 +4,7 @@ import pytest
 
 from kernel.clients import fanout, pace
 from kernel.clients.audiences import Audiences
-from kernel.clients.client import Client, Delivery
+from kernel.clients.client import Client, ClientState
 from kernel.clients.fanout import Walk
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import AsgiEncoding, Encoding, Joined, WireEncoding
@@ -64,7 +64,7 @@ class Fanout:
         """Add a live client."""
         sink = TimedSink(self)
         client = Client(f"c{len(self.clients)}", sink, encoding, self.here, patterns)
-        client.delivery = Delivery.LIVE
+        client.state = ClientState.LIVE
         client.audience = self.audiences.join(client, patterns, encoding)
         if self.current is not None:
             self.current.pass_over(client)

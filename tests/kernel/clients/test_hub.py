@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from kernel.clients import Client, CloseReason, Patterns, Resume, fanout, pace
-from kernel.clients.client import Delivery
+from kernel.clients.client import ClientState
 from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING
@@ -110,7 +110,7 @@ async def test_leaving(redis: FakeRedis) -> None:
         client, sink = join(broadcaster)
         broadcaster.disconnect(client)
         broadcaster.disconnect(client)
-        assert (broadcaster.connections, client.delivery) == (0, Delivery.GONE)
+        assert (broadcaster.connections, client.state) == (0, ClientState.GONE)
         _, witness = join(broadcaster)
         fill(redis, 1)
         await witness.until(lambda: witness.numbers == [251])
@@ -297,7 +297,7 @@ async def test_full_by_the_change_of_patterns(redis: FakeRedis) -> None:
         await walking(redis, broadcaster, client)
         broadcaster.hub.receive(client, subscribe("alert.*"))
         assert sink.outline == ["connected", "251", "subscribed"]
-        assert (sink.blocked, client.delivery) == (True, Delivery.BEHIND)
+        assert (sink.blocked, client.state) == (True, ClientState.BEHIND)
         fill(redis, 1)
         fill(redis, 1, type="alert_created")
         await eventually(lambda: broadcaster.sequence == 253)
@@ -380,8 +380,8 @@ async def test_a_delivery_that_fails(redis: FakeRedis) -> None:
     log.append(frames[:1])
     with pytest.raises(ZeroDivisionError):
         await hub.deliver(frames[:1], 0.0)
-    await eventually(lambda: clients[2].delivery is Delivery.LIVE)
-    assert clients[1].delivery is Delivery.BEHIND
+    await eventually(lambda: clients[2].state is ClientState.LIVE)
+    assert clients[1].state is ClientState.BEHIND
     assert sinks[1].closed == INTERNAL_ERROR
     log.append(frames[1:])
     await hub.deliver(frames[1:], 0.0)
@@ -445,7 +445,7 @@ async def test_notices_of_the_slow(redis: FakeRedis) -> None:
         sink.room = None
         sink.drain()
         await sink.until(lambda: sink.outline == ["connected", "degraded"])
-        await eventually(lambda: client.delivery is Delivery.LIVE)
+        await eventually(lambda: client.state is ClientState.LIVE)
         sink.room = 10
         broadcaster.hub.receive(client, "ping")
         redis.down = False
@@ -469,7 +469,7 @@ async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
         # drained, but its task has not run yet when the next notice comes
         sink.drain()
         broadcaster.hub.circuit_changed(CircuitState.CLOSED)
-        await eventually(lambda: client.delivery is Delivery.LIVE)
+        await eventually(lambda: client.state is ClientState.LIVE)
         assert sink.outline == ["connected", "healthy"]
 
 
@@ -528,7 +528,7 @@ async def test_leaving_while_it_is_closed(redis: FakeRedis) -> None:
         sink.drain()
         await sink.until(lambda: sink.closed is not None)
         assert sink.closed == SLOW_CLIENT
-        assert (broadcaster.connections, client.delivery) == (0, Delivery.GONE)
+        assert (broadcaster.connections, client.state) == (0, ClientState.GONE)
 
 
 # -- everything at once
@@ -647,7 +647,7 @@ async def test_whatever_happens(actions: list[tuple[tuple[Any, ...], int]]) -> N
             peer.sink.drain()
         await eventually(
             lambda: all(
-                p.client.delivery is Delivery.LIVE
+                p.client.state is ClientState.LIVE
                 and p.client.place == redis.place == (broadcaster.epoch, broadcaster.sequence)
                 for p in peers
             )

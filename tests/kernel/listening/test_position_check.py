@@ -57,7 +57,7 @@ async def test_events_that_are_trimmed_while_it_starts(redis: FakeRedis) -> None
     broadcaster = EventBroadcaster(transport, replace(FAST, message_buffer_size=200))
     transport.before["read"].clear()
     start = asyncio.create_task(broadcaster.start())
-    await eventually(lambda: transport.held["read"])
+    await eventually(lambda: transport.in_progress["read"])
     redis.trim(30)
     transport.before["read"].set()
     await start
@@ -71,7 +71,7 @@ async def test_a_new_epoch_while_it_starts(redis: FakeRedis) -> None:
     broadcaster = EventBroadcaster(transport, FAST)
     transport.before["read"].clear()
     start = asyncio.create_task(broadcaster.start())
-    await eventually(lambda: transport.held["read"])
+    await eventually(lambda: transport.in_progress["read"])
     redis.flush()
     fill(redis, 3)
     transport.before["read"].set()
@@ -215,7 +215,7 @@ async def test_one_check_at_a_time(redis: FakeRedis, observer: RecordingObserver
         for _ in range(500):
             redis.announce(document(999))
             await asyncio.sleep(0)
-        assert transport.held["position"] == 1
+        assert transport.in_progress["position"] == 1
         transport.before["position"].set()
         await eventually(lambda: observer.foreign_count == 500)
         assert redis.calls.count("position") <= checks + 2
@@ -408,7 +408,7 @@ async def test_a_rewind_while_the_history_is_read(redis: FakeRedis) -> None:
         transport = transport_of(broadcaster)
         transport.before["read"].clear()
         fill_unannounced(redis, 3)
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         redis.deaf = True
         await fork_in_place(redis, 4, 6)
         redis.deaf = False
@@ -423,7 +423,7 @@ async def test_a_rewind_between_the_first_pages(redis: FakeRedis) -> None:
     broadcaster = EventBroadcaster(transport, replace(FAST, message_buffer_size=250))
     transport.after["read"].clear()
     start = asyncio.create_task(broadcaster.start())
-    await eventually(lambda: transport.held["read"])
+    await eventually(lambda: transport.in_progress["read"])
     await fork_in_place(redis, 200, 210)
     transport.after["read"].set()
     await start
@@ -440,7 +440,7 @@ async def test_a_position_overtaken_by_events(redis: FakeRedis) -> None:
         _, sink = join(broadcaster)
         transport = transport_of(broadcaster)
         transport.after["position"].clear()
-        await eventually(lambda: transport.held["position"])
+        await eventually(lambda: transport.in_progress["position"])
         fill(redis, 5)
         await sink.until(lambda: len(sink.numbers) == 5)
         transport.after["position"].set()
@@ -458,7 +458,7 @@ async def test_two_new_epochs_in_a_row(redis: FakeRedis) -> None:
         transport.before["read"].clear()
         redis.flush()
         fill(redis, 3)
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         redis.flush()
         fill(redis, 2)
         transport.before["read"].set()
@@ -535,7 +535,7 @@ async def test_a_failure_after_the_trial(redis: FakeRedis, observer: RecordingOb
         fill_unannounced(redis, 3)
         transport.before["read"].clear()
         redis.down = False
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         assert not broadcaster.is_degraded()
         redis.fail()
         transport.before["read"].set()

@@ -69,7 +69,7 @@ async def test_a_refill_is_not_deafness(redis: FakeRedis, observer: RecordingObs
         transport.before["read"].clear()
         redis.hold()
         fill(redis, 30)
-        await eventually(lambda: transport.held["read"])
+        await eventually(lambda: transport.in_progress["read"])
         redis.release()
         await asyncio.sleep(4 * FAST.position_check_seconds)
         transport.before["read"].set()

@@ -35,7 +35,7 @@ async def test_a_check_that_was_cancelled(redis: FakeRedis) -> None:
         transport = transport_of(broadcaster)
         transport.before["position"].clear()
         waiting = asyncio.create_task(broadcaster.checks.completed())
-        await eventually(lambda: transport.held["position"])
+        await eventually(lambda: transport.in_progress["position"])
         task_of("position check").cancel()
         transport.before["position"].set()
         async with asyncio.timeout(5):
@@ -64,7 +64,7 @@ async def test_a_cancellation_that_is_swallowed(redis: FakeRedis) -> None:
     async with replica(redis, RARE_CHECKS, transport=transport) as broadcaster:
         transport.before["position"].clear()
         waiting = asyncio.create_task(broadcaster.checks.completed())
-        await eventually(lambda: transport.held["position"])
+        await eventually(lambda: transport.in_progress["position"])
         async with asyncio.timeout(10):
             await broadcaster.stop()
         assert transport.swallowed
@@ -79,7 +79,7 @@ async def test_a_trial_that_was_cancelled(redis: FakeRedis, observer: RecordingO
         await eventually(broadcaster.is_degraded)
         transport = transport_of(broadcaster)
         transport.before["probe"].clear()
-        await eventually(lambda: transport.held["probe"])
+        await eventually(lambda: transport.in_progress["probe"])
         task_of("position check").cancel()
         transport.before["probe"].set()
         redis.down = False

@@ -375,7 +375,7 @@ async def test_one_read_for_many_readers() -> None:
     world = World(150)
     world.transport.before["read"].clear()
     readers = [asyncio.create_task(world.log.after(at(number))) for number in range(100)]
-    await eventually(lambda: world.transport.held["read"] == 1)
+    await eventually(lambda: world.transport.in_progress["read"] == 1)
     world.transport.before["read"].set()
     answers = await asyncio.gather(*readers)
     assert world.reads == 1
@@ -418,7 +418,7 @@ async def test_a_reader_that_gives_up() -> None:
     world = World(150)
     world.transport.before["read"].clear()
     first, second = (asyncio.create_task(world.log.after(at(0))) for _ in range(2))
-    await eventually(lambda: world.transport.held["read"] == 1)
+    await eventually(lambda: world.transport.in_progress["read"] == 1)
     first.cancel()
     await asyncio.wait([first])
     world.transport.before["read"].set()

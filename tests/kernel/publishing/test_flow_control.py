@@ -206,7 +206,7 @@ async def test_circuit_that_opens_as_room_becomes_free(replica: Replica) -> None
 async def test_retries_do_not_wait(replica: Replica) -> None:
     """A retry does not wait for room, because its id is remembered for a limited time."""
     await replica.flow.enter(10, replica.require)
-    replica.flow.enter_again(5)
+    replica.flow.enter_without_waiting(5)
     assert replica.flow.ahead == 15
 
 

@@ -650,7 +650,7 @@ async def test_those_that_wait_fail_with_the_circuit(redis: FakeRedis) -> None:
         transport_of(broadcaster).before["publish"].clear()
         redis.fail(error=WriteRefused("OOM"))
         publishes = [asyncio.create_task(broadcaster.broadcast_event(EVENT))]
-        await eventually(lambda: transport_of(broadcaster).held["publish"])
+        await eventually(lambda: transport_of(broadcaster).in_progress["publish"])
         publishes += [asyncio.create_task(broadcaster.broadcast_event(EVENT)) for _ in range(3)]
         await asyncio.sleep(0)
         transport_of(broadcaster).before["publish"].set()
@@ -666,7 +666,7 @@ async def test_a_partition(redis: FakeRedis) -> None:
     async with replica(redis, config, transport=transport) as broadcaster:
         transport.before["publish"].clear()
         first = asyncio.create_task(broadcaster.broadcast_event(EVENT))
-        await eventually(lambda: transport.held["publish"])
+        await eventually(lambda: transport.in_progress["publish"])
         waiting = [asyncio.create_task(broadcaster.broadcast_event(EVENT)) for _ in range(20)]
         async with asyncio.timeout(0.2):
             outcomes = await asyncio.gather(first, *waiting, return_exceptions=True)

@@ -93,7 +93,7 @@ def test_an_open_circuit_refuses(world: World) -> None:
 
 def test_a_successful_call_ends_the_row(world: World) -> None:
     """Only failures in a row count, and reads are calls as well as writes."""
-    for succeeded in (world.link.read, world.link.wrote):
+    for succeeded in (world.link.read_succeeded, world.link.write_succeeded):
         world.link.failed(away())
         world.link.failed(away())
         succeeded()
@@ -105,7 +105,7 @@ def test_a_read_says_nothing_about_refused_writes(world: World) -> None:
     """A refused write is a failure, and a successful read does not reset it."""
     for _ in range(2):
         world.link.failed(refused())
-        world.link.read()
+        world.link.read_succeeded()
     world.link.failed(away())
     assert world.moves == [OPEN]
 
@@ -113,9 +113,9 @@ def test_a_read_says_nothing_about_refused_writes(world: World) -> None:
 def test_a_write_says_all(world: World) -> None:
     """After a successful write reads count again."""
     world.link.failed(refused())
-    world.link.wrote()
+    world.link.write_succeeded()
     world.link.failed(away())
-    world.link.read()
+    world.link.read_succeeded()
     assert world.link.status.failure_count == 0
 
 
@@ -137,7 +137,7 @@ def test_a_trial_closes_it(world: World, caplog: pytest.LogCaptureFixture) -> No
     assert "circuit closed" in caplog.text
     # the trial wrote, so that reads count again
     link.failed(away())
-    link.read()
+    link.read_succeeded()
     assert link.status.failure_count == 0
 
 
