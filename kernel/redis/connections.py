@@ -27,8 +27,9 @@ class _Aborting:
         """Close the connection at once."""
         writer: asyncio.StreamWriter | None = self._writer  # type: ignore[attr-defined]  # the other base has it
         if writer is not None:
+            # uvloop has no socket any more, asyncio a closed one, once Redis has closed the connection.
             connected: Any = writer.get_extra_info("socket")
-            if connected.family != socket.AF_UNIX and connected.fileno() >= 0:
+            if connected is not None and connected.family != socket.AF_UNIX and connected.fileno() >= 0:
                 connected.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _DISCARD)
             writer.transport.abort()
         await super().disconnect(nowait=True, **details)  # type: ignore[misc]  # the other base has it

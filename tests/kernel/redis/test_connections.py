@@ -2,10 +2,15 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
 
 import pytest
+import redis.asyncio
+import uvloop
 
 from kernel.log.transport import Outgoing
+from kernel.redis.connections import abort_on_disconnect
 from kernel.redis.transport import RedisTransport
 from tests.proxy import Proxy, ProxyMode
 from tests.transport_helpers import FRESH, event, fails, kept, publish
@@ -26,3 +31,27 @@ async def test_unsent_commands_are_discarded(redis_url: str) -> None:
         await asyncio.sleep(0.2)
         assert await kept(replica) == [(1, "a")]
         await replica.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
+def test_connection_that_was_reset(run: Callable[[Coroutine[None, None, None]], None], tmp_path: Path) -> None:
+    """A connection that Redis has closed can be closed here too, even if the event loop has no socket any more."""
+    path = str(tmp_path / "redis")
+
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1)
+        writer.transport.abort()
+
+    async def close() -> None:
+        async with await asyncio.start_unix_server(reset, path):
+            pool = redis.asyncio.ConnectionPool.from_url(f"unix://{path}", protocol=2, driver_info=None)
+            abort_on_disconnect(pool)
+            connection = pool.make_connection()
+            await connection.connect()
+            await connection.send_command("PING")
+            await asyncio.sleep(0.1)
+            with pytest.raises(redis.exceptions.ConnectionError):
+                await connection.send_command("PING")
+            await connection.disconnect()
+
+    run(close())
