@@ -3,8 +3,8 @@
 Theory of operation
 -------------------
 
-One task (`run`) makes one check after another. Its states, which no variable holds, are: *waiting*
-(circuit closed), *waiting for the trial* (circuit open), *asking*, *comparing*, and *pausing* after a failure.
+One task (`run`) makes one check after another. Its states are *waiting* (circuit closed), *waiting for the trial*
+(circuit open), *asking*, *comparing*, and *pausing* after a failure. They are places in the code, not variables.
 
 Events:
 
@@ -19,10 +19,10 @@ Events:
     failure            asking or comparing -> pausing. Callers that wait for this check go on waiting, for the next.
     failure, trial     asking -> waiting for the trial. No pause is needed, because the circuit has its recovery time.
 
-There are three cases when comparing. If this is the first contact with Redis, the newest events are read into memory.
-If the missing events are probably in flight, no announcement is unexplained and no caller waits, nothing is done.
-Otherwise the missing events are fetched from the history and delivered. Events that the history no longer has are
-delivered as a gap marker, and a new epoch as its marker.
+A comparison has three cases. At the first contact with Redis the newest events are read into memory. If the missing
+events are probably in flight, no announcement is unexplained and no caller waits, nothing is done. Otherwise the
+missing events are fetched from the history and delivered. For events that the history no longer has, a gap marker is
+delivered; for a new epoch, an epoch marker.
 
 Invariants. At most one check is in progress. Each check sends Redis the `Ring.fence` of that moment: the last events
 that were delivered and verified here, with their ids. If they prove that Redis's history is another one, the script

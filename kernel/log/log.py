@@ -1,14 +1,14 @@
 """The log: the newest events in the ring, and older ones in the Redis history, read in pages that readers share.
 
-Replay, refill and catch-up of a slow client are one thing: `after(place)`. What arrives from the other replicas is
-judged here (`offer`), and becomes part of the log by `append`. Nothing here writes to a client.
+Replay, refill and the catch-up of a slow client read the log in the same way, by `after(place)`. `offer` compares the
+announcements of all replicas with the log, and `append` makes their events part of it. Nothing here writes to a client.
 
 Pages. Readers at different places of one page share a read of Redis and the frames made of it, and pages that were read
 whole are kept for later readers. A page has 100 events, or fewer if they are large: Redis answers with 1 MiB or
 one event at most, and with less on a slow link. When an answer is cut off, the next pages have as many events as fit
 into one answer. The sizes divide each other and pages begin at multiples of them, so readers at different places still
-ask for the same pages. A page that is cut off before a reader's place is no use to that reader; it then reads from its
-place on.
+ask for the same pages. If a page is cut off before a reader's place, that reader asks for another one, which begins at
+its place.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ KEPT_BYTES = 8 * 1024 * 1024
 
 
 class Gone(Exception):
-    """Events after the place are no longer kept; `oldest` is the number of the oldest that is."""
+    """The events after a place are no longer kept; `oldest` is the number of the oldest event that is kept."""
 
     def __init__(self, oldest: int) -> None:
         super().__init__(oldest)
@@ -80,7 +80,7 @@ class Log:
         # Kept pages, by epoch and first number.
         self._pages: OrderedDict[tuple[str, int], _Read] = OrderedDict()
         self._kept_bytes = 0
-        # What one answer held last, and how large its events were: these give the size of the next page.
+        # The size of the last answer and the mean size of its events. The size of the next page follows from them.
         self._answer_bytes = PAGE_BYTES
         self._event_bytes = 0
         self._reading: dict[tuple[str, int, int], asyncio.Task[_Read]] = {}
@@ -97,9 +97,9 @@ class Log:
     def offer(self, announcements: Iterable[Announcement]) -> Offered:
         """Return the frames that follow the newest event; events that are known already are skipped.
 
-        Anything else (a hole, another epoch) is a misfit: either events were missed, or the announcement is not
-        from a replica. Only Redis's own position can tell. The same is true of everything new after a contradiction,
-        until a position check has succeeded.
+        Anything else (a hole, another epoch) is a misfit: either this replica has missed events, or the announcement is
+        not from a replica. The position in Redis decides. After a contradiction every new event is a misfit too, until
+        a position check has succeeded.
         """
         frames: list[Frame] = []
         misfits: list[Position] = []
@@ -167,10 +167,10 @@ class Log:
         return min(read.oldest, last + 1)
 
     async def after(self, place: Position) -> list[Frame]:
-        """Return the next frames after `place`, some of them at least; none if this replica stands at `place`.
+        """Return the next frames after `place`, at least one; none if `place` is the newest position.
 
         They are about 1 MiB at most, or one frame. Raises `Gone` if the next events are no longer kept, `Moved` if
-        Redis is not where this replica thinks, and `TransportError`.
+        Redis is in another epoch or behind this replica, and `TransportError`.
         """
         held = self.ring.since(place)
         if held is not None:
