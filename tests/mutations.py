@@ -388,7 +388,7 @@ MUTATIONS: Final = (
         "kernel/log/log.py",
         "                if known and known != entry.id:\n",
         "                if False:\n",
-        ("tests/kernel/log/test_log.py", "tests/system/test_continuity.py -k in_place"),
+        ("tests/kernel/log/test_log.py",),
     ),
     Mutation(
         "announcements are not chained",
@@ -451,7 +451,7 @@ MUTATIONS: Final = (
         "kernel/redis/publish_queue.py",
         "                    if isinstance(error, TransportUnavailable):\n",
         "                    if False:\n",
-        ("tests/kernel/redis/test_publish_queue.py", "tests/system/test_continuity.py -k partition"),
+        ("tests/kernel/redis/test_publish_queue.py",),
     ),
     Mutation(
         "each call has a deadline of its own",
