@@ -17,7 +17,7 @@ from collections.abc import Iterable
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
-__all__ = ["ANY_ORIGIN", "Access", "OriginRules", "host_of", "normalized", "only_loopback"]
+__all__ = ["ANY_ORIGIN", "Access", "OriginRules", "host_of", "is_loopback", "normalized", "only_loopback"]
 
 ANY_ORIGIN: Final = "*"
 _NULL: Final = "null"
@@ -91,7 +91,7 @@ class OriginRules:
         if host is None:
             return True
         return not (
-            _is_loopback(host)
+            is_loopback(host)
             or host in self._hosts
             or any(_is_subdomain(host, wildcard.host) for wildcard in self._wildcards)
         )
@@ -130,7 +130,7 @@ def only_loopback(host: str) -> bool:
         addresses = {str(found[4][0]) for found in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)}
     except (OSError, UnicodeError):
         return False
-    return all(_is_loopback(address) for address in addresses)
+    return all(is_loopback(address) for address in addresses)
 
 
 def _split(text: str) -> _Parts | None:
@@ -151,10 +151,11 @@ def _is_own(host: str, authority: str | None) -> bool:
     if own is None:
         return False
     host = host.removesuffix(".")
-    return host == own or (_is_loopback(host) and _is_loopback(own))
+    return host == own or (is_loopback(host) and is_loopback(own))
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Return True for a name or an address, with or without brackets, that stands for this machine alone."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:
