@@ -6,7 +6,8 @@ import json
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests import processes
 from tests.system.client import Client, connected
-from tests.system.proxies import nginx
+from tests.system.proxies import haproxy, nginx
 from tests.system.raw_http import HANDSHAKE, raw_http
 from tests.system.replica import Replica, ReplicaFactory
 
@@ -174,6 +175,23 @@ async def test_foreign_host(open_replica: Replica, path: str) -> None:
     assert answer.status == 421
     assert answer.is_problem
     assert "add http://rebound.example to ALLOWED_ORIGINS" in answer.json["detail"]
+
+
+@pytest.mark.parametrize("proxy", [nginx, haproxy])
+async def test_through_proxies(open_replica: Replica, proxy: Callable[[int], AbstractContextManager[str]]) -> None:
+    """Both proxies pass on Origin and Host, so pages of the proxy's own address are served, and others are refused."""
+    with proxy(open_replica.port) as url:
+        async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
+            for headers, status in (
+                ({"Origin": url}, 202),
+                ({"Origin": EVIL}, 403),
+                ({"Host": "rebound.example"}, 421),
+            ):
+                assert (await http.post(PATH, json=BODY, headers=headers)).status_code == status
+            asked = await http.options(PATH, headers=preflight(url))
+            assert (asked.status_code, asked.headers["access-control-allow-origin"]) == (204, url)
+        async with connected(url.replace("http", "ws") + "/ws/events", origin=url) as client:
+            assert (await client.next())["type"] == "connected"
 
 
 async def test_refusals_are_logged_once(start: ReplicaFactory, valkey: str, channel: str) -> None:
