@@ -82,21 +82,44 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _tail(options: argparse.Namespace) -> int:
+    from handlers.cli.proxy import ProxyUnusable, proxy_for
     from handlers.cli.tail import follow
+
+    try:
+        proxy = proxy_for(options.url, os.environ)
+    except ProxyUnusable as error:
+        return _report(error)
 
     headers = [("X-API-Key", options.api_key)] if options.api_key else []
     headers += [("Authorization", f"Bearer {options.token}")] if options.token else []
     work = follow(
-        options.url, patterns=options.pattern, since=options.since, headers=headers, raw=options.json, emit=_print
+        options.url,
+        patterns=options.pattern,
+        since=options.since,
+        headers=headers,
+        raw=options.json,
+        proxy=proxy,
+        emit=_print,
     )
     return asyncio.run(work)
 
 
 def _demo(options: argparse.Namespace) -> int:
     from handlers.cli.demo import run
+    from handlers.cli.proxy import ProxyUnusable, proxy_for
 
+    try:
+        proxy = proxy_for(options.url, os.environ)
+    except ProxyUnusable as error:
+        return _report(error)
     return run(
-        options.url, rate=options.rate, count=options.count, seed=options.seed, api_key=options.api_key, emit=_print
+        options.url,
+        rate=options.rate,
+        count=options.count,
+        seed=options.seed,
+        api_key=options.api_key,
+        proxy=proxy,
+        emit=_print,
     )
 
 
@@ -237,6 +260,7 @@ examples:
   event-broadcaster tail --since 0 --json | jq -c 'select(.data) | .data'
   event-broadcaster tail --url wss://events.example.org/ws/events
 {_API_KEY}{_FOR_WEBSOCKETS}{_PREFER_ENVIRONMENT}
+Proxies are taken from http_proxy, https_proxy and all_proxy, but not for loopback or the hosts of no_proxy.
 The exit status is 0 after Ctrl-C, and 1 if the service refused the credentials or the address.
 """
 
@@ -246,6 +270,7 @@ examples:
   event-broadcaster demo --rate 0 --count 200 --seed 7
   event-broadcaster demo --url https://events.example.org
 {_API_KEY}{_PREFER_ENVIRONMENT}
+Proxies are taken from http_proxy, https_proxy and all_proxy, but not for loopback or the hosts of no_proxy.
 The exit status is 0 after N messages or Ctrl-C, and 1 if a message was refused or the service did not answer.
 """
 

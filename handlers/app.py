@@ -8,7 +8,9 @@ from importlib.metadata import version
 from litestar import Litestar
 from litestar.datastructures import State
 
+from handlers.cors import CorsMiddleware
 from handlers.openapi.page import openapi_config
+from handlers.origins import OriginRules, only_loopback
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
 from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
@@ -44,7 +46,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
             await broadcaster.stop()
             await telemetry.stop()
 
-    return Litestar(
+    app = Litestar(
         route_handlers=[
             broadcast_router(settings, telemetry.middleware),
             root,
@@ -59,6 +61,12 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
         lifespan=[lifespan],
         logging_config=None,
     )
+    rules = OriginRules(
+        settings.allowed_origins, credentials=settings.asks_for_credentials, loopback=only_loopback(settings.host)
+    )
+    # Litestar's own middleware does not run for paths that do not exist, and runs once for each route.
+    app.asgi_handler = CorsMiddleware(app.asgi_handler, rules)
+    return app
 
 
 def _broadcaster(settings: Settings, redis_url: str, observers: Sequence[Observer]) -> EventBroadcaster:

@@ -1,10 +1,12 @@
-"""Authentication: API keys for REST, API keys and the token for the WebSocket, and the allowed origins of upgrades.
+"""Authentication: API keys for REST, API keys and the token for the WebSocket.
 
 These are pure functions of what a request carries. A secret is compared in constant time with every configured secret,
 so that the response time reveals nothing about it.
 """
 
+import base64
 import hmac
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
@@ -12,9 +14,10 @@ from litestar.exceptions import NotAuthorizedException
 
 from handlers.settings import Settings
 
-__all__ = ["Verdict", "encoded", "origin_allowed", "require_api_key", "websocket_credentials_ok"]
+__all__ = ["Verdict", "encoded", "require_api_key", "websocket_credentials_ok"]
 
 _SUBPROTOCOL: Final = "api-key."
+_ENCODED_SUBPROTOCOL: Final = "api-key-b64."
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -49,12 +52,12 @@ def websocket_credentials_ok(
     """Check the credentials of an upgrade; `headers` are those of the ASGI scope, with names in lower case.
 
     A client may send an API key as the query parameter `api_key`, as `Authorization: Bearer`, as `X-API-Key` or as the
-    subprotocol `api-key.KEY`, and the token as the query parameter `token` or as `Authorization: Bearer`. If the
-    settings have both, it needs both.
+    subprotocol `api-key.KEY` or `api-key-b64.` with the key's base64url without `=`, and the token as the query
+    parameter `token` or as `Authorization: Bearer`. If the settings have both, it needs both.
     """
     bearer, keys = _presented(headers)
-    offered = [name for name in subprotocols if name.startswith(_SUBPROTOCOL)]
-    keys += [name.removeprefix(_SUBPROTOCOL).encode() for name in offered]
+    offered = [name for name in subprotocols if name.startswith((_SUBPROTOCOL, _ENCODED_SUBPROTOCOL))]
+    keys += [_key_in(name) for name in offered]
     keys += [query["api_key"].encode()] if "api_key" in query else []
     tokens = bearer + ([query["token"].encode()] if "token" in query else [])
 
@@ -69,11 +72,14 @@ def encoded(secrets: Iterable[str]) -> tuple[bytes, ...]:
     return tuple(secret.encode() for secret in secrets)
 
 
-def origin_allowed(settings: Settings, origin: str | None) -> bool:
-    """Return True if `origin` may upgrade: always if no origins are configured or the client sends none."""
-    if not settings.allowed_origins or origin is None:
-        return True
-    return origin.lower() in (allowed.lower().rstrip("/") for allowed in settings.allowed_origins)
+def _key_in(subprotocol: str) -> bytes:
+    """Return the key in a subprotocol; an encoded one that is not base64url without `=` gives "", which is no key."""
+    if subprotocol.startswith(_SUBPROTOCOL):
+        return subprotocol.removeprefix(_SUBPROTOCOL).encode()
+    text = subprotocol.removeprefix(_ENCODED_SUBPROTOCOL)
+    if not re.fullmatch("[A-Za-z0-9_-]*", text) or len(text) % 4 == 1:
+        return b""
+    return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
 
 
 def _presented(headers: RawHeaders) -> tuple[list[bytes], list[bytes]]:

@@ -6,12 +6,15 @@ The struct `Settings` is the table of all settings: name, type, range, default a
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Annotated, Any, Final, Literal, Self, cast
 from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, inspect
+
+from handlers.origins import normalized
 
 __all__ = ["Settings", "SettingsError", "settings_help"]
 
@@ -64,8 +67,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     trusted_proxies: Annotated[tuple[str, ...], Meta(description=_RESERVED)] = ()
     internal_token: Annotated[str, Meta(description=_RESERVED)] = ""
     allowed_origins: Annotated[
-        tuple[str, ...], Meta(description="comma-separated origins of WebSockets; empty: any")
+        tuple[str, ...],
+        Meta(description="comma-separated origins of pages, * for any; empty: own host, or any if keys are set"),
     ] = ()
+    root_path: Annotated[str, Meta(description="path prefix that a proxy strips, such as /events; empty: none")] = ""
     websocket_ping_interval_seconds: Annotated[float, _positive("seconds between heartbeats")] = 30.0
     websocket_idle_timeout_seconds: Annotated[
         float, _positive("seconds without a message until a client is closed")
@@ -112,7 +117,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             text = environ.get(field.name.upper(), "").strip()
             if text:
                 try:
-                    values[field.name] = _redis_url(text) if field.name == "redis_url" else _parse(field.type, text)
+                    values[field.name] = _SPECIAL.get(field.name, partial(_parse, field.type))(text)
                 except ValueError as error:
                     raise SettingsError(f"{field.name.upper()}={_visible(field.name, text)}: {error}") from None
         return cls(**values)
@@ -125,6 +130,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             text = ",".join(value) if isinstance(value, tuple) else "embedded" if value is None else str(value)
             shown.append(f"{name.upper()}={text and _visible(name, text)}")
         return " ".join(shown)
+
+    @property
+    def asks_for_credentials(self) -> bool:
+        """True if any credential is configured."""
+        return bool(self.api_keys or self.websocket_token)
 
     def without_effect(self) -> list[str]:
         """Return the variables that are set although they have no effect in this version."""
@@ -188,7 +198,7 @@ def _parse(kind: inspect.Type, text: str) -> object:
                 raise ValueError(f"must be a number {'of at least 0' if above is None else 'greater than 0'}")
             return number
         case inspect.VarTupleType():
-            return tuple(filter(None, (item.strip() for item in text.split(","))))
+            return _items(text)
         case inspect.LiteralType(values=allowed):
             for choice in allowed:
                 if str(choice).casefold() == text.casefold():
@@ -196,6 +206,10 @@ def _parse(kind: inspect.Type, text: str) -> object:
             raise ValueError(f"must be one of {', '.join(map(str, allowed))}")
         case _:
             return text
+
+
+def _items(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, (item.strip() for item in text.split(","))))
 
 
 def _redis_url(text: str) -> str:
@@ -209,3 +223,22 @@ def _redis_url(text: str) -> str:
     if not usable:
         raise ValueError("must be a URL like redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket")
     return text
+
+
+def _origins(text: str) -> tuple[str, ...]:
+    return tuple(normalized(item) for item in _items(text))
+
+
+def _root_path(text: str) -> str:
+    path = text.rstrip("/")
+    if path and not re.fullmatch(r"(/(?!\.{1,2}(/|$))[A-Za-z0-9._~!$&'()*+,;=:@%-]+)+", path):
+        raise ValueError("must be a path like /events, as it stands in a URL")
+    return path
+
+
+_SPECIAL: Final[Mapping[str, Callable[[str], object]]] = {
+    "redis_url": _redis_url,
+    "allowed_origins": _origins,
+    "root_path": _root_path,
+}
+"""The settings whose texts have a form of their own."""

@@ -342,6 +342,20 @@ MUTATIONS: Final = (
         ("tests/handlers/server/test_websocket.py",),
     ),
     Mutation(
+        "a foreign host is answered on loopback",
+        "handlers/cors.py",
+        "        if self._rules.refuses_host(host):\n",
+        "        if False:\n",
+        ("tests/system/test_origins.py -k host",),
+    ),
+    Mutation(
+        "empty parts of a path evade the check of the origin",
+        "handlers/cors.py",
+        '    first = next((part for part in path.split("/") if part), "")\n',
+        '    first = path.split("/")[1]\n',
+        ("tests/system/test_origins.py -k refused_origin",),
+    ),
+    Mutation(
         "clients are read at any rate",
         "handlers/routes/websocket.py",
         "                if wait and not sink.closed:\n",

@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from handlers.cli.demo_story import Post, stream
+from handlers.cli.proxy import Proxy
 
 __all__ = ["route_of", "run"]
 
@@ -45,6 +46,7 @@ def run(
     count: int | None,
     seed: int,
     api_key: str = "",
+    proxy: Proxy | None = None,
     emit: Callable[[str], None],
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
@@ -57,7 +59,7 @@ def run(
     lost = False
     started = due = time.monotonic()
     try:
-        with closing(_Service(url, api_key)) as service:
+        with closing(_Service(url, api_key, proxy)) as service:
             for post in islice(_now_stream(seed), count):
                 sleep(max(0.0, due - time.monotonic()))
                 # After a slow period of the service, do not catch up by more than one second of messages.
@@ -74,7 +76,8 @@ def run(
                         break
     except (OSError, HTTPException) as error:
         reason = str(error) or type(error).__name__
-        sys.stderr.write(f"no answer from {url}: {reason}; is `event-broadcaster serve` running?\n")
+        way = f" through {proxy}" if proxy else ""
+        sys.stderr.write(f"no answer from {url}{way}: {reason}; is `event-broadcaster serve` running?\n")
         lost = True
     except KeyboardInterrupt:
         pass
@@ -89,12 +92,19 @@ def _now_stream(seed: int) -> Iterator[Post]:
 class _Service:
     """One HTTP connection to the service, reopened if it is lost."""
 
-    def __init__(self, url: str, api_key: str) -> None:
+    def __init__(self, url: str, api_key: str, proxy: Proxy | None) -> None:
         parts = urlsplit(url)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=_TIMEOUT)
+        host, port = proxy.address if proxy else (parts.hostname or "", parts.port)
+        self._connection = kind(host, port, timeout=_TIMEOUT)
         self._prefix = parts.path.rstrip("/")
         self._headers = {"Content-Type": "application/json"} | ({"X-API-Key": api_key} if api_key else {})
+        if proxy and parts.scheme == "https":
+            self._connection.set_tunnel(parts.hostname or "", parts.port, proxy.headers)
+        elif proxy:
+            # Proxies often allow CONNECT to port 443 alone; a plain request names the whole URL (RFC 9112, 3.2.2).
+            self._prefix = f"http://{parts.netloc.rpartition('@')[2]}{self._prefix}"
+            self._headers |= proxy.headers
 
     def post(self, post: Post, key: str) -> _Answer:
         """Post one message; if the server has closed the connection in the meantime, reconnect once."""

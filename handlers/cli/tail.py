@@ -18,6 +18,8 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
 
+from handlers.cli.proxy import Proxy
+
 __all__ = ["Position", "follow", "line_of"]
 
 _LONGEST_DELAY: Final = 30.0
@@ -160,6 +162,7 @@ async def follow(
     since: int | None = None,
     headers: Iterable[tuple[str, str]] = (),
     raw: bool = False,
+    proxy: Proxy | None = None,
     first_delay: float = 0.5,
     emit: Callable[[str], None],
 ) -> int:
@@ -169,11 +172,16 @@ async def follow(
     is reported on stderr and reopened after `first_delay` to 30 seconds.
     """
     position, headers, delay = Position(since), list(headers), first_delay
+    way = f" through {proxy}" if proxy else ""
     while True:
         started = time.monotonic()
         try:
             async with connect(
-                address(url, patterns, position), additional_headers=headers, max_size=_LARGEST_FRAME, close_timeout=1
+                address(url, patterns, position),
+                additional_headers=headers,
+                max_size=_LARGEST_FRAME,
+                close_timeout=1,
+                proxy=proxy and proxy.url,
             ) as socket:
                 while True:
                     text = await socket.recv()
@@ -197,7 +205,7 @@ async def follow(
             if 400 <= status < 500:
                 return _give_up(f"{reason} ({_HINTS[status]})" if status in _HINTS else reason)
         except (OSError, TimeoutError, InvalidHandshake) as error:
-            reason = f"no connection to {url.partition('?')[0]}: {error or 'no answer'}"
+            reason = f"no connection to {url.partition('?')[0]}{way}: {error or 'no answer'}"
         if time.monotonic() - started > _STABLE:
             delay = first_delay
         wait = delay * random.uniform(0.5, 1)  # noqa: S311  # spreads reconnects; not a secret

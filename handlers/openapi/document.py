@@ -134,6 +134,13 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
         "A valid API key is needed: send it as 'Authorization: Bearer KEY' or 'X-API-Key: KEY'.",
         {"WWW-Authenticate": "WWWAuthenticate"},
     ),
+    "Forbidden": (
+        HTTPStatus.FORBIDDEN,
+        "The page's origin is not allowed by `ALLOWED_ORIGINS`",
+        "Pages of the origin https://example.org are not allowed: to serve them, add https://example.org to "
+        "ALLOWED_ORIGINS.",
+        {},
+    ),
     "NotFound": (HTTPStatus.NOT_FOUND, "Unknown route or alert kind", "There is nothing at this path.", {}),
     "MethodNotAllowed": (
         HTTPStatus.METHOD_NOT_ALLOWED,
@@ -163,6 +170,13 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
         HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
         "The Content-Type is not JSON in UTF-8, or the body is compressed",
         "The body must be JSON, not 'text/plain': send the header 'Content-Type: application/json'.",
+        {},
+    ),
+    "MisdirectedRequest": (
+        HTTPStatus.MISDIRECTED_REQUEST,
+        "The service listens on loopback only and needs no credentials, and the `Host` is neither a loopback name nor "
+        "in `ALLOWED_ORIGINS`",
+        "To serve this host, add http://events.example.org to ALLOWED_ORIGINS.",
         {},
     ),
     "FieldsTooLarge": (

@@ -16,7 +16,7 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin, YamlRenderPlugin
-from litestar.openapi.spec import OpenAPI
+from litestar.openapi.spec import OpenAPI, Server
 from litestar.params import FromPath
 from litestar.response import File
 from litestar.types import Method
@@ -69,7 +69,8 @@ def openapi_config(settings: Settings, *, version: str) -> OpenAPIConfig:
         description=INTRODUCTION,
         operation_id_creator=_operation_id,
         security=[*optional, {"bearer": []}, {"apiKey": []}],
-        render_plugins=[_Page(), JsonRenderPlugin(), YamlRenderPlugin()],
+        servers=[Server(url=settings.root_path or "/")],
+        render_plugins=[_Page(settings.root_path), JsonRenderPlugin(), YamlRenderPlugin()],
         openapi_router=Router(
             "/schema",
             route_handlers=[schema_asset],
@@ -101,13 +102,14 @@ class _Config(OpenAPIConfig):
 
 
 class _Page(OpenAPIRenderPlugin):
-    """The interactive page."""
+    """The interactive page; `root_path` is the prefix that a proxy has stripped."""
 
-    def __init__(self) -> None:
+    def __init__(self, root_path: str) -> None:
         super().__init__(path="/")
+        self._root_path = root_path
 
     def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:
-        root = html.escape(request.scope.get("root_path", ""))
+        root = html.escape(self._root_path or request.scope.get("root_path", ""))
         return _PAGE.format(title=html.escape(openapi_schema["info"]["title"]), root=root).encode()
 
 

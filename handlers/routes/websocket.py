@@ -1,9 +1,9 @@
 """The WebSocket route `/ws/events`: admit a client, connect it to the kernel, and pass its messages on.
 
-Admission: if the replica drains (503) or the origin is not allowed (403), the upgrade is refused with an HTTP status.
-If the credentials are wrong (1008) or the replica is full (1013), the upgrade is accepted and then closed, because
-browsers show a page the close code but not the HTTP status. An invalid query parameter is reported to the client and
-ignored.
+Admission: a foreign host (421) or origin (403) is refused before this route. If the replica drains, the upgrade is
+refused with an HTTP status (503). If the credentials are wrong (1008) or the replica is full (1013), the upgrade is
+accepted and then closed, because browsers show a page the close code but not the HTTP status. An invalid query
+parameter is reported to the client and ignored.
 
 After admission, the kernel writes to the client's sink directly, and this route only reads. The connection ends when
 the client leaves, when the connection's timer closes it, or after an unexpected error (1011).
@@ -17,16 +17,18 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 from litestar import WebSocket
 from litestar.handlers import WebsocketRouteHandler, websocket
 
-from handlers.auth import origin_allowed, websocket_credentials_ok
+from handlers.auth import websocket_credentials_ok
 from handlers.problems import log_unexpected
 from handlers.routes.connection_timer import ConnectionTimer
 from handlers.routes.dependencies import Broadcaster
 from handlers.routes.query_options import QueryOptions
+from handlers.server.refusal import refuse
 from handlers.server.sinks import EXTENSION, AsgiSink, FrameSink
 from handlers.settings import Settings
 from kernel import EventBroadcaster
@@ -68,10 +70,8 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
     @websocket("/ws/events")
     async def ws_events(socket: WebSocket[Any, Any, Any], broadcaster: Broadcaster) -> None:
         if broadcaster.draining:
-            await _refuse(socket, 503)
-            return
-        if not origin_allowed(settings, _origin(socket)):
-            await _refuse(socket, 403)
+            detail = "This replica is stopping: connect again, and another one answers."
+            await refuse(socket.scope, socket.send, HTTPStatus.SERVICE_UNAVAILABLE, detail, [(b"retry-after", b"1")])
             return
         query: Mapping[str, str] = socket.query_params.dict()  # type: ignore[assignment]  # its values are lists
         query = {name: values[-1] for name, values in query.items()}
@@ -160,23 +160,6 @@ async def _receive_messages(
         timer.stop()
         sink.on_blocked = None
         broadcaster.disconnect(client)
-
-
-def _origin(socket: WebSocket[Any, Any, Any]) -> str | None:
-    # `socket.headers` is not used, because Litestar would keep the parsed headers until the connection ends.
-    return next((value.decode("latin-1") for name, value in socket.scope["headers"] if name == b"origin"), None)
-
-
-async def _refuse(socket: WebSocket[Any, Any, Any], status: int) -> None:
-    """Refuse the upgrade with an HTTP status, or by a close if the server lacks ASGI's websocket.http.response."""
-    if "websocket.http.response" not in (socket.scope.get("extensions") or {}):
-        await socket.send({"type": "websocket.close", "code": 1013, "reason": ""})
-        return
-    headers = [(b"content-length", b"0"), (b"connection", b"close")]
-    if status == 503:
-        headers.append((b"retry-after", b"1"))
-    await socket.send({"type": "websocket.http.response.start", "status": status, "headers": headers})
-    await socket.send({"type": "websocket.http.response.body", "body": b"", "more_body": False})
 
 
 async def _wait_for_disconnect(socket: WebSocket[Any, Any, Any]) -> int:

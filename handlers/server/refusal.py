@@ -1,14 +1,17 @@
 """Answers to requests that are refused before they reach the application."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from http import HTTPStatus
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import msgspec
+from litestar.types import Send
 
 from handlers.problems import PROBLEM_JSON, Problem
 
-__all__ = ["Refusal", "problem_body"]
+__all__ = ["Headers", "Refusal", "problem_body", "refuse"]
+
+Headers = Sequence[tuple[bytes, bytes]]
 
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -40,6 +43,29 @@ class Refusal(Exception):
         lines = [b"HTTP/1.1 %d %s" % (self.status, self.status.phrase.encode())]
         lines += [name + b": " + value for name, value in fields]
         return b"\r\n".join([*lines, b"", body])
+
+
+async def refuse(scope: Any, send: Send, status: HTTPStatus, detail: str, headers: Headers = ()) -> None:  # noqa: ANN401  ASGI
+    """Answer an HTTP request or a WebSocket upgrade with a problem document, over ASGI.
+
+    If the server lacks ASGI's `websocket.http.response`, an upgrade is refused by a close, which the server turns into
+    a status of its own.
+    """
+    is_upgrade = scope["type"] == "websocket"
+    if is_upgrade and "websocket.http.response" not in (scope.get("extensions") or {}):
+        await send({"type": "websocket.close", "code": 1013, "reason": ""})
+        return
+    body = problem_body(status, detail)
+    fields = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body)), *headers]
+    # After this answer to `Expect`, the client may leave the body out; its next request would be taken for the body.
+    if is_upgrade or any(name == b"expect" for name, _ in scope["headers"]):
+        fields.append((b"connection", b"close"))
+    if is_upgrade:
+        await send({"type": "websocket.http.response.start", "status": status.value, "headers": fields})
+        await send({"type": "websocket.http.response.body", "body": body, "more_body": False})
+    else:
+        await send({"type": "http.response.start", "status": status.value, "headers": fields})
+        await send({"type": "http.response.body", "body": body, "more_body": False})
 
 
 def problem_body(status: HTTPStatus, detail: str) -> bytes:

@@ -34,6 +34,7 @@ __all__ = ["CLOSES_SECONDS", "REQUESTS_SECONDS", "run"]
 _logger = logging.getLogger(__name__)
 
 _LIMITED_LOGGERS = {
+    "handlers.cors": 0,
     "handlers.problems": 3,  # the class and the place of an unexpected error tell its lines apart
     "handlers.server.http": 1,  # the status
     "handlers.server.websocket": 0,

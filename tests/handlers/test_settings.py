@@ -22,6 +22,7 @@ DEFAULTS = {
     "TRUSTED_PROXIES": (),
     "INTERNAL_TOKEN": "",
     "ALLOWED_ORIGINS": (),
+    "ROOT_PATH": "",
     "WEBSOCKET_PING_INTERVAL_SECONDS": 30.0,
     "WEBSOCKET_IDLE_TIMEOUT_SECONDS": 300.0,
     "WEBSOCKET_MAX_MESSAGE_SIZE": 65536,
@@ -130,11 +131,56 @@ def test_port_text() -> None:
     assert refusal("PORT", "80\n81") == r"PORT='80\n81': must be an integer from 0 to 65535"
 
 
-@pytest.mark.parametrize("name", ["API_KEYS", "ALLOWED_ORIGINS", "TRUSTED_PROXIES"])
+@pytest.mark.parametrize("name", ["API_KEYS", "TRUSTED_PROXIES"])
 def test_lists(name: str) -> None:
     """Comma-separated lists are stripped, and empty items are dropped."""
     assert value(name, " one, two ,,three,") == ("one", "two", "three")
     assert value(name, ",") == ()
+
+
+def test_allowed_origins() -> None:
+    """ALLOWED_ORIGINS takes origins of any scheme, wildcards for subdomains, null and *, in one form for equal ones."""
+    text = (
+        "https://A.example:443, http://b:80,http://b:8080 ,app://shell,https://*.Example.org:443,NULL,http://[::1]:1,*,"
+    )
+    assert value("ALLOWED_ORIGINS", text) == (
+        *("https://a.example", "http://b", "http://b:8080", "app://shell", "https://*.example.org", "null"),
+        *("http://[::1]:1", "*"),
+    )
+    assert value("ALLOWED_ORIGINS", ",") == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "example.org",
+        "https://example.org/",
+        "https://example.org/page",
+        "https://user@example.org",
+        "https://example.org:port",
+        "https://example.org:70000",
+        "https://",
+        "https://*",
+        "https://a.*.example.org",
+        "*.example.org",
+        "https://good.example https://b.example",
+        "https://good.example,file:",
+    ],
+)
+def test_allowed_origins_refused(text: str) -> None:
+    """Anything else stops the start, with what is allowed."""
+    assert refusal("ALLOWED_ORIGINS", text).startswith(
+        f"ALLOWED_ORIGINS={text}: must be comma-separated origins, each "
+    )
+
+
+def test_root_path() -> None:
+    """ROOT_PATH is a path; a slash at its end is dropped."""
+    assert value("ROOT_PATH", "/x") == "/x"
+    assert value("ROOT_PATH", "/a/b-c/") == "/a/b-c"
+    assert value("ROOT_PATH", "/") == ""
+    for bad in ("x", "https://h/x", "/x?y", "/a b", "//h", '/"x', "/x/../y", "/./x"):
+        assert refusal("ROOT_PATH", bad).startswith(f"ROOT_PATH={bad}: must be a path like /events")
 
 
 def test_choices() -> None:

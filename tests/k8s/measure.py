@@ -117,7 +117,7 @@ async def _publish(port: int, rate: int, number: int) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     loop = asyncio.get_running_loop()
     begin = loop.time()
-    head = "POST /broadcast/event HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head = "POST /broadcast/event HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     request = f"{head}Content-Length: {len(EVENT)}\r\n\r\n".encode() + EVENT
     for count in range(number):
         await asyncio.sleep(max(0.0, begin + count / rate - loop.time()))

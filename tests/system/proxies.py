@@ -33,8 +33,8 @@ http {{
     upstream events {{ server 127.0.0.1:{upstream}; keepalive 128; }}
     server {{
         listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://events;
+        location {prefix}/ {{
+            proxy_pass http://events{strip};
             proxy_http_version 1.1;
             proxy_set_header Host $host;
             proxy_set_header Upgrade $http_upgrade;
@@ -70,9 +70,13 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def nginx(upstream: int) -> Iterator[str]:
-    """Run nginx with the usual snippet for WebSockets in front of a port; yields its base URL."""
-    with _proxy(NGINX, upstream, [program("nginx"), "-e", "stderr", "-p", "{folder}", "-c", "{folder}/config"]) as url:
+def nginx(upstream: int, prefix: str = "") -> Iterator[str]:
+    """Run nginx with the usual snippet for WebSockets in front of a port; yields its base URL.
+
+    With a prefix, nginx serves only paths below it, and strips it.
+    """
+    command = [program("nginx"), "-e", "stderr", "-p", "{folder}", "-c", "{folder}/config"]
+    with _proxy(NGINX, upstream, command, prefix=prefix, strip="/" if prefix else "") as url:
         yield url
 
 
@@ -84,10 +88,10 @@ def haproxy(upstream: int) -> Iterator[str]:
 
 
 @contextmanager
-def _proxy(config: str, upstream: int, command: list[str]) -> Iterator[str]:
+def _proxy(config: str, upstream: int, command: list[str], **values: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="proxy-") as folder:
         port = _free_port()
-        Path(folder, "config").write_text(config.format(folder=folder, port=port, upstream=upstream))
+        Path(folder, "config").write_text(config.format(folder=folder, port=port, upstream=upstream, **values))
         output = Path(folder, "output")
         with output.open("wb") as log:
             arguments = [part.format(folder=folder) for part in command]

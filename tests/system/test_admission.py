@@ -135,9 +135,9 @@ async def test_origins(guarded: Replica) -> None:
         assert refused.value.response.status_code == 403
 
 
-async def test_any_origin(replica: Replica) -> None:
-    """Without ALLOWED_ORIGINS every origin is accepted."""
-    assert await accepted(replica.websocket(), origin="https://anywhere.example")
+async def test_any_origin(keyed: Replica) -> None:
+    """With a key but without ALLOWED_ORIGINS every origin is accepted."""
+    assert await accepted(keyed.websocket(api_key="first"), origin="https://anywhere.example")
 
 
 async def test_cap(guarded: Replica) -> None:

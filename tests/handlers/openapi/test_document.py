@@ -11,7 +11,7 @@ from handlers.openapi.examples import EXAMPLES
 from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
 from tests.handlers.http_app import ROUTES
 
-STATUSES = {"202", "400", "401", "404", "405", "408", "413", "414", "415", "431", "503"}
+STATUSES = {"202", "400", "401", "403", "404", "405", "408", "413", "414", "415", "421", "431", "503"}
 
 
 @pytest.fixture
