@@ -337,6 +337,15 @@ def test_image() -> None:
     assert environment == {"HOST": "0.0.0.0", "PORT": "8000"}
 
 
+def test_image_in_documents() -> None:
+    """The documents name the image with the project's version."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    documents = [ROOT / "README.md", *K8S.rglob("*.md")]
+    named = [tag for path in documents for tag in re.findall(r"event-broadcaster:(\d[\w.]*)", path.read_text())]
+    assert named
+    assert set(named) == {version}
+
+
 def grace(build: str) -> float:
     """Return the grace period of a pod in seconds: preStop and all that follows, until it is killed."""
     return float(deployment(build)["template"]["spec"]["terminationGracePeriodSeconds"])
