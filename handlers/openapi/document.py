@@ -1,27 +1,25 @@
 """The content of the OpenAPI document that Litestar cannot derive: bodies, headers and answers of the publish routes.
 
 Litestar derives paths, names, tags, and the answers of the health routes. The publish routes read their requests
-themselves, so their bodies are derived here, from the message types in the signatures of their functions. The schemas
-of the messages come from the structs that also validate them.
+themselves, so their bodies are derived here, from the message types in the signatures of their functions.
+
+Not here: the schemas that have names (schemas.py).
 """
 
 from http import HTTPStatus
-from typing import Annotated, Any, Final
+from typing import Final
 
 import msgspec
-from msgspec import Meta
 
 from handlers.openapi.examples import EXAMPLES
-from handlers.problems import PROBLEM_JSON, Problem
+from handlers.openapi.schemas import BATCH_BODY, Json, body_name, reference, schemas
+from handlers.problems import PROBLEM_JSON
 from handlers.routes.broadcast import PUBLISH_ROUTES
-from handlers.routes.health import Health, Readiness
 from handlers.routes.publishing import BodyType, body_type
-from kernel import Message, Receipt
-from kernel.messages import MAX_BATCH, MESSAGE_TYPES
+from kernel import Message
+from kernel.messages import MAX_BATCH
 
 __all__ = ["INTRODUCTION", "complete"]
-
-Json = dict[str, Any]
 
 INTRODUCTION: Final = """\
 Publish events over REST, and receive them over the WebSocket `/ws/events`. Every replica delivers the same events, in
@@ -50,15 +48,6 @@ _TAGS: Final = {
 }
 
 
-class BatchReceipt(msgspec.Struct):
-    """One receipt for each message of the batch, in the order of the batch."""
-
-    receipts: list[Receipt]
-
-
-Batch = Annotated[list[Message], Meta(min_length=1, max_length=MAX_BATCH)]
-
-
 def complete(document: Json) -> Json:
     """Add to Litestar's document what it lacks, in place, and return it."""
     paths = document["paths"]
@@ -75,10 +64,13 @@ def complete(document: Json) -> Json:
             _describe_publish(paths[path]["post"], body_type(route))
     document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items()]
     components = document.setdefault("components", {})
-    components["schemas"] = components.get("schemas", {}) | _schemas()
+    components["schemas"] = components.get("schemas", {}) | schemas()
     components["parameters"] = _PARAMETERS
     components["headers"] = _HEADERS
-    components["responses"] = {name: _problem_response(*problem) for name, problem in _PROBLEMS.items()}
+    components["responses"] = {
+        "Published": _accepted("Receipt", _RECEIPT),
+        "BatchPublished": _accepted("BatchReceipt", {"receipts": [_RECEIPT]}),
+    } | {name: _problem_response(*problem) for name, problem in _PROBLEMS.items()}
     components["securitySchemes"] = _SECURITY_SCHEMES
     return document
 
@@ -115,7 +107,7 @@ _SECURITY_SCHEMES: Final[Json] = {
 _HEADERS: Final[Json] = {
     "IdempotentReplayed": {
         "description": "`true` if this is the receipt of an earlier publish with the same `Idempotency-Key`",
-        "schema": {"type": "string", "enum": ["true"]},
+        "schema": {"type": "string", "const": "true"},
     },
     "RetryAfter": {
         "description": "Seconds to wait before the next attempt",
@@ -195,63 +187,53 @@ _PROBLEMS: Final[dict[str, tuple[HTTPStatus, str, str, dict[str, str]]]] = {
 }
 
 
-def _ref(kind: str, name: str) -> Json:
-    return {"$ref": f"#/components/{kind}/{name}"}
-
-
 def _content(description: str, media_type: str, schema: Json, example: Json | None = None) -> Json:
     content = {"schema": schema} if example is None else {"schema": schema, "example": example}
     return {"description": description, "content": {media_type: content}}
-
-
-def _schemas() -> Json:
-    kinds = [*MESSAGE_TYPES.values(), Receipt, BatchReceipt, Problem, Health, Readiness]
-    _, schemas = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
-    for message in MESSAGE_TYPES.values():
-        schemas[message.__name__]["required"].remove("type")  # optional, because the path implies it
-    # The only rule of validation that no type expresses.
-    schemas["ServiceStatusData"]["anyOf"] = [{"required": ["service"]}, {"required": ["name"]}]
-    return schemas
 
 
 def _problem_response(status: HTTPStatus, description: str, detail: str, headers: dict[str, str]) -> Json:
     example: Json = {"type": "about:blank", "title": status.phrase, "status": status.value, "detail": detail}
     if status is HTTPStatus.BAD_REQUEST:
         example["errors"] = [{"field": "data.risk_score", "message": "must be an integer from 0 to 100, not 101"}]
-    response = _content(description, PROBLEM_JSON, _ref("schemas", "Problem"), example)
+    response = _content(description, PROBLEM_JSON, reference("schemas", "Problem"), example)
     if headers:
-        response["headers"] = {name: _ref("headers", component) for name, component in headers.items()}
+        response["headers"] = {name: reference("headers", component) for name, component in headers.items()}
+    return response
+
+
+def _accepted(schema: str, example: Json) -> Json:
+    response = _content("Published", "application/json", reference("schemas", schema), example)
+    response["headers"] = {"Idempotent-Replayed": reference("headers", "IdempotentReplayed")}
     return response
 
 
 def _describe_publish(operation: Json, body: BodyType) -> None:
     if isinstance(body, type) and issubclass(body, msgspec.Struct):
         operation["summary"] = (body.__doc__ or body.__name__).partition(";")[0].rstrip(".")
+        operation["description"] = (
+            f"Publishes one message of type `{body.__struct_config__.tag}` to the clients of all replicas. "
+            "The answer is its receipt."
+        )
         content = _message_body(body)
-        accepted = _content("Published", "application/json", _ref("schemas", "Receipt"), _RECEIPT)
+        accepted = reference("responses", "Published")
     else:
         operation["summary"] = f"Publish 1 to {MAX_BATCH:,} messages of any type, in order, all or none"
+        operation["description"] = (
+            "The messages get consecutive sequence numbers. If one of them is not valid, nothing is published."
+        )
         content = _batch_body()
-        receipts = {"receipts": [_RECEIPT]}
-        accepted = _content("Published", "application/json", _ref("schemas", "BatchReceipt"), receipts)
-    accepted["headers"] = {"Idempotent-Replayed": _ref("headers", "IdempotentReplayed")}
-    problems = {str(status.value): _ref("responses", name) for name, (status, *_) in _PROBLEMS.items()}
-    operation["parameters"] = [_ref("parameters", name) for name in _PARAMETERS]
+        accepted = reference("responses", "BatchPublished")
+    problems = {str(status.value): reference("responses", name) for name, (status, *_) in _PROBLEMS.items()}
+    operation["parameters"] = [reference("parameters", name) for name in _PARAMETERS]
     operation["requestBody"] = {"required": True, "content": {"application/json": content}}
     operation["responses"] = {"202": accepted, **problems}
 
 
 def _message_body(message: type[Message]) -> Json:
-    data: type[msgspec.Struct] = message.__annotations__["data"]
     envelope = EXAMPLES[str(message.__struct_config__.tag)]
-    bare_field = {"anyOf": [{"required": [name]} for name in data.__struct_fields__]}
-    is_envelope = {"anyOf": [{"required": ["type"]}, {"required": ["data"], "not": bare_field}]}
-    forms = [
-        {"title": "bare data", "allOf": [_ref("schemas", data.__name__)], "not": is_envelope},
-        {"title": "envelope", "allOf": [_ref("schemas", message.__name__), is_envelope]},
-    ]
     return {
-        "schema": {"oneOf": forms},
+        "schema": reference("schemas", body_name(message)),
         "examples": {
             "bare": {"summary": "Data alone", "value": envelope["data"]},
             "envelope": {"summary": "Data in an envelope", "value": envelope},
@@ -260,9 +242,7 @@ def _message_body(message: type[Message]) -> Json:
 
 
 def _batch_body() -> Json:
-    (schema,), _ = msgspec.json.schema_components([Batch], ref_template="#/components/schemas/{name}")
-    schema["items"]["required"] = ["type"]
     return {
-        "schema": schema,
+        "schema": reference("schemas", BATCH_BODY),
         "examples": {"mixed": {"summary": "One message of each type", "value": list(EXAMPLES.values())}},
     }

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 from litestar import Request, Response, Router, get
 from litestar.datastructures import ResponseHeader
 from litestar.exceptions import NotFoundException
@@ -31,6 +32,10 @@ _FILES: Final = {
     "swagger-ui.js": ("swagger_bundle.js", "text/javascript"),
 }
 
+_YAML_TYPES: Final = ("application/yaml", "application/vnd.oai.openapi+yaml")
+_YAML: Final = YamlRenderPlugin()
+_MEDIA_TYPES: Final = ["text/html", "application/json", "application/vnd.oai.openapi+json", *_YAML_TYPES]
+
 _HEADERS: Final = {
     # The browser loads nothing from other origins.
     "content-security-policy": "default-src 'none'; script-src 'self' 'unsafe-inline'; "
@@ -49,6 +54,8 @@ _PAGE: Final = """<!DOCTYPE html>
 <link rel="stylesheet" href="{root}/schema/assets/swagger-ui.css">
 </head>
 <body>
+<p class="swagger-ui" style="margin: 1em 2em"><a href="{root}/schema/openapi.json">JSON</a>
+<a href="{root}/schema/openapi.yaml">YAML</a></p>
 <div id="schema" data-url="{root}/schema/openapi.json"></div>
 <script src="{root}/schema/assets/swagger-ui.js"></script>
 <script>
@@ -70,7 +77,7 @@ def openapi_config(settings: Settings, *, version: str) -> OpenAPIConfig:
         operation_id_creator=_operation_id,
         security=[*optional, {"bearer": []}, {"apiKey": []}],
         servers=[Server(url=settings.root_path or "/")],
-        render_plugins=[_Page(settings.root_path), JsonRenderPlugin(), YamlRenderPlugin()],
+        render_plugins=[_Page(settings.root_path), JsonRenderPlugin(), _YAML],
         openapi_router=Router(
             "/schema",
             route_handlers=[schema_asset],
@@ -91,7 +98,9 @@ class _Document(OpenAPI):
     """Litestar's document, completed by `complete`."""
 
     def to_schema(self) -> dict[str, Any]:
-        return complete(super().to_schema())
+        # Plain JSON types, none of them shared: YAML would show tuples and references of Python.
+        plain: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(complete(super().to_schema())))
+        return plain
 
 
 @dataclass
@@ -113,14 +122,17 @@ class _Page(OpenAPIRenderPlugin):
         return _PAGE.format(title=html.escape(openapi_schema["info"]["title"]), root=root).encode()
 
 
-def _negotiate(request: Request[Any, Any, Any]) -> Response[dict[str, Any]] | None:
-    """Answer `GET /schema` with the document instead of the page if the client prefers JSON."""
+def _negotiate(request: Request[Any, Any, Any]) -> Response[Any] | None:
+    """Answer `GET /schema` with the document instead of the page if the client prefers JSON or YAML."""
     if "path" in request.path_params:  # Litestar would answer an unknown path below /schema with its own page
         raise NotFoundException
     if request.method == "GET" and request.scope["path_template"] == "/schema":
-        wanted = request.accept.best_match(["text/html", "application/json", "application/vnd.oai.openapi+json"])
+        wanted = request.accept.best_match(_MEDIA_TYPES)
+        document = request.app.openapi_schema.to_schema()
+        if wanted in _YAML_TYPES:
+            return Response(_YAML.render(request, document), media_type=wanted)
         if wanted not in (None, "text/html"):
-            return Response(request.app.openapi_schema.to_schema(), media_type=wanted)
+            return Response(document, media_type=wanted)
     return None
 
 

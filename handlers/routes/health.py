@@ -75,6 +75,7 @@ class Health(msgspec.Struct, frozen=True):
     http_method=_METHODS,
     summary="Liveness probe",
     response_description=_NOW,
+    description="Always 200, as long as the process can answer at all.",
     tags=["operation"],
     sync_to_thread=False,
 )

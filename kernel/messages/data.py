@@ -72,7 +72,7 @@ class EventData(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class ServiceStatusData(Struct, frozen=True, kw_only=True, gc=False):
-    """A service changed its status; raises ValueError without `service` or `name`."""
+    """A service changed its status; `service` or `name` is required."""
 
     service: Annotated[str, Meta(description="The service's name; required, here or as `name`.")] = cast(str, UNSET)
     name: Annotated[str, Meta(description="Used as `service` if that is absent; never emitted.")] = cast(str, UNSET)
@@ -101,7 +101,7 @@ class SceneChangeData(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class CameraStatusData(Struct, frozen=True, kw_only=True, gc=False):
-    """A camera went online or offline, failed or was reconfigured; ValueError if `details` is nested too deeply."""
+    """A camera went online or offline, failed or was reconfigured."""
 
     event_type: CameraEventType
     camera_id: CameraId
@@ -138,7 +138,7 @@ class AlertDeletedData(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class WorkerStatusData(Struct, frozen=True, kw_only=True, gc=False):
-    """A worker of the pipeline started, stopped, failed or recovered; ValueError if `metadata` is nested too deeply."""
+    """A worker of the pipeline started, stopped, failed or recovered."""
 
     event_type: Annotated[
         str,

@@ -1,11 +1,13 @@
 """The content of the OpenAPI document."""
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 import pytest
+from jsonschema import Draft202012Validator
 
 from handlers.openapi.examples import EXAMPLES
 from kernel.messages import MESSAGE_TYPES, decode_batch, decode_message
@@ -31,6 +33,17 @@ def references(node: Any) -> Iterator[str]:
             yield from references(child)
 
 
+def nodes(node: Any) -> Iterator[dict[str, Any]]:
+    """Yield a node and all objects below it; the properties of a schema by their schemas alone."""
+    if isinstance(node, dict):
+        yield node
+        children = node.items()
+        node = [v for k, child in children for v in (child.values() if k == "properties" else [child])]
+    if isinstance(node, list):
+        for child in node:
+            yield from nodes(child)
+
+
 def resolve(document: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     """Return the node, or the component that it refers to."""
     if "$ref" not in node:
@@ -48,11 +61,12 @@ def test_every_publish_route_is_described(document: dict[str, Any]) -> None:
         assert set(operation["responses"]) == STATUSES
         assert operation["operationId"] == path[1:].replace("/", "_").replace("-", "_")
         assert operation["summary"]
+        assert operation["description"]
         assert operation["tags"]
         assert operation["requestBody"]["required"]
         parameters = [resolve(document, parameter)["name"] for parameter in operation["parameters"]]
         assert parameters == ["Idempotency-Key", "traceparent", "tracestate"]
-        assert "Idempotent-Replayed" in operation["responses"]["202"]["headers"]
+        assert "Idempotent-Replayed" in resolve(document, operation["responses"]["202"])["headers"]
         assert "Retry-After" in resolve(document, operation["responses"]["503"])["headers"]
         for status in STATUSES - {"202"}:
             answer = resolve(document, operation["responses"][status])
@@ -77,6 +91,42 @@ def test_every_reference_leads_somewhere(document: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("wire_type", MESSAGE_TYPES)
+def test_examples_fit_exactly_one_form(document: dict[str, Any], wire_type: str) -> None:
+    """Each example is valid under exactly one of the forms of its body, as `oneOf` demands."""
+    body = document["paths"][ROUTES[wire_type]]["post"]["requestBody"]["content"]["application/json"]
+    validator = Draft202012Validator(document | body["schema"])
+
+    for example in body["examples"].values():
+        validator.validate(example["value"])
+
+
+def test_generators_find_named_types(document: dict[str, Any]) -> None:
+    """Every enum is a named string, no body or answer is described inline, and no field has a default."""
+    schemas = document["components"]["schemas"]
+    for name, schema in schemas.items():
+        for node in nodes(schema):
+            assert "default" not in node, name
+            assert "allOf" not in node, name
+            assert "enum" not in node or node is schema or node == {"enum": ["type", "data"]}, name
+        assert schema.get("type") == "string" or "enum" not in schema, name
+        assert schema["description"], name
+    for operation in (operation for path in document["paths"].values() for operation in path.values()):
+        assert operation["description"]
+        bodies = [operation["requestBody"]] if "requestBody" in operation else []
+        for described in [*bodies, *operation["responses"].values()]:
+            for content in resolve(document, described)["content"].values():
+                assert set(content["schema"]) == {"$ref"}
+
+
+def test_no_text_speaks_python(document: dict[str, Any]) -> None:
+    """The texts are for callers in any language, and have no indentation of source code."""
+    for node in nodes(document):
+        text = node.get("description")
+        if isinstance(text, str):
+            assert not re.search(r"Error\b|\bNone\b|\bTrue\b|\braises\b|\n ", text), text
+
+
+@pytest.mark.parametrize("wire_type", MESSAGE_TYPES)
 def test_the_examples_are_accepted(document: dict[str, Any], wire_type: str) -> None:
     """Each publish route has an example in both forms, and the service accepts them."""
     body = document["paths"][ROUTES[wire_type]]["post"]["requestBody"]["content"]["application/json"]
@@ -84,7 +134,10 @@ def test_the_examples_are_accepted(document: dict[str, Any], wire_type: str) -> 
     assert set(body["examples"]) == {"bare", "envelope"}
     for example in body["examples"].values():
         assert decode_message(wire_type, msgspec.json.encode(example["value"]))
-    assert len(body["schema"]["oneOf"]) == 2
+    data, envelope = (resolve(document, form) for form in resolve(document, body["schema"])["oneOf"])
+    assert "type" not in data["properties"]
+    assert envelope["properties"]["type"] == {"type": "string", "const": wire_type}
+    assert envelope["required"] == ["type", "data"]
 
 
 def test_the_batch_example_is_accepted(document: dict[str, Any]) -> None:
@@ -93,7 +146,12 @@ def test_the_batch_example_is_accepted(document: dict[str, Any]) -> None:
 
     [example] = body["examples"].values()
     assert len(decode_batch(msgspec.json.encode(example["value"]))) == len(EXAMPLES)
-    assert (body["schema"]["minItems"], body["schema"]["maxItems"]) == (1, 1000)
+    schema = resolve(document, body["schema"])
+    assert (schema["minItems"], schema["maxItems"]) == (1, 1000)
+    item = resolve(document, schema["items"])
+    assert item["discriminator"]["propertyName"] == "type"
+    assert list(item["discriminator"]["mapping"]) == list(EXAMPLES)
+    assert list(item["discriminator"]["mapping"].values()) == [form["$ref"] for form in item["oneOf"]]
 
 
 def test_the_document_is_the_same_every_time(make_app: Any) -> None:

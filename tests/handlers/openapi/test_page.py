@@ -4,6 +4,7 @@ import re
 from typing import Any
 
 import pytest
+import yaml
 
 
 async def test_the_page_works_without_internet(client: Any) -> None:
@@ -15,7 +16,7 @@ async def test_the_page_works_without_internet(client: Any) -> None:
     assert "//" not in page.text
     assert "default-src 'none'" in page.headers["content-security-policy"]
     files = re.findall(r'(?:href|src|data-url)="(/[^"]+)"', page.text)
-    assert len(files) == 3
+    assert len(files) == 5  # two of them the document, as JSON, and one as YAML
     for file in files:
         answer = await client.get(file)
         assert answer.status_code == 200
@@ -51,9 +52,17 @@ async def test_the_document_as_json(client: Any, path: str) -> None:
     assert answer.json()["openapi"].startswith("3.1")
 
 
-async def test_the_document_as_yaml(client: Any) -> None:
-    """The document is also available as YAML."""
-    answer = await client.get("/schema/openapi.yaml")
+@pytest.mark.parametrize(
+    ("path", "accept"),
+    [("/schema", "application/yaml"), ("/schema", "application/vnd.oai.openapi+yaml"), ("/schema/openapi.yaml", "*/*")],
+)
+async def test_the_document_as_yaml(client: Any, path: str, accept: str) -> None:
+    """The document is also available as plain YAML, with the same content as the JSON."""
+    answer = await client.get(path, headers={"accept": accept})
 
     assert answer.status_code == 200
-    assert "operationId: broadcast_event" in answer.text
+    expected = "application/vnd.oai.openapi" if accept == "*/*" else accept
+    assert answer.headers["content-type"].startswith(expected)
+    assert "!!" not in answer.text
+    assert not re.search(r": [&*]id\d", answer.text)
+    assert yaml.safe_load(answer.text) == (await client.get("/schema/openapi.json")).json()
