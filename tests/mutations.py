@@ -30,6 +30,13 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "NaN and infinity of a Python caller are published as null",
+        "kernel/messages/validation.py",
+        "            if not math.isfinite(item):\n                return False\n",
+        "            pass\n",
+        ("tests/kernel/messages/test_validation.py",),
+    ),
+    Mutation(
         "receipts are numbered per process",
         "kernel/publishing/publisher.py",
         "        made = ReplayedReceipt if replayed else Receipt\n",
