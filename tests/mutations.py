@@ -30,6 +30,20 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "every client of a large fleet is notified in one go",
+        "kernel/clients/hub.py",
+        "            if pace.over:\n                yield\n",
+        "            if False:\n                yield\n",
+        ("tests/kernel/clients/test_hub.py",),
+    ),
+    Mutation(
+        "NaN and infinity of a Python caller are published as null",
+        "kernel/messages/validation.py",
+        "            if not math.isfinite(item):\n                return False\n",
+        "            pass\n",
+        ("tests/kernel/messages/test_validation.py",),
+    ),
+    Mutation(
         "receipts are numbered per process",
         "kernel/publishing/publisher.py",
         "        made = ReplayedReceipt if replayed else Receipt\n",

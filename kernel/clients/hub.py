@@ -34,6 +34,7 @@ from kernel.clients.client import Client, ClientState, Sink
 from kernel.clients.close_reasons import INTERNAL_ERROR, SLOW_CLIENT
 from kernel.clients.commands import interpret
 from kernel.clients.fanout import Walk
+from kernel.clients.pace import Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.clients.replay import Resume
 from kernel.clients.token_bucket import TokenBucket
@@ -86,6 +87,7 @@ class Hub:
         self._audiences: Audiences[Client, Encoding] = Audiences()
         self._clients: dict[Client, asyncio.Task[None] | None] = {}
         self._walk: Walk | None = None
+        self._notifying: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._clients)
@@ -161,11 +163,19 @@ class Hub:
         client.tell(Ping(client.place.sequence, client.place.epoch))
 
     def circuit_changed(self, state: CircuitState) -> None:
-        """Notify every client that degraded mode begins or ends; if a socket is full, once it has drained."""
+        """Notify every client that degraded mode begins or ends; if a socket is full, once it has drained.
+
+        A small fleet is notified now. For a large one the event loop runs in between, and clients that were not yet
+        notified when the state changes again are notified of the new state alone.
+        """
         self._degraded = state is not CircuitState.CLOSED
         notice = ServiceNotice.degraded(utc_now()) if self._degraded else ServiceNotice.healthy(utc_now())
-        for client in self:
-            client.notify(notice)
+        if self._notifying is not None:
+            self._notifying.cancel()
+            self._notifying = None
+        steps = self._notify(notice)
+        if any(True for _ in steps):  # stops after the first step
+            self._notifying = asyncio.create_task(_finish(steps))
 
     def fall_behind(self, client: Client) -> None:
         """Put a live client behind because its socket is full; it catches up when the socket has drained."""
@@ -194,6 +204,16 @@ class Hub:
                 pass
             self._walk = None
         return walk
+
+    def _notify(self, notice: ServiceNotice) -> Iterator[None]:
+        """Notify the clients that are connected now; each step ends where the event loop should run."""
+        pace = Pace(self._timer)
+        for client in self:
+            if client.state is not ClientState.GONE:
+                client.notify(notice)
+            if pace.over:
+                yield
+                pace.restart()
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
         """Replace a client's patterns; the old ones still decide about the frames of a walk in progress."""
@@ -271,3 +291,10 @@ class Hub:
         finally:
             if self._clients.get(client) is asyncio.current_task():
                 self._clients[client] = None
+
+
+async def _finish(steps: Iterator[None]) -> None:
+    """Take the remaining steps, and let the event loop run before each."""
+    await asyncio.sleep(0)
+    for _ in steps:
+        await asyncio.sleep(0)

@@ -5,17 +5,21 @@ Each message is encoded as JSON and decoded again, so that the same rules and er
 Not here: the rules (data.py, messages.py), and the decoding and location of errors (decoding.py).
 """
 
+import math
 from collections.abc import Sequence
-from typing import get_args
+from dataclasses import is_dataclass
+from typing import Any, Final, get_args
 
 import msgspec
 from msgspec import UNSET, Struct
 
 from kernel.errors import FieldError, MessageInvalid
 from kernel.messages.decoding import MAX_BATCH, decode_batch, decode_message
-from kernel.messages.messages import Message, wire_type_of
+from kernel.messages.messages import CameraStatusMessage, Message, WorkerStatusMessage, wire_type_of
 
 __all__ = ["check_batch", "check_message"]
+
+_NOT_FINITE: Final = "must not have numbers that are NaN or infinite"
 
 
 def check_message(message: Message, max_bytes: int | None = None) -> Message:
@@ -24,7 +28,9 @@ def check_message(message: Message, max_bytes: int | None = None) -> Message:
     Returns the message as decoded from its JSON, with enums in lower case. Raises MessageInvalid with every invalid
     field, and EventTooLarge as `decode_message` does.
     """
-    return decode_message(wire_type_of(message), _written(message, ""), max_bytes)
+    checked = decode_message(wire_type_of(message), _written(message, ""), max_bytes)
+    _check_finite(message, "data")
+    return checked
 
 
 def check_batch(messages: Sequence[Message], max_bytes: int | None = None) -> list[Message]:
@@ -38,7 +44,10 @@ def check_batch(messages: Sequence[Message], max_bytes: int | None = None) -> li
         if not isinstance(message, get_args(Message)):
             raise MessageInvalid([FieldError(f"[{index}]", "must be a message, as EventMessage(data=…) is one")])
     written = [_written(message, f"[{index}]") for index, message in enumerate(messages)]
-    return decode_batch(b"[%b]" % b",".join(written), max_bytes)
+    checked = decode_batch(b"[%b]" % b",".join(written), max_bytes)
+    for index, message in enumerate(messages):
+        _check_finite(message, f"[{index}].data")
+    return checked
 
 
 def _written(message: Message, path: str) -> bytes:
@@ -48,6 +57,37 @@ def _written(message: Message, path: str) -> bytes:
         raise MessageInvalid([FieldError(path, "must not be nested so deeply")]) from error
     except (TypeError, ValueError) as error:
         raise MessageInvalid(_unwritable(message, path)) from error
+
+
+def _check_finite(message: Message, path: str) -> None:
+    """Raise MessageInvalid if a free object that was built in Python has NaN or infinity: msgspec writes them as null.
+
+    The message is valid otherwise, so its free object is nested at most MAX_NESTING levels deep.
+    """
+    free: Any = None
+    if isinstance(message, CameraStatusMessage):
+        path, free = f"{path}.details", message.data.details
+    elif isinstance(message, WorkerStatusMessage):
+        path, free = f"{path}.metadata", message.data.metadata
+    if isinstance(free, dict) and b"null" in msgspec.json.encode(free) and not _finite(free):
+        raise MessageInvalid([FieldError(path, _NOT_FINITE)])
+
+
+def _finite(value: object) -> bool:
+    """Return True if no number in a value that can be encoded as JSON is NaN or infinite."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, float):
+            if not math.isfinite(item):
+                return False
+        elif isinstance(item, dict):
+            left += item.values()
+        elif isinstance(item, (list, tuple, set, frozenset)):
+            left += item
+        elif isinstance(item, Struct) or is_dataclass(item):
+            left.append(msgspec.to_builtins(item))
+    return True
 
 
 def _unwritable(value: object, path: str) -> list[FieldError]:

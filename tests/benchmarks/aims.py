@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.benchmarks.results import Results
-from tests.benchmarks.rows import connections, paced, publish, tracing
+from tests.benchmarks.rows import connections, hostile, paced, publish, tracing
 from tests.benchmarks.rows.compression import CLIENTS, DEFLATED, PLAIN
 from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND
 
@@ -127,6 +127,12 @@ AIMS = (
     _traced("traced-fanout", _SATURATED, 1.03, tracing.OFF, tracing.NONE),
     _traced("traced-fanout", _SATURATED, 1.03, tracing.SAMPLED, tracing.OFF),
     Aim("event loop: longest time blocked, ms", "<=", 10, _extreme(max, "held", "held")),
+    Aim(
+        f"the same, one hostile publish of {hostile.DEFAULT}, ms",
+        "<=",
+        10,
+        _extreme(max, "hostile", "held", hostile.DEFAULT),
+    ),
 )
 
 

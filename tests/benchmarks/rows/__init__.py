@@ -1,7 +1,18 @@
 """The measurements, one per file, in the order of the tables."""
 
 from tests.benchmarks.bench import Row
-from tests.benchmarks.rows import compression, connections, growth, held, paced, publish, saturated, single, tracing
+from tests.benchmarks.rows import (
+    compression,
+    connections,
+    growth,
+    held,
+    hostile,
+    paced,
+    publish,
+    saturated,
+    single,
+    tracing,
+)
 
 __all__ = ["ROWS"]
 
@@ -14,5 +25,6 @@ ROWS: list[Row] = [
     compression.ROW,
     *growth.ROWS,
     held.ROW,
+    hostile.ROW,
     *tracing.ROWS,
 ]

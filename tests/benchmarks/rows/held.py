@@ -12,9 +12,9 @@ from tests.benchmarks.rows.saturated import events_for
 from tests.benchmarks.rows.single import one_at_a_time
 from tests.benchmarks.subjects import OURS, Server, data_of
 
-__all__ = ["ROW"]
+__all__ = ["PROBED", "ROW", "held"]
 
-_PROBED = OURS._replace(module="tests.benchmarks.held_service")
+PROBED = OURS._replace(module="tests.benchmarks.held_service")
 
 
 def run(bench: Bench) -> None:
@@ -25,7 +25,7 @@ def run(bench: Bench) -> None:
     """
     with (
         tempfile.TemporaryDirectory(prefix="bench-broadcaster-") as directory,
-        bench.servers(_PROBED, HELD_FILE=f"{directory}/held") as (server,),
+        bench.servers(PROBED, HELD_FILE=f"{directory}/held") as (server,),
         Server(OURS, bench.redis_url, channel=server.channel) as publisher,
     ):
         file = Path(directory, "held")
@@ -36,26 +36,26 @@ def run(bench: Bench) -> None:
                 events = events_for(server, server.subject.speed * 350 / size, bench.seconds)
                 one_at_a_time(server, data, 2)
                 for _ in range(bench.rounds):
-                    _held(server, file)
+                    held(server, file)
                     one_at_a_time(server, data, 10)
                     bench.results.add(
                         "held",
                         f"{clients:,} clients, {size} B, one at a time",
                         OURS.name,
-                        {"held": _held(server, file)},
+                        {"held": held(server, file)},
                     )
                 for _ in range(bench.rounds):
-                    _held(server, file)
+                    held(server, file)
                     server.load.expect(events)
                     publisher.publish(data, events)
                     server.load.wait(120)
                     bench.results.add(
-                        "held", f"{clients:,} clients, {size} B, saturated", OURS.name, {"held": _held(server, file)}
+                        "held", f"{clients:,} clients, {size} B, saturated", OURS.name, {"held": held(server, file)}
                     )
             bench.say(f"  {clients:,} clients")
 
 
-def _held(server: Server, file: Path) -> float:
+def held(server: Server, file: Path) -> float:
     """Return the longest time, in milliseconds, for which the event loop was blocked since the last call."""
     file.unlink(missing_ok=True)
     os.kill(server.pid, signal.SIGUSR1)

@@ -473,6 +473,25 @@ async def test_a_notice_does_not_overtake_another(redis: FakeRedis) -> None:
         assert sink.outline == ["connected", "healthy"]
 
 
+async def test_a_large_fleet_is_notified_in_steps(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The event loop runs while many clients are notified; clients may join and leave, and the state may change."""
+    async with replica(redis) as broadcaster:
+        fleet = [join(broadcaster) for _ in range(5)]
+        monkeypatch.setattr(pace, "SECONDS", 0.0)
+        broadcaster.hub.circuit_changed(CircuitState.OPEN)
+        assert [sink.outline[1:] for _, sink in fleet] == [["degraded"], [], [], [], []]
+        broadcaster.disconnect(fleet[3][0])
+        _, late = join(broadcaster)
+        await eventually(lambda: fleet[4][1].outline[1:] == ["degraded"])
+        assert [sink.outline[1:] for _, sink in fleet] == [["degraded"]] * 3 + [[], ["degraded"]]
+        assert late.outline == ["connected", "degraded"]
+        broadcaster.hub.circuit_changed(CircuitState.CLOSED)
+        broadcaster.hub.circuit_changed(CircuitState.OPEN)
+        await eventually(lambda: late.outline[-2:] == ["degraded", "degraded"])
+        assert fleet[0][1].outline[1:] == ["degraded", "healthy", "degraded"]
+        assert fleet[4][1].outline[1:] == ["degraded", "degraded"]
+
+
 async def test_telling_somebody_who_leaves(redis: FakeRedis) -> None:
     """A client that disconnects while it is notified does not keep others from being notified."""
     async with replica(redis) as broadcaster:

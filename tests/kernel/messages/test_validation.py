@@ -1,18 +1,34 @@
 """Validation of messages that were built in Python: the same rules as for their JSON."""
 
+from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from kernel.errors import MessageInvalid
-from kernel.messages.data import BoundingBox, CameraStatusData, DetectionNewData, EventData, ServiceStatusData
+from kernel.messages.data import (
+    BoundingBox,
+    CameraStatusData,
+    DetectionNewData,
+    EventData,
+    ServiceStatusData,
+    WorkerStatusData,
+)
 from kernel.messages.decoding import MAX_BATCH, decode_message
 from kernel.messages.enums import RiskLevel
-from kernel.messages.messages import CameraStatusMessage, DetectionNewMessage, EventMessage, ServiceStatusMessage
+from kernel.messages.messages import (
+    CameraStatusMessage,
+    DetectionNewMessage,
+    EventMessage,
+    ServiceStatusMessage,
+    WorkerStatusMessage,
+)
 from kernel.messages.validation import check_batch, check_message
 from tests.kernel.messages.test_decoding import CAMERA, ENVELOPE, EVENT, encoded
 
 GOOD = decode_message("event", encoded(EVENT))
+WORKER: Any = {"event_type": "worker.started", "worker_name": "w", "worker_type": "metrics", "timestamp": "t"}
 NOT_JSON = "cannot be written as JSON"
 
 
@@ -94,3 +110,36 @@ def test_size(size: int) -> None:
     """A batch must have 1 to 1,000 messages."""
     with pytest.raises(MessageInvalid, match="1 to 1,000 messages"):
         check_batch([GOOD] * size)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda number: number,
+        lambda number: [1.5, ({"now": number},)],
+        lambda number: {number},
+        lambda number: BoundingBox(x=number, y=0, width=1, height=1),
+    ],
+    ids=["direct", "nested", "set", "struct"],
+)
+def test_not_finite(number: float, put: Callable[[float], Any]) -> None:
+    """NaN and infinity in a free object are refused, because JSON has neither and null would be sent instead."""
+    content: dict[str, Any] = {"load": put(number)}
+    camera = CameraStatusMessage(data=CameraStatusData(**CAMERA | {"details": content}))
+    worker = WorkerStatusMessage(data=WorkerStatusData(**WORKER | {"metadata": content}))
+    for message, name in ((camera, "details"), (worker, "metadata")):
+        with pytest.raises(MessageInvalid) as caught:
+            check_message(message)
+        [error] = caught.value.errors
+        assert (error.field, error.message) == (f"data.{name}", "must not have numbers that are NaN or infinite")
+        with pytest.raises(MessageInvalid) as caught:
+            check_batch([GOOD, message])
+        assert [error.field for error in caught.value.errors] == [f"[1].data.{name}"]
+
+
+def test_null_in_a_free_object() -> None:
+    """A null that the caller wrote stays, and so does the text of NaN."""
+    content: dict[str, Any] = {"a": None, "b": [None, 1e308], "c": "NaN", "d": msgspec.Raw(b"[2]")}
+    message: Any = check_message(CameraStatusMessage(data=CameraStatusData(**CAMERA | {"details": content})))
+    assert bytes(message.data.details) == b'{"a":null,"b":[null,1e308],"c":"NaN","d":[2]}'
