@@ -17,8 +17,10 @@ __all__ = [
     "EPOCH",
     "ERROR_TYPE",
     "EVENT_TYPE",
+    "EVENT_TYPES",
     "FAILURES",
     "FROM",
+    "LAST_SEQUENCE",
     "LISTENER",
     "PUBLISH",
     "QUEUED",
@@ -56,8 +58,10 @@ COUNT: Final = "event_broadcaster.count"
 DELAY: Final = "event_broadcaster.delay"
 EPOCH: Final = "event_broadcaster.epoch"
 EVENT_TYPE: Final = "event_broadcaster.event.type"
+EVENT_TYPES: Final = "event_broadcaster.event.types"
 FAILURES: Final = "event_broadcaster.failure_count"
 FROM: Final = "event_broadcaster.from"
+LAST_SEQUENCE: Final = "event_broadcaster.sequence.last"
 QUEUED: Final = "event_broadcaster.queued"
 REASON: Final = "event_broadcaster.reason"
 RECIPIENTS: Final = "event_broadcaster.recipients"

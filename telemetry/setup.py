@@ -6,6 +6,7 @@ Metrics are always counted (metrics.py); this module exports them if a variable 
 
 import asyncio
 import logging
+import socket
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib.metadata import entry_points
@@ -136,6 +137,8 @@ def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
 
 def _resource(environ: Mapping[str, str], version: str) -> Resource:
     own = {"service.name": _SERVICE, "service.version": version, "service.instance.id": str(uuid.uuid4())}
+    # Jaeger takes the host from host.name; without one it warns of clock skew between spans of one host.
+    own["host.name"] = environ.get("NODE_NAME") or socket.gethostname()
     own |= {name: environ[variable] for name, variable in _KUBERNETES.items() if environ.get(variable)}
     made = Resource.create({**own, **OTELResourceDetector().detect().attributes})
     return _IdentityHashedResource(made.attributes, made.schema_url)

@@ -149,6 +149,7 @@ class Tracing(Observer):
             attributes[names.EVENT_TYPE] = types[0]
         else:
             attributes[names.BATCH_COUNT] = len(types)
+            attributes[names.EVENT_TYPES] = sorted(set(types))
         span = self._tracer.start_span(self._publish, parent, SpanKind.PRODUCER, attributes)
         return Publish(self, span, theirs) if span.is_recording() else nullcontext(theirs)
 
@@ -217,6 +218,10 @@ class Tracing(Observer):
             attributes = {
                 **self._processing,
                 names.BATCH_COUNT: delivered.events,
+                names.SEQUENCE: delivered.first.sequence + 1,
+                names.LAST_SEQUENCE: delivered.last.sequence,
+                names.EPOCH: delivered.last.epoch,
+                names.EVENT_TYPES: sorted({event.type for event in sampled}),
                 names.RECIPIENTS: delivered.written.messages,
             }
             self._consume(sampled, attributes, delivered.begin, delivered.end)
@@ -286,6 +291,8 @@ def _outcome(published: Published) -> _Attributes:
         names.EPOCH: published.first.epoch,
         names.SUBSCRIBERS: published.subscribers,
     }
+    if len(published.types) > 1:
+        outcome[names.LAST_SEQUENCE] = published.first.sequence + len(published.types) - 1
     if published.retries:
         outcome[names.RETRIES] = published.retries
     if published.replayed:

@@ -426,6 +426,7 @@ async def test_resource_and_metrics(start: ReplicaFactory, valkey: str, channel:
         resource = dict(span.resource)
         assert len(resource.pop("service.instance.id")) == 36
         assert resource.pop("service.version")
+        assert resource.pop("host.name")
         assert {name: value for name, value in resource.items() if not name.startswith("telemetry.")} == {
             "service.name": "cameras",
             "k8s.namespace.name": "prod",

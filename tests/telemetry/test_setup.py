@@ -1,14 +1,17 @@
 """Set-up from the `OTEL_*` variables: when tracing is on or off, and what happens for values that cannot be used."""
 
 import logging
+import socket
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 
 import pytest
 from opentelemetry.instrumentation.redis import RedisInstrumentor
+from opentelemetry.sdk.trace import TracerProvider
 
 from telemetry import Telemetry
+from telemetry.tracing import Tracing
 from tests import processes
 from tests.system.replica import ROOT, clean_environment
 
@@ -108,6 +111,25 @@ async def test_off_is_free(make: Make) -> None:
     assert telemetry.observers == []
     assert telemetry.middleware == []
     await telemetry.stop()
+
+
+@pytest.mark.parametrize(
+    ("given", "host"),
+    [
+        ({"NODE_NAME": "n1"}, "n1"),
+        ({"NODE_NAME": ""}, socket.gethostname()),
+        ({}, socket.gethostname()),
+        ({"NODE_NAME": "n1", "OTEL_RESOURCE_ATTRIBUTES": "host.name=theirs"}, "theirs"),
+    ],
+)
+async def test_host_name(make: Make, given: dict[str, str], host: str) -> None:
+    """`host.name` is the node's name, or else the host's; an operator's own value wins."""
+    telemetry = make({"OTEL_TRACES_EXPORTER": "console", **given})
+    (observer,) = telemetry.observers
+    assert isinstance(observer, Tracing)
+    assert isinstance(observer.provider, TracerProvider)
+    assert observer.provider.resource.attributes["host.name"] == host
+    assert await traces(telemetry)
 
 
 def imported(environ: dict[str, str], code: str) -> str:

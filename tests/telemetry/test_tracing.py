@@ -11,8 +11,8 @@ from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
 from kernel import BroadcastFailed, EventBroadcaster, PublishOptions, SceneChangeData
 from kernel.log.transport import Outgoing
-from kernel.observer import Publishing, TraceContext
-from kernel.position import NOWHERE, Fence
+from kernel.observer import Published, Publishing, TraceContext
+from kernel.position import NOWHERE, Fence, Position
 from tests.fakes import FakeRedis
 from tests.kernel.replicas import RARE_CHECKS, PausableTransport, join, replica, resync
 from tests.telemetry.conftest import Watch
@@ -87,6 +87,20 @@ async def test_a_large_batch(watch: Watch) -> None:
     assert links(span) == headers
     assert value(span, "message_count") == 18
     assert value(span, "recipients") == 2 * 18
+    assert (value(span, "sequence"), value(span, "last")) == (1, 18)
+    assert value(span, "epoch")
+    assert value(span, "types") == ("scene_change",)
+
+
+async def test_a_published_batch(watch: Watch) -> None:
+    """The publish of a batch has its first and last number, its epoch, and each of its types once."""
+    types = ["b", "a", "b"]
+    with watch.tracing.publishing(Publishing(types, TraceContext())):
+        first = Position(epoch="e", sequence=41)
+        watch.tracing.published(Published(types, first, subscribers=1, replayed=False, retries=0, seconds=0.1))
+    (span,) = watch.spans
+    assert (value(span, "sequence"), value(span, "last"), value(span, "epoch")) == (41, 43, "e")
+    assert value(span, "types") == ("a", "b")
 
 
 async def test_a_huge_batch(watch: Watch) -> None:
