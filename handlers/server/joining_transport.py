@@ -8,6 +8,8 @@ import socket
 import struct
 from typing import Any, Final
 
+from handlers.server.open_socket import open_socket
+
 __all__ = ["NO_LINGER", "JoiningTransport"]
 
 NO_LINGER: Final = struct.pack("ii", 1, 0)
@@ -51,8 +53,9 @@ class JoiningTransport:
 
     def abort(self) -> None:
         """Close at once, and drop what is left to send, also what the operating system holds of it."""
-        if self.wrapped.get_write_buffer_size():
-            self.wrapped.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        opened = open_socket(self.wrapped)
+        if opened is not None and self.wrapped.get_write_buffer_size():
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.wrapped.abort()
 
     def flush(self) -> None:

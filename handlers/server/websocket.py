@@ -44,6 +44,7 @@ from websockets.typing import ExtensionParameter, StatusLike
 from handlers.problems import PROBLEM_JSON
 from handlers.server.descriptors import ConnectionLimit
 from handlers.server.joining_transport import NO_LINGER
+from handlers.server.open_socket import open_socket
 from handlers.server.primitives import SlimEvent, SlimQueue
 from handlers.server.refusal import problem_body
 from handlers.server.sinks import EXTENSION
@@ -411,8 +412,10 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         after a large part of them was acknowledged, which takes minutes for a client that reads a few kB per second.
         """
         held = bytes(4)
-        with contextlib.suppress(OSError):  # not supported by this operating system
-            held = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, held)
+        opened = open_socket(self.transport)
+        if opened is not None:
+            with contextlib.suppress(OSError):  # not supported by this operating system
+                held = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, held)
         unsent, *_ = struct.unpack("i", held)
         return self.transport.get_write_buffer_size() + int(unsent)
 
@@ -420,8 +423,9 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Abort the connection; unsent data is dropped, in the operating system too (RST instead of FIN)."""
         if self.disconnected:
             return
-        if self._bytes_in_flight():
-            self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        opened = open_socket(self.transport)
+        if opened is not None and self._bytes_in_flight():
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
         self.transport.abort()
 
     def _stop_stall_timer(self) -> None:

@@ -26,6 +26,10 @@ class FakeTransport:
         assert name == "socket"
         return self
 
+    def fileno(self) -> int:
+        """Return the descriptor of an open socket."""
+        return 0
+
     def setsockopt(self, *option: object) -> None:
         """Take an option of the socket."""
 

@@ -254,3 +254,13 @@ async def test_closing_while_much_is_unparsed(connection: Connection) -> None:
         while not connection.transport.closed:
             await asyncio.sleep(0.01)
     assert connection.protocol.closed
+
+
+async def test_connection_without_a_socket(connection: Connection) -> None:
+    """A connection that the event loop has already closed can become blocked and be ended (uvloop has no socket)."""
+    assert connection.transport.get_extra_info("socket") is None
+
+    connection.protocol.pause_writing()
+    connection.protocol.evict()
+
+    assert connection.transport.closed
