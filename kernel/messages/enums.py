@@ -47,6 +47,7 @@ class ServiceStatus(AnyCase):
     DISABLED = "disabled"
     RESTARTING = "restarting"
     RESTART_FAILED = "restart_failed"
+    RESTART_DISABLED = "restart_disabled"
     FAILED = "failed"
     DEGRADED = "degraded"
 

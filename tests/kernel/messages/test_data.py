@@ -103,7 +103,7 @@ FAMILIES: dict[str, dict[str, Field]] = {
         "service": Field(TEXT),
         "status": Field(
             enum(
-                "healthy|unhealthy|running|stopped|crashed|disabled|restarting|restart_failed|failed|degraded",
+                "healthy|unhealthy|running|stopped|crashed|disabled|restarting|restart_failed|restart_disabled|failed|degraded",
             )
         ),
         "message": nullable(TEXT),
