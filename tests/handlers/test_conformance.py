@@ -10,8 +10,9 @@ from tests.fakes import FakeBroadcaster
 from tests.handlers.http_app import http_app
 
 schema = schemathesis.openapi.from_asgi("/schema/openapi.json", http_app(FakeBroadcaster()))
-# To JSON Schema 34.0 is an integer; here types are strict, and it is not.
-TOO_STRICT = [CHECKS.get_one("positive_data_acceptance")]
+# To JSON Schema 34.0 is an integer; here types are strict, and it is not. The document requires an envelope's type for
+# the sake of code generators; the service accepts an envelope without it.
+TOO_STRICT = [CHECKS.get_one("positive_data_acceptance"), CHECKS.get_one("negative_data_rejection")]
 
 
 @schema.parametrize()
