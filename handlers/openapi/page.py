@@ -128,11 +128,10 @@ def _negotiate(request: Request[Any, Any, Any]) -> Response[Any] | None:
         raise NotFoundException
     if request.method == "GET" and request.scope["path_template"] == "/schema":
         wanted = request.accept.best_match(_MEDIA_TYPES)
-        document = request.app.openapi_schema.to_schema()
-        if wanted in _YAML_TYPES:
-            return Response(_YAML.render(request, document), media_type=wanted)
         if wanted not in (None, "text/html"):
-            return Response(document, media_type=wanted)
+            document = request.app.openapi_schema.to_schema()
+            content = _YAML.render(request, document) if wanted in _YAML_TYPES else document
+            return Response(content, media_type=wanted)
     return None
 
 
