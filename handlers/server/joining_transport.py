@@ -4,16 +4,11 @@ Two writes cost the operating system, and the client, about as much as all of uv
 """
 
 import asyncio
-import socket
-import struct
-from typing import Any, Final
+from typing import Any
 
-from handlers.server.open_socket import open_socket
+from handlers.server.open_socket import discard_unsent
 
-__all__ = ["NO_LINGER", "JoiningTransport"]
-
-NO_LINGER: Final = struct.pack("ii", 1, 0)
-"""The value of SO_LINGER with which closing resets the connection, and the system drops the unsent data."""
+__all__ = ["JoiningTransport"]
 
 
 class JoiningTransport:
@@ -53,9 +48,8 @@ class JoiningTransport:
 
     def abort(self) -> None:
         """Close at once, and drop what is left to send, also what the operating system holds of it."""
-        opened = open_socket(self.wrapped)
-        if opened is not None and self.wrapped.get_write_buffer_size():
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        if self.wrapped.get_write_buffer_size():
+            discard_unsent(self.wrapped)
         self.wrapped.abort()
 
     def flush(self) -> None:

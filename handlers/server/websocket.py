@@ -22,7 +22,6 @@ import asyncio
 import contextlib
 import fcntl
 import logging
-import socket
 import struct
 import sys
 import termios
@@ -43,8 +42,7 @@ from websockets.typing import ExtensionParameter, StatusLike
 
 from handlers.problems import PROBLEM_JSON
 from handlers.server.descriptors import ConnectionLimit
-from handlers.server.joining_transport import NO_LINGER
-from handlers.server.open_socket import open_socket
+from handlers.server.open_socket import discard_unsent, open_socket
 from handlers.server.primitives import SlimEvent, SlimQueue
 from handlers.server.refusal import problem_body
 from handlers.server.sinks import EXTENSION
@@ -423,9 +421,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Abort the connection; unsent data is dropped, in the operating system too (RST instead of FIN)."""
         if self.disconnected:
             return
-        opened = open_socket(self.transport)
-        if opened is not None and self._bytes_in_flight():
-            opened.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, NO_LINGER)
+        if self._bytes_in_flight():
+            discard_unsent(self.transport)
         self.transport.abort()
 
     def _stop_stall_timer(self) -> None:

@@ -9,8 +9,8 @@ from typing import cast
 import pytest
 import uvloop
 
-from handlers.server.joining_transport import NO_LINGER, JoiningTransport
-from handlers.server.open_socket import open_socket
+from handlers.server.joining_transport import JoiningTransport
+from handlers.server.open_socket import NO_LINGER, open_socket
 
 
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
