@@ -6,18 +6,16 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from handlers.problems import PROBLEM_JSON
-from handlers.server.refusal import problem_body
+from handlers.server.refusal import problem
 
 __all__ = ["answer_until_cancelled"]
 
-_BODY: Final = problem_body(
+_BODY, _DESCRIBED = problem(
     HTTPStatus.SERVICE_UNAVAILABLE,
     "The service is stopping and could not finish this request in time: repeat it, with its Idempotency-Key if any.",
 )
 _HEADERS: Final = [
-    (b"content-type", PROBLEM_JSON.encode()),
-    (b"content-length", b"%d" % len(_BODY)),
+    *_DESCRIBED,
     (b"retry-after", b"1"),
     (b"connection", b"close"),
 ]

@@ -9,7 +9,7 @@ from litestar.types import Send
 
 from handlers.problems import PROBLEM_JSON, Problem
 
-__all__ = ["Headers", "Refusal", "problem_body", "refuse"]
+__all__ = ["Headers", "Refusal", "problem", "problem_body", "refuse"]
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -32,14 +32,8 @@ class Refusal(Exception):
 
     def answer(self, default_headers: Iterable[tuple[bytes, bytes]]) -> bytes:
         """Return the whole answer, a problem document after which the connection is closed."""
-        body = problem_body(self.status, self.detail)
-        fields = [
-            *default_headers,
-            (b"content-type", PROBLEM_JSON.encode()),
-            (b"content-length", b"%d" % len(body)),
-            (b"connection", b"close"),
-            *self._headers,
-        ]
+        body, described = problem(self.status, self.detail)
+        fields = [*default_headers, *described, (b"connection", b"close"), *self._headers]
         lines = [b"HTTP/1.1 %d %s" % (self.status, self.status.phrase.encode())]
         lines += [name + b": " + value for name, value in fields]
         return b"\r\n".join([*lines, b"", body])
@@ -55,8 +49,8 @@ async def refuse(scope: Any, send: Send, status: HTTPStatus, detail: str, header
     if is_upgrade and "websocket.http.response" not in (scope.get("extensions") or {}):
         await send({"type": "websocket.close", "code": 1013, "reason": ""})
         return
-    body = problem_body(status, detail)
-    fields = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body)), *headers]
+    body, described = problem(status, detail)
+    fields = [*described, *headers]
     # After this answer to `Expect`, the client may leave the body out; its next request would be taken for the body.
     if is_upgrade or any(name == b"expect" for name, _ in scope["headers"]):
         fields.append((b"connection", b"close"))
@@ -66,6 +60,12 @@ async def refuse(scope: Any, send: Send, status: HTTPStatus, detail: str, header
     else:
         await send({"type": "http.response.start", "status": status.value, "headers": fields})
         await send({"type": "http.response.body", "body": body, "more_body": False})
+
+
+def problem(status: HTTPStatus, detail: str) -> tuple[bytes, Headers]:
+    """Return the problem document of an error, and the headers that describe it."""
+    body = problem_body(status, detail)
+    return body, [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", b"%d" % len(body))]
 
 
 def problem_body(status: HTTPStatus, detail: str) -> bytes:
