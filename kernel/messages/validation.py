@@ -8,7 +8,7 @@ Not here: the rules (data.py, messages.py), and the decoding and location of err
 import math
 from collections.abc import Sequence
 from dataclasses import is_dataclass
-from typing import Any, Final, get_args
+from typing import Final, get_args
 
 import msgspec
 from msgspec import UNSET, Struct
@@ -19,6 +19,7 @@ from kernel.messages.messages import CameraStatusMessage, Message, WorkerStatusM
 
 __all__ = ["check_batch", "check_message"]
 
+_FREE_OBJECTS: Final[dict[type, str]] = {CameraStatusMessage: "details", WorkerStatusMessage: "metadata"}
 _NOT_FINITE: Final = "must not have numbers that are NaN or infinite"
 
 
@@ -29,7 +30,7 @@ def check_message(message: Message, max_bytes: int | None = None) -> Message:
     field, and EventTooLarge as `decode_message` does.
     """
     checked = decode_message(wire_type_of(message), _written(message, ""), max_bytes)
-    _check_finite(message, "data")
+    _check_finite(message, checked, "data")
     return checked
 
 
@@ -45,8 +46,8 @@ def check_batch(messages: Sequence[Message], max_bytes: int | None = None) -> li
             raise MessageInvalid([FieldError(f"[{index}]", "must be a message, as EventMessage(data=…) is one")])
     written = [_written(message, f"[{index}]") for index, message in enumerate(messages)]
     checked = decode_batch(b"[%b]" % b",".join(written), max_bytes)
-    for index, message in enumerate(messages):
-        _check_finite(message, f"[{index}].data")
+    for index, pair in enumerate(zip(messages, checked, strict=True)):
+        _check_finite(*pair, f"[{index}].data")
     return checked
 
 
@@ -59,18 +60,16 @@ def _written(message: Message, path: str) -> bytes:
         raise MessageInvalid(_unwritable(message, path)) from error
 
 
-def _check_finite(message: Message, path: str) -> None:
+def _check_finite(message: Message, checked: Message, path: str) -> None:
     """Raise MessageInvalid if a free object that was built in Python has NaN or infinity: msgspec writes them as null.
 
-    The message is valid otherwise, so its free object is nested at most MAX_NESTING levels deep.
+    `checked` is the message as decoded from its JSON, so its free object is nested at most MAX_NESTING levels deep.
     """
-    free: Any = None
-    if isinstance(message, CameraStatusMessage):
-        path, free = f"{path}.details", message.data.details
-    elif isinstance(message, WorkerStatusMessage):
-        path, free = f"{path}.metadata", message.data.metadata
-    if isinstance(free, dict) and b"null" in msgspec.json.encode(free) and not _finite(free):
-        raise MessageInvalid([FieldError(path, _NOT_FINITE)])
+    name = _FREE_OBJECTS.get(type(checked))
+    if name is not None:
+        free = getattr(message.data, name)
+        if isinstance(free, dict) and b"null" in bytes(getattr(checked.data, name)) and not _finite(free):
+            raise MessageInvalid([FieldError(f"{path}.{name}", _NOT_FINITE)])
 
 
 def _finite(value: object) -> bool:
