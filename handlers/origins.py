@@ -82,19 +82,22 @@ class OriginRules:
         listed = [parts for parts in map(_split, items) if parts is not None]
         self._wildcards = [parts for parts in listed if parts.host.startswith(_WILDCARD)]
         self._hosts = {parts.host for parts in listed}
+        # Nearly all requests name the same host, and comparing it with the rules costs more than the rest of the check.
+        self._answered: str | None = None
 
     def refuses_host(self, authority: str | None) -> bool:
         """Return True if a request with this `Host` gets no answer; one without a `Host` is not from a browser."""
-        if not self._check_host or authority is None:
+        if not self._check_host or authority is None or authority == self._answered:
             return False
         host = host_of(authority)
-        if host is None:
-            return True
-        return not (
+        answered = host is not None and (
             is_loopback(host)
             or host in self._hosts
             or any(_is_subdomain(host, wildcard.host) for wildcard in self._wildcards)
         )
+        if answered:
+            self._answered = authority
+        return not answered
 
     def access(self, origin: str, authority: str | None) -> Access:
         """Return what a page of `origin` may do on the host that its request names."""

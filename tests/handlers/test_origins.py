@@ -124,6 +124,9 @@ def test_host(host: str | None, answered: bool) -> None:
     """On loopback without credentials, only loopback names and the hosts of ALLOWED_ORIGINS are answered."""
     listed = rules("https://good.example", "https://*.wild.example", "null")
     assert listed.refuses_host(host) is not answered
+    assert listed.refuses_host(host) is not answered  # the same host once more
+    assert not listed.refuses_host("localhost")
+    assert listed.refuses_host(host) is not answered
 
 
 @pytest.mark.parametrize(
