@@ -28,6 +28,9 @@ _SHOWN = 50  # characters of a refused argument, in the error
 _API_KEY = """
 credentials, if the service needs them:
   EVENT_BROADCASTER_API_KEY   one of the service's API_KEYS; or use --api-key"""
+_PROXIES = (
+    "Proxies are taken from http_proxy, https_proxy and all_proxy, but not for loopback or the hosts of no_proxy."
+)
 _FOR_WEBSOCKETS = """
   EVENT_BROADCASTER_TOKEN     the service's WEBSOCKET_TOKEN; or use --token"""
 _PREFER_ENVIRONMENT = """
@@ -260,7 +263,7 @@ examples:
   event-broadcaster tail --since 0 --json | jq -c 'select(.data) | .data'
   event-broadcaster tail --url wss://events.example.org/ws/events
 {_API_KEY}{_FOR_WEBSOCKETS}{_PREFER_ENVIRONMENT}
-Proxies are taken from http_proxy, https_proxy and all_proxy, but not for loopback or the hosts of no_proxy.
+{_PROXIES}
 The exit status is 0 after Ctrl-C, and 1 if the service refused the credentials or the address.
 """
 
@@ -270,7 +273,7 @@ examples:
   event-broadcaster demo --rate 0 --count 200 --seed 7
   event-broadcaster demo --url https://events.example.org
 {_API_KEY}{_PREFER_ENVIRONMENT}
-Proxies are taken from http_proxy, https_proxy and all_proxy, but not for loopback or the hosts of no_proxy.
+{_PROXIES}
 The exit status is 0 after N messages or Ctrl-C, and 1 if a message was refused or the service did not answer.
 """
 
