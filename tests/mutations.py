@@ -503,6 +503,13 @@ MUTATIONS: Final = (
         ("tests/kernel/redis/test_transport.py -k lifetime", "tests/system/test_continuity.py -k remembered"),
     ),
     Mutation(
+        "the error that redis-py has wrapped is not looked at",
+        "kernel/redis/failures.py",
+        "        inner = inner.__cause__ or inner.__context__\n",
+        "        break\n",
+        ("tests/kernel/redis/test_failures.py",),
+    ),
+    Mutation(
         "the end of publishes leaves those that wait for a retry",
         "kernel/publishing/publisher.py",
         "                await self._ended.wait()\n",

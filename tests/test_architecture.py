@@ -23,7 +23,6 @@ LONG = {
     "handlers/server/http.py": "one connection: heads, bodies, upgrades and time limits share its state",
     "handlers/server/websocket.py": "one connection: how much is read, parsed, held and written, and how it is closed",
     "kernel/log/log.py": "the ring and the pages of the history are one log to its readers",
-    "kernel/redis/transport.py": "the one adapter to Redis: publishing, reading and listening share its connections",
     "kernel/broadcaster.py": "one short method for each message family",
     "kernel/observer.py": "one detail and one hook for each thing that is told",
 }

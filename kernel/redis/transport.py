@@ -19,21 +19,15 @@ from typing import Any, TypeAlias, TypeVar
 import redis.asyncio as redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import (
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.exceptions import NoScriptError, RedisError
 
-from kernel.errors import TransportError, TransportUnavailable, WriteRefused
+from kernel.errors import TransportUnavailable
 from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.connections import abort_on_disconnect
+from kernel.redis.failures import describe, is_read_only, transport_error
 from kernel.redis.publish_queue import PendingPublish, PublishQueue
 from kernel.redis.script import Script
 from kernel.resilience.circuit import CircuitState
@@ -227,7 +221,7 @@ class RedisTransport:
         try:
             return await pubsub.get_message(timeout=timeout)
         except _BROKEN as error:
-            raise TransportUnavailable(f"subscription lost: {type(error).__name__}") from error
+            raise TransportUnavailable(f"subscription lost: {describe(error)}") from error
 
     async def _send(self, group: Sequence[PendingPublish], seconds: float) -> Sequence[Any]:
         context = self._observers.sharing([publish.context for publish in group])
@@ -283,9 +277,9 @@ class RedisTransport:
             await self._drop(client)
             raise TransportUnavailable(f"Redis did not answer within {seconds:.3g} s") from error
         except _BROKEN as error:
-            if _read_only(error):
+            if is_read_only(error):
                 await self.disconnect()
-            raise _translated(error) from error
+            raise transport_error(error) from error
 
     async def _drop(self, *clients: Any) -> None:  # noqa: ANN401  redis-py's client is generic
         disconnects = (client.connection_pool.disconnect(inuse_connections=True) for client in clients)
@@ -295,17 +289,3 @@ class RedisTransport:
 def _entry(id: bytes, fields: list[bytes]) -> Entry | None:
     number, _, rest = id.partition(b"-")
     return decode_entry(int(number), dict(zip(fields[::2], fields[1::2], strict=True))) if rest == b"0" else None
-
-
-def _read_only(error: object) -> bool:
-    # For an error inside a script, Redis 6.2 puts "ERR Error running script" before the error code.
-    return isinstance(error, ReadOnlyError) or (isinstance(error, ResponseError) and "READONLY" in str(error))
-
-
-def _translated(error: BaseException) -> TransportError:
-    """Convert an error of redis-py to one of the kernel's, whose text has no URL, argument or payload in it."""
-    if _read_only(error) or isinstance(error, OutOfMemoryError | NoPermissionError):
-        return WriteRefused(f"Redis refuses writes: {type(error).__name__}")
-    if isinstance(error, ResponseError):
-        return WriteRefused(f"Redis refused the command: {str(error).split(' ', 1)[0][:40]}")
-    return TransportUnavailable(f"Redis cannot be reached: {type(error).__name__}")

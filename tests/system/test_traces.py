@@ -338,7 +338,8 @@ async def test_a_failed_publish_and_the_circuit(
         last = max((span for span in spans if span.name == "EVALSHA"), key=lambda span: span.begin)
         assert (opened.kind, opened.parent, opened.links) == ("internal", "", [last.context])
         assert opened.attributes == {
-            "event_broadcaster.reason": "Redis cannot be reached: ConnectionError",
+            "event_broadcaster.reason": "Redis cannot be reached: ECONNREFUSED: "
+            "nothing listens at this address; check host and port, and whether Redis runs",
             "event_broadcaster.failure_count": 2,
         }
 
@@ -380,7 +381,10 @@ async def test_the_listener_and_the_drain(
         await client.closed()
     assert await asyncio.to_thread(replica.ended) == 0
     (restart,) = collector.named(f"restart listener {channel}", instance="ending")
-    assert restart.attributes == {"event_broadcaster.reason": "subscription lost: ConnectionError"}
+    assert set(restart.attributes) == {"event_broadcaster.reason"}
+    assert restart.attributes["event_broadcaster.reason"].startswith(
+        "subscription lost: ConnectionError: Redis or a proxy"
+    )
     (drain,) = collector.named(f"drain {channel}", instance="ending")
     assert drain.attributes == {"event_broadcaster.connections": 1}
     assert drain.end >= drain.begin
