@@ -144,6 +144,13 @@ MUTATIONS: Final = (
         ("tests/kernel/listening/test_subscription.py", "tests/system/test_link_faults.py -k deaf"),
     ),
     Mutation(
+        "the back-off grows although each subscription worked",
+        "kernel/listening/subscription.py",
+        "self._subscribed_at is not None and loop.time() - self._subscribed_at > delay:\n",
+        "False:\n",
+        ("tests/kernel/listening/test_subscription.py -k worked",),
+    ),
+    Mutation(
         "a subscription that receives nothing is kept",
         "kernel/listening/subscription.py",
         "                if self._deafness.deaf:\n",

@@ -15,6 +15,8 @@ Events:
                        check. The attempts of the back-off start again at 0.
     deaf               A position check found that the subscription receives nothing: subscribed -> backing off.
     error              A transport error also counts as a failure of the link: any -> backing off.
+    deaf or error      The attempts also start again at 0 if the subscription was confirmed and lived longer than the
+                       back-off before it, so that a proxy which cuts idle connections does not make the back-off grow.
     time is up         backing off -> waiting.
 
 Invariants: at most one subscription is open, because the one that is left is closed before the back-off starts. While
@@ -82,14 +84,18 @@ class Subscription:
         self._idle = idle
         self._delays = delays
         self._attempt = 0
+        self._subscribed_at: float | None = None
         self._warned_at = float("-inf")
         self.subscribed = asyncio.Event()
 
     async def run(self) -> None:
         """Subscribe, again and again, until cancelled."""
         self._attempt = 0
+        delay = 0.0
+        loop = asyncio.get_running_loop()
         while True:
             await self._link.closed.wait()
+            self._subscribed_at = None
             reason = "the subscription ended"
             try:
                 await self._receive()
@@ -104,6 +110,8 @@ class Subscription:
             finally:
                 self.subscribed.clear()
                 self._deafness.ended()
+            if self._subscribed_at is not None and loop.time() - self._subscribed_at > delay:
+                self._attempt = 0
             delay = backoff(self._attempt, *self._delays, random.random())  # noqa: S311  jitter
             _logger.warning("subscribing again in %.1f s: %s", delay, reason)
             self._observer.listener_restarted(reason)
@@ -118,6 +126,7 @@ class Subscription:
                 await self._link.present()
                 if not self.subscribed.is_set():
                     self.subscribed.set()
+                    self._subscribed_at = asyncio.get_running_loop().time()
                     self._deafness.subscribed()
                     self._checks.request()
                 if batch.announcements or batch.foreign:

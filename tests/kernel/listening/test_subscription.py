@@ -206,6 +206,26 @@ async def test_failures_back_off(redis: FakeRedis, caplog: pytest.LogCaptureFixt
         assert base * 1.1 <= delay <= base * 1.3
 
 
+async def test_a_subscription_that_worked_resets_the_back_off(
+    redis: FakeRedis, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A subscription that lived longer than the back-off before it resets the attempts, without any message.
+
+    So a proxy that cuts idle connections does not make the back-off grow. One that ends earlier does not reset them.
+    """
+    config = replace(RARE_CHECKS, base_delay=1.0, max_delay=30.0, circuit_failure_threshold=100)
+    async with replica(redis, config) as broadcaster:
+        for life in (4.0, 4.0, 4.0, 0.5, 0.5, 4.0, 11.0, 0.5):
+            await eventually(broadcaster.is_listener_healthy)
+            await asyncio.sleep(life)
+            redis.hang_up()
+            await eventually(lambda: not broadcaster.is_listener_healthy())
+        await eventually(broadcaster.is_listener_healthy)
+    delays = [record.args[0] for record in caplog.records if record.message.startswith("subscribing again")]
+    for delay, base in zip(delays, [1, 1, 1, 2, 4, 8, 1, 2], strict=True):
+        assert base * 1.1 <= delay <= base * 1.3
+
+
 async def test_a_subscription_that_outlives_an_outage(redis: FakeRedis) -> None:
     """Events that a subscription from before an outage brings are delivered after clients are told of the end."""
     async with listening_side(redis, recovery=0.3) as side:
