@@ -151,6 +151,13 @@ MUTATIONS: Final = (
         ("tests/kernel/listening/test_subscription.py -k worked",),
     ),
     Mutation(
+        "the connection of a subscription is not pinged",
+        "kernel/redis/subscriber.py",
+        "            await self._pubsub.ping()\n",
+        "",
+        ("tests/kernel/redis/test_subscriber.py -k cuts",),
+    ),
+    Mutation(
         "a subscription that receives nothing is kept",
         "kernel/listening/subscription.py",
         "                if self._deafness.deaf:\n",

@@ -27,18 +27,15 @@ from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.connections import abort_on_disconnect
-from kernel.redis.failures import describe, is_read_only, transport_error
+from kernel.redis.failures import is_read_only, transport_error
 from kernel.redis.publish_queue import PendingPublish, PublishQueue
 from kernel.redis.script import Script
+from kernel.redis.subscriber import BROKEN, Subscriber
 from kernel.resilience.circuit import CircuitState
 
 __all__ = ["RedisTransport"]
 
 _PUBLISH, _READ = Script("publish.lua"), Script("read.lua")
-
-# What a call of redis-py may raise. uvloop raises RuntimeError for a closed transport; redis-py raises AttributeError
-# if a connection is dropped while it is being established.
-_BROKEN = (RedisError, OSError, RuntimeError, AttributeError)
 
 _KEY_LIFETIME = 300.0
 # The bounds of one batch from the subscription, in messages and bytes. It is decoded without yielding to the event
@@ -188,40 +185,32 @@ class RedisTransport:
     async def listen(self, idle: float) -> AsyncGenerator[Batch, None]:
         """Subscribe and yield an empty batch, then yield batches of announcements as they arrive.
 
-        If nothing arrives for `idle` seconds, an empty batch is yielded.
+        If nothing arrives for `idle` seconds, an empty batch is yielded. An answered ping may cause one earlier.
         """
+        loop = asyncio.get_running_loop()
         pubsub = self._subscriber.pubsub(ignore_subscribe_messages=False)
+        subscriber = Subscriber(pubsub, loop.time())
         try:
             await self._bounded(self._subscriber, lambda: pubsub.subscribe(self._channel))
-            confirmed = await self._heard(pubsub, self._deadline)
-            if confirmed is None or confirmed["type"] != "subscribe":
-                raise TransportUnavailable("Redis did not confirm the subscription")
+            await subscriber.confirm(self._deadline)
             self._subscriptions.add(pubsub)
             yield Batch([], 0)
             while True:
+                await self._bounded(self._subscriber, lambda: subscriber.ping(loop.time()))
                 payloads: list[bytes] = []
                 size = 0
-                message = await self._heard(pubsub, idle)
-                while message is not None:
-                    if message["type"] != "message":
-                        # Unsubscribed or silently reconnected: messages may be missing.
-                        raise TransportUnavailable("the subscription was interrupted")
-                    payloads.append(message["data"])
-                    size += len(message["data"])
+                payload = await subscriber.payload(idle)
+                while payload is not None:
+                    payloads.append(payload)
+                    size += len(payload)
                     full = size >= MOST_BYTES or len(payloads) >= MOST_HEARD
-                    message = None if full else await self._heard(pubsub, 0)
+                    payload = None if full else await subscriber.payload(0)
                 announcements = [a for p in payloads if (a := decode_announcement(p)) is not None]
                 yield Batch(announcements, len(payloads) - len(announcements))
         finally:
             self._subscriptions.discard(pubsub)
             with contextlib.suppress(RedisError, OSError):
                 await pubsub.aclose()
-
-    async def _heard(self, pubsub: Any, timeout: float) -> Any:  # noqa: ANN401  redis-py's pub/sub is untyped
-        try:
-            return await pubsub.get_message(timeout=timeout)
-        except _BROKEN as error:
-            raise TransportUnavailable(f"subscription lost: {describe(error)}") from error
 
     async def _send(self, group: Sequence[PendingPublish], seconds: float) -> Sequence[Any]:
         context = self._observers.sharing([publish.context for publish in group])
@@ -276,7 +265,7 @@ class RedisTransport:
         except TimeoutError as error:
             await self._drop(client)
             raise TransportUnavailable(f"Redis did not answer within {seconds:.3g} s") from error
-        except _BROKEN as error:
+        except BROKEN as error:
             if is_read_only(error):
                 await self.disconnect()
             raise transport_error(error) from error

@@ -14,7 +14,7 @@ import pytest
 from tests import processes
 from tests.waiting import wait_until
 
-__all__ = ["haproxy", "nginx", "program"]
+__all__ = ["haproxy", "haproxy_tcp", "nginx", "program"]
 
 NGINX = """
 daemon off;
@@ -60,6 +60,19 @@ backend events
     server one 127.0.0.1:{upstream} check inter 100ms fall 1 rise 1
 """
 
+HAPROXY_TCP = """
+defaults
+    mode tcp
+    timeout connect 5s
+    timeout client {idle}
+    timeout server {idle}
+frontend front
+    bind 127.0.0.1:{port}
+    default_backend redis
+backend redis
+    server one {upstream}
+"""
+
 
 def program(name: str) -> str:
     """Return the path of a program; a missing one fails the test if ALL_TESTS is set, else it skips the test."""
@@ -88,7 +101,15 @@ def haproxy(upstream: int) -> Iterator[str]:
 
 
 @contextmanager
-def _proxy(config: str, upstream: int, command: list[str], **values: str) -> Iterator[str]:
+def haproxy_tcp(upstream: str, idle: str) -> Iterator[int]:
+    """Run HAProxy in front of an address or socket; it cuts connections that are `idle`. Yields its port."""
+    command = [program("haproxy"), "-db", "-f", "{folder}/config"]
+    with _proxy(HAPROXY_TCP, upstream, command, idle=idle) as url:
+        yield int(url.rpartition(":")[2])
+
+
+@contextmanager
+def _proxy(config: str, upstream: int | str, command: list[str], **values: str) -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="proxy-") as folder:
         port = _free_port()
         Path(folder, "config").write_text(config.format(folder=folder, port=port, upstream=upstream, **values))
