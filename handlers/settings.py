@@ -9,17 +9,16 @@ import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, Final, Literal, Self, cast
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, inspect
 
 from handlers.origins import normalized
+from handlers.redis_url import check_redis_url, mask_redis_url
 
 __all__ = ["Settings", "SettingsError", "settings_help"]
 
 _SECRETS: Final = frozenset({"api_keys", "websocket_token", "jwt_secret", "internal_token"})
-_REDIS_SCHEMES: Final = ("redis://", "rediss://", "unix://")
 _MASK: Final = "***"
 _RESERVED: Final = "reserved"
 _LARGEST: Final = 10**18 - 1  # of any size or count; fits in 64 bits
@@ -171,13 +170,7 @@ def _visible(name: str, text: str) -> str:
     if name in _SECRETS:
         return _MASK
     if name == "redis_url":
-        # A URL parser would put a password that contains / ? or # into another part, unmasked.
-        scheme, mark, rest = text.partition("://") if re.match(r"[a-zA-Z]+://", text) else ("", "", text)
-        credentials, at, rest = rest.rpartition("@")
-        rest, query, _ = rest.partition("?")
-        if not rest.startswith("["):  # not an IPv6 address: only a port may follow a colon
-            rest = re.sub(r":(?![0-9]+(/|$)).*", f":{_MASK}", rest, flags=re.DOTALL)
-        text = scheme + mark + (_MASK if credentials else "") + at + rest + (query and query + _MASK)
+        text = mask_redis_url(text)
     return text if text.isprintable() else repr(text)
 
 
@@ -212,19 +205,6 @@ def _items(text: str) -> tuple[str, ...]:
     return tuple(filter(None, (item.strip() for item in text.split(","))))
 
 
-def _redis_url(text: str) -> str:
-    """Check what can be checked without Redis: the scheme, the port, and the path of a socket."""
-    try:
-        url = urlsplit(text)
-        usable = text.startswith(_REDIS_SCHEMES) and (url.scheme != "unix" or url.path not in ("", "/"))
-        _ = url.port
-    except ValueError:  # the error may quote the password
-        usable = False
-    if not usable:
-        raise ValueError("must be a URL like redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket")
-    return text
-
-
 def _origins(text: str) -> tuple[str, ...]:
     return tuple(normalized(item) for item in _items(text))
 
@@ -237,7 +217,7 @@ def _root_path(text: str) -> str:
 
 
 _SPECIAL: Final[Mapping[str, Callable[[str], object]]] = {
-    "redis_url": _redis_url,
+    "redis_url": check_redis_url,
     "allowed_origins": _origins,
     "root_path": _root_path,
 }

@@ -517,6 +517,13 @@ MUTATIONS: Final = (
         ("tests/kernel/redis/test_transport.py -k lifetime", "tests/system/test_continuity.py -k remembered"),
     ),
     Mutation(
+        "a database that is no number is taken for 0",
+        "handlers/redis_url.py",
+        '"(/[0-9]{0,9})?"',
+        '".*"',
+        ("tests/handlers/test_redis_url.py",),
+    ),
+    Mutation(
         "the error that redis-py has wrapped is not looked at",
         "kernel/redis/failures.py",
         "        inner = inner.__cause__ or inner.__context__\n",

@@ -199,6 +199,8 @@ def test_neither_redis_nor_valkey(tmp_path: Path) -> None:
         ("DRAIN_SECONDS", "-0.1", "0"),
         ("LOG_FORMAT", "xml", "json"),
         ("REDIS_URL", "http://localhost", "redis://"),
+        ("REDIS_URL", "redis://localhost/cache", "redis://host:6379/0"),
+        ("REDIS_URL", "redis+sentinel://localhost", "redis://host:6379/0"),
     ],
 )
 def test_bad_setting(name: str, value: str, allowed: str) -> None:
