@@ -272,6 +272,52 @@ def test_alerts(fires: bool, tmp_path: Path) -> None:
     run(promtool(), "test", "rules", tmp_path / "tests.yaml")
 
 
+# What operation brings about without a fault, as series of one sample every 15 seconds for an hour. A pod that is gone
+# has no samples; a pod whose number stands still is quiet. No alert may fire in any minute of it.
+ORDINARY: dict[str, list[str]] = {
+    "a rollout under load": [
+        f"{_E}sequence{{{POD}}} 0+5x100 stale",
+        f"{_E}sequence{{{OTHER}}} _x80 400+5x160",
+    ],
+    "a scale-down under load": [
+        f"{_E}sequence{{{POD}}} 0+5x100 stale",
+        f"{_E}sequence{{{OTHER}}} 0+5x240",
+    ],
+    "a scale-down of a quiet system": [
+        f"{_E}sequence{{{POD}}} 500x100 stale",
+        f"{_E}sequence{{{OTHER}}} 500x98 501+1x140",
+    ],
+    "a restart of Redis": [
+        f"{_E}sequence{{{POD}}} 0+5x100 500x3 500+5x130",
+        f"{_E}sequence{{{OTHER}}} 0+5x100 500x3 500+5x130",
+        f"{_E}degraded{{{POD}}} 0x100 1x3 0x131",
+        f"{_E}degraded{{{OTHER}}} 0x100 1x3 0x131",
+    ],
+    "a quiet night": [
+        f"{_E}sequence{{{POD}}} 500x240",
+        f"{_E}sequence{{{OTHER}}} 500x240",
+        f'{_E}published_total{{{POD},type="event"}} 500x240',
+    ],
+}
+
+
+def test_alerts_are_quiet_in_ordinary_operation(tmp_path: Path) -> None:
+    """No alert fires in any minute of a rollout, a scale-down, a restart of Redis or a quiet night."""
+    firing = 'count by (alertname) (ALERTS{alertstate="firing"})'
+    tests = []
+    for name, texts in ORDINARY.items():
+        # The service is there all the time: without connections in any pod, its absence would be an alert.
+        texts = [*texts, f"{_E}connections{{{OTHER}}} 100x240"]
+        series = [dict(zip(("series", "values"), text.split(" ", 1), strict=True)) for text in texts]
+        checks = [{"expr": firing, "eval_time": f"{minute}m", "exp_samples": []} for minute in range(1, 60)]
+        tests.append({"name": name, "interval": "15s", "input_series": series, "promql_expr_test": checks})
+    (tmp_path / "rules.yaml").write_text(yaml.safe_dump(one(built(PRODUCTION), "PrometheusRule")["spec"]))
+    (tmp_path / "tests.yaml").write_text(
+        yaml.safe_dump({"rule_files": ["rules.yaml"], "evaluation_interval": "15s", "tests": tests})
+    )
+    run(promtool(), "test", "rules", tmp_path / "tests.yaml")
+
+
 def test_alerts_say_what_to_do() -> None:
     """Every alert has a severity, a summary and a description, which name only existing settings and files."""
     for rule in rules():
