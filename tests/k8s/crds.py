@@ -38,11 +38,17 @@ def _resource(spec: Schema) -> Schema:
 # The format of a duration in the Gateway API (GEP-2257).
 _DURATION: Schema = {"type": "string", "pattern": "^([0-9]{1,5}(h|m|s|ms)){1,4}$"}
 
-# gateway-api.sigs.k8s.io/reference/spec: HTTPRoute; durations are GEP-2257
+# gateway-api.sigs.k8s.io/reference/spec: HTTPRoute; durations are GEP-2257. `group`, `kind` and `weight` have defaults,
+# and are required here all the same: a field that the API server fills in conflicts when a server-side apply follows.
 _HTTP_ROUTE = _resource(
     _closed(
         {
-            "parentRefs": _list(_closed({"name": _TEXT}, {"namespace": _TEXT, "sectionName": _TEXT})),
+            "parentRefs": _list(
+                _closed(
+                    {"group": {"const": "gateway.networking.k8s.io"}, "kind": {"const": "Gateway"}, "name": _TEXT},
+                    {"namespace": _TEXT, "sectionName": _TEXT},
+                )
+            ),
             "hostnames": _list(_TEXT),
             "rules": _list(
                 _closed(
@@ -54,7 +60,17 @@ _HTTP_ROUTE = _resource(
                             )
                         ),
                         "timeouts": _closed({"request": _DURATION}, {"backendRequest": _DURATION}),
-                        "backendRefs": _list(_closed({"name": _TEXT, "port": _COUNT})),
+                        "backendRefs": _list(
+                            _closed(
+                                {
+                                    "group": {"const": ""},
+                                    "kind": {"const": "Service"},
+                                    "name": _TEXT,
+                                    "port": _COUNT,
+                                    "weight": _COUNT,
+                                }
+                            )
+                        ),
                     }
                 )
             ),

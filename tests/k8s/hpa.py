@@ -154,4 +154,5 @@ def _by_pod(metric: Metric, current: int, pods: list[Pod], sample: Mapping[str, 
 
 
 def _quantity(text: str) -> float:
-    return float(text.removesuffix("m")) / 1000 if text.endswith("m") else float(text)
+    factor = {"m": 0.001, "k": 1000}.get(text[-1], 1)
+    return float(text.rstrip("mk")) * factor
