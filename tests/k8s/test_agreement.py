@@ -1,18 +1,23 @@
 """The manifests agree with each other, with the settings of the service, and with the times of a drain."""
 
 import base64
+import json
 import re
 import shlex
+import shutil
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from handlers.server import server
 from handlers.settings import Settings
 from telemetry import FLUSH_SECONDS
 from tests.k8s.fleet import CORES_PER_CONNECTION
 from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings
+from tests.k8s.tools import build as build_folder
 
 builds = pytest.mark.parametrize("build", BUILDS)
 
@@ -215,6 +220,28 @@ def test_scalers_agree() -> None:
     assert str(cpu["resource"]["target"]["averageUtilization"]) == values[0]
     assert connections["pods"]["target"]["averageValue"] == f"{int(values[1]) // 1000}k"
     assert lag["pods"]["target"]["averageValue"] == f"{float(values[2]) * 1000:.0f}m"
+
+
+@pytest.mark.parametrize(
+    "scalers", [["hpa-keda"], ["hpa-keda", "hpa-prometheus-adapter"], ["hpa-prometheus-adapter", "hpa-keda"]]
+)
+def test_production_with_keda(scalers: list[str], tmp_path: Path) -> None:
+    """Production builds with KEDA, alone or with the adapter in either order, and keeps its bounds and one scaler."""
+    shutil.copytree(K8S, tmp_path / "k8s")
+    path = tmp_path / "k8s/overlays/production/kustomization.yaml"
+    before = yaml.safe_load(path.read_text())
+    others = [name for name in before["components"] if "/hpa-" not in name]
+    chosen = [f"../../components/{name}" for name in scalers]
+    path.write_text(json.dumps(before | {"components": others + chosen}))
+    documents = build_folder(path.parent)
+    assert _names(documents, "HorizontalPodAutoscaler") == []
+    scaled = one(documents, "ScaledObject")
+    hpa = one(built("overlays/production"), "HorizontalPodAutoscaler")
+    bounds = scaled["spec"]["minReplicaCount"], scaled["spec"]["maxReplicaCount"]
+    assert bounds == (hpa["spec"]["minReplicas"], hpa["spec"]["maxReplicas"])
+    # KEDA refuses a name that an HPA has already, unless it is told to take over.
+    assert scaled["metadata"]["annotations"]["scaledobject.keda.sh/transfer-hpa-ownership"] == "true"
+    assert scaled["spec"]["advanced"]["horizontalPodAutoscalerConfig"]["name"] == hpa["metadata"]["name"]
 
 
 @builds
