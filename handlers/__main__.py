@@ -14,6 +14,7 @@ import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import NoReturn
 from urllib.parse import urlsplit
@@ -67,16 +68,19 @@ def _serve(options: argparse.Namespace) -> int:
 
     try:
         sockets = bind(settings.host, settings.port)
+        apart = settings.internal_port
+        internal = [] if apart is None else bind(settings.host, apart, "INTERNAL_PORT")
     except SettingsError as error:
         return _report(error)
     except AddressInUse as error:
         _report(error)
         return _FAILED
+    serve = partial(run, settings, sockets=sockets, internal=internal)
     if settings.redis_url is not None:
-        return run(settings, sockets=sockets, redis_url=settings.redis_url, embedded=None)
+        return serve(redis_url=settings.redis_url, embedded=None)
     embedded = EmbeddedValkey()
     try:
-        return run(settings, sockets=sockets, redis_url=embedded.start(), embedded=embedded)
+        return serve(redis_url=embedded.start(), embedded=embedded)
     except EmbeddedUnavailable as error:
         return _report(error)
     finally:

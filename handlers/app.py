@@ -3,14 +3,17 @@
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 
 from litestar import Litestar
 from litestar.datastructures import State
+from litestar.types import ControllerRouterHandler
 
 from handlers.cors import CorsMiddleware
 from handlers.openapi.page import openapi_config
 from handlers.origins import OriginRules, only_loopback
+from handlers.port_router import PortRouter
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
 from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
@@ -28,7 +31,8 @@ __all__ = ["create_app"]
 def create_app(settings: Settings, redis_url: str) -> Litestar:
     """Return the application for these settings and that Redis.
 
-    The broadcaster and the telemetry start and stop with the application's lifespan.
+    The broadcaster and the telemetry start and stop with the application's lifespan. With `internal_port`, a second
+    application has the routes of metrics and health. It answers the requests that arrive on that port, and no others.
     """
     release = version("event-broadcaster")
     telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, version=release)
@@ -46,21 +50,27 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
             await broadcaster.stop()
             await telemetry.stop()
 
-    app = Litestar(
-        route_handlers=[
-            broadcast_router(settings, telemetry.middleware),
-            root,
-            *health_routes,
-            metrics_route(Exposition(broadcaster)),
-            websocket_route(settings),
-        ],
+    litestar = partial(
+        Litestar,
         dependencies={BROADCASTER: broadcaster_provider(state)},
         exception_handlers=exception_handlers,
-        openapi_config=openapi_config(settings, version=release),
         state=state,
-        lifespan=[lifespan],
         logging_config=None,
     )
+    public: list[ControllerRouterHandler] = [
+        root,
+        broadcast_router(settings, telemetry.middleware),
+        websocket_route(settings),
+    ]
+    operation: list[ControllerRouterHandler] = [*health_routes, metrics_route(Exposition(broadcaster))]
+    app = litestar(
+        route_handlers=public if settings.internal_port is not None else [*public, *operation],
+        openapi_config=openapi_config(settings, version=release),
+        lifespan=[lifespan],
+    )
+    if settings.internal_port is not None:
+        internal = litestar(route_handlers=[root, *operation], openapi_config=None)
+        app.asgi_handler = PortRouter(app.asgi_handler, port=settings.internal_port, internal=internal)
     rules = OriginRules(
         settings.allowed_origins, credentials=settings.asks_for_credentials, loopback=only_loopback(settings.host)
     )

@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 # Details for statuses for which Litestar's own text only repeats the title.
 _DETAILS: Final = {
-    HTTPStatus.NOT_FOUND: "There is nothing at this path; GET /schema lists the paths.",
+    HTTPStatus.NOT_FOUND: "There is nothing at this path.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not support this method; the Allow header lists those it supports.",
     HTTPStatus.UPGRADE_REQUIRED: "This path is a WebSocket: send an upgrade request.",
     HTTPStatus.INTERNAL_SERVER_ERROR: "An unexpected error occurred in this service; see its log.",
@@ -76,6 +76,8 @@ def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
         case HTTPException() if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             status = HTTPStatus(error.status_code)
             detail = _DETAILS.get(status) or error.detail
+            if status is HTTPStatus.NOT_FOUND and request.app.openapi_config is not None:
+                detail = "There is nothing at this path; GET /schema lists the paths."
             return _answer(status, detail, headers=error.headers)
         case _:
             log_unexpected(error, f"in answer to {request.method} {request.scope['path']!r}")

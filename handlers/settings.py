@@ -21,6 +21,7 @@ __all__ = ["Settings", "SettingsError", "settings_help"]
 _SECRETS: Final = frozenset({"api_keys", "websocket_token", "jwt_secret", "internal_token"})
 _MASK: Final = "***"
 _RESERVED: Final = "reserved"
+_UNSET: Final = {"redis_url": "embedded", "internal_port": ""}  # how `describe()` shows None
 _LARGEST: Final = 10**18 - 1  # of any size or count; fits in 64 bits
 
 
@@ -49,6 +50,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
 
     host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
     port: Annotated[int, _integer(0, "port to listen on; 0: any free port", 65535)] = 8000
+    internal_port: Annotated[
+        Annotated[int, Meta(ge=0, le=65535)] | None,
+        Meta(description="port that alone serves /metrics and /health; 0: any free port; empty: the same port"),
+    ] = None
     redis_url: Annotated[
         str | None, Meta(description="redis://, rediss:// or unix:// URL; empty: embedded Valkey server")
     ] = None
@@ -109,7 +114,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     def from_environment(cls, environ: Mapping[str, str]) -> Self:
         """Read all settings; a variable that is absent, empty or blank gets its default.
 
-        Raises SettingsError for the first value that is invalid or out of range.
+        Raises SettingsError for the first value that is invalid or out of range, and if both ports are the same.
         """
         values: dict[str, Any] = {}
         for field in _fields():
@@ -119,14 +124,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                     values[field.name] = _SPECIAL.get(field.name, partial(_parse, field.type))(text)
                 except ValueError as error:
                     raise SettingsError(f"{field.name.upper()}={_visible(field.name, text)}: {error}") from None
-        return cls(**values)
+        settings = cls(**values)
+        if settings.internal_port == settings.port and settings.port:
+            same = f"INTERNAL_PORT={settings.internal_port}: must not be PORT; leave it empty to serve all on one port"
+            raise SettingsError(same)
+        return settings
 
     def describe(self) -> str:
         """Return all settings as `NAME=value` on one line; secrets are masked."""
         shown = []
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            text = ",".join(value) if isinstance(value, tuple) else "embedded" if value is None else str(value)
+            text = ",".join(value) if isinstance(value, tuple) else _UNSET[name] if value is None else str(value)
             shown.append(f"{name.upper()}={text and _visible(name, text)}")
         return " ".join(shown)
 
@@ -179,6 +188,8 @@ def _parse(kind: inspect.Type, text: str) -> object:
     if isinstance(kind, inspect.Metadata):
         kind = kind.type
     match kind:
+        case inspect.UnionType(types=(inspect.IntType() as integer, inspect.NoneType())):
+            return _parse(integer, text)
         case inspect.IntType(ge=low, le=high):
             # int() alone would also accept 1_000 and the digits of other scripts.
             value = int(text) if re.fullmatch(r"[+-]?[0-9]{1,100}", text) else -1

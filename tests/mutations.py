@@ -517,6 +517,13 @@ MUTATIONS: Final = (
         ("tests/kernel/redis/test_transport.py -k lifetime", "tests/system/test_continuity.py -k remembered"),
     ),
     Mutation(
+        "metrics and health are on the public port too",
+        "handlers/app.py",
+        "        route_handlers=public if settings.internal_port is not None else [*public, *operation],\n",
+        "        route_handlers=[*public, *operation],\n",
+        ("tests/handlers/test_app.py", "tests/system/test_internal_port.py"),
+    ),
+    Mutation(
         "a database that is no number is taken for 0",
         "handlers/redis_url.py",
         '"(/[0-9]{0,9})?"',

@@ -62,7 +62,8 @@ def complete(document: Json) -> Json:
     for route in PUBLISH_ROUTES:
         for path in route.paths:
             _describe_publish(paths[path]["post"], body_type(route))
-    document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items()]
+    used = {tag for path in paths.values() for operation in path.values() for tag in operation["tags"]}
+    document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items() if name in used]
     components = document.setdefault("components", {})
     components["schemas"] = components.get("schemas", {}) | schemas()
     components["parameters"] = _PARAMETERS

@@ -20,11 +20,11 @@ class AddressInUse(Exception):
     """Another process listens on the address; the text is one line."""
 
 
-def bind(host: str, port: int) -> list[socket.socket]:
+def bind(host: str, port: int, variable: str = "PORT") -> list[socket.socket]:
     """Return one bound socket for each address of `host`; "::" stands for all addresses, IPv4 ones too.
 
-    With port 0 all sockets get the same free port. Raises SettingsError if the host or the port cannot be used here,
-    and AddressInUse.
+    With port 0 all sockets get the same free port. Raises SettingsError if the host or the port, which is that of
+    `variable`, cannot be used here, and AddressInUse.
     """
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -43,7 +43,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
         if error.errno in _IN_USE:
             raise AddressInUse(f"cannot listen on {host} port {port}: another process does") from None
         if error.errno in _FORBIDDEN:
-            raise SettingsError(f"PORT={port}: listening on this port is not permitted; choose one over 1023") from None
+            denied = f"{variable}={port}: listening on this port is not permitted; choose one over 1023"
+            raise SettingsError(denied) from None
         raise _unusable(host, error) from None
     return sockets
 

@@ -53,9 +53,17 @@ ENDING_SECONDS = 0.5
 
 
 def run(
-    settings: Settings, *, sockets: Sequence[socket.socket], redis_url: str, embedded: EmbeddedValkey | None
+    settings: Settings,
+    *,
+    sockets: Sequence[socket.socket],
+    internal: Sequence[socket.socket],
+    redis_url: str,
+    embedded: EmbeddedValkey | None,
 ) -> int:
-    """Serve on these bound sockets until SIGTERM or SIGINT, drain, and return the exit status."""
+    """Serve on these bound sockets until SIGTERM or SIGINT, drain, and return the exit status.
+
+    The `internal` sockets, if there are any, alone serve metrics and health.
+    """
     configure_logging(settings.log_level, settings.log_format, _LIMITED_LOGGERS)
     _logger.info("settings: %s", settings.describe())
     if embedded is not None:
@@ -66,7 +74,10 @@ def run(
     plan = DescriptorPlan.for_limit(raise_descriptor_limit())
     limit = ConnectionLimit(plan.connections)
     cap = plan.cap(settings.websocket_max_connections)
-    app = create_app(msgspec.structs.replace(settings, websocket_max_connections=cap), redis_url)
+    internal_port = internal[0].getsockname()[1] if internal else None  # INTERNAL_PORT may be 0: any free port
+    app = create_app(
+        msgspec.structs.replace(settings, websocket_max_connections=cap, internal_port=internal_port), redis_url
+    )
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -92,11 +103,13 @@ def run(
         timeout_keep_alive=settings.http_keep_alive_seconds,  # type: ignore[arg-type]  # uvicorn only adds it to a time
         timeout_graceful_shutdown=REQUESTS_SECONDS + 5,
     )
+    if internal_port is not None:
+        _logger.info("metrics and health are served on port %d alone", internal_port)
     server = _Server(config, app.state.broadcaster, settings.drain_seconds)
     # Reading an integer takes quadratic time: 0.1 s for a body of 1 MiB with integers of 4,300 digits, Python's default
     # limit.
     sys.set_int_max_str_digits(sys.int_info.str_digits_check_threshold)
-    return uvloop.run(_serve(server, sockets, embedded))
+    return uvloop.run(_serve(server, [*sockets, *internal], embedded))
 
 
 async def _serve(server: "_Server", sockets: Sequence[socket.socket], embedded: EmbeddedValkey | None) -> int:
@@ -162,7 +175,8 @@ class _Server(uvicorn.Server):
         try:
             await super().startup(sockets)
         except OSError as error:  # another process has bound the port at the same time, and listens already
-            _logger.error("cannot listen on %s port %d: %s", self.config.host, self.config.port, error)
+            ports = " or ".join(sorted({str(bound.getsockname()[1]) for bound in sockets or ()}))
+            _logger.error("cannot listen on %s port %s: %s", self.config.host, ports, error)
             await self.lifespan.shutdown()
             raise SystemExit(1) from None
         if sockets:

@@ -9,6 +9,7 @@ from handlers.settings import Settings, SettingsError, settings_help
 DEFAULTS = {
     "HOST": "127.0.0.1",
     "PORT": 8000,
+    "INTERNAL_PORT": None,
     "REDIS_URL": None,
     "REDIS_EVENT_CHANNEL": "security_events",
     "HISTORY_SIZE": 10000,
@@ -129,6 +130,17 @@ def test_port_text() -> None:
     """The error is one line with the variable, the value and the range."""
     assert refusal("PORT", "70000") == "PORT=70000: must be an integer from 0 to 65535"
     assert refusal("PORT", "80\n81") == r"PORT='80\n81': must be an integer from 0 to 65535"
+
+
+def test_internal_port() -> None:
+    """INTERNAL_PORT is empty or a port other than PORT; 0 stands for a free port, as PORT=0 does for another one."""
+    assert value("INTERNAL_PORT", "8081") == 8081
+    assert (read(PORT="0", INTERNAL_PORT="0").internal_port, value("INTERNAL_PORT", "0")) == (0, 0)
+    for bad in ("65536", "-1", "http", "8081.0"):
+        assert refusal("INTERNAL_PORT", bad) == f"INTERNAL_PORT={bad}: must be an integer from 0 to 65535"
+    assert refusal("INTERNAL_PORT", "8000").startswith("INTERNAL_PORT=8000: must not be PORT; leave it empty")
+    assert "INTERNAL_PORT=" in read().describe().split()
+    assert "INTERNAL_PORT=8081" in read(INTERNAL_PORT="8081").describe().split()
 
 
 @pytest.mark.parametrize("name", ["API_KEYS", "TRUSTED_PROXIES"])

@@ -67,9 +67,9 @@ class RawHttp:
 
 
 @asynccontextmanager
-async def raw_http(replica: Replica) -> AsyncIterator[RawHttp]:
-    """Open a connection, and abort it at the end of the block."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", replica.port, limit=1 << 20)
+async def raw_http(replica: Replica, port: int = 0) -> AsyncIterator[RawHttp]:
+    """Open a connection, to another `port` if it is given, and abort it at the end of the block."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port or replica.port, limit=1 << 20)
     try:
         yield RawHttp(reader, writer)
     finally:

@@ -63,6 +63,8 @@ class Replica:
     ) -> None:
         self.settings = {"host": "127.0.0.1", "port": 0, "drain_seconds": 0.1, **settings}
         self.port = 0
+        self.internal_port = 0
+        """The port of metrics and health: `port`, or with `internal_port` among the settings its own."""
         self._log = log
         self._module = module
         self._prefix = prefix
@@ -82,7 +84,9 @@ class Replica:
         wait_until(lambda: self._running_on() or self._process_has_ended(), PATIENCE)
         self.port = self._running_on()
         assert self.port, self.log
-        wait_until(lambda: self.get("/health/ready" if ready else "/health/live").status_code == 200, PATIENCE)
+        apart = re.search(r"metrics and health are served on port (\d+) alone", self.log)
+        self.internal_port = int(apart[1]) if apart else self.port
+        wait_until(lambda: self.internal("/health/ready" if ready else "/health/live").status_code == 200, PATIENCE)
         return self
 
     def signal(self, number: signal.Signals = signal.SIGTERM) -> None:
@@ -151,17 +155,20 @@ class Replica:
 
     def get(self, path: str) -> httpx.Response:
         """Send a GET request, without an event loop."""
-        with httpx.Client(verify=False, trust_env=False, base_url=self.url, timeout=PATIENCE) as http:
-            return http.get(path)
+        return self._get(self.port, path)
+
+    def internal(self, path: str) -> httpx.Response:
+        """Send a GET request to the port of metrics and health, without an event loop."""
+        return self._get(self.internal_port, path)
 
     def health(self) -> dict[str, Any]:
         """Return the report of `/health`."""
-        report: dict[str, Any] = self.get("/health").json()
+        report: dict[str, Any] = self.internal("/health").json()
         return report
 
     def metric(self, name: str, **labels: str) -> float:
         """Return a metric, named without `event_broadcaster_`; the sum of all samples with these labels."""
-        families = text_string_to_metric_families(self.get("/metrics").text)
+        families = text_string_to_metric_families(self.internal("/metrics").text)
         samples = [sample for family in families for sample in family.samples]
         wanted = [each for each in samples if each.name == f"event_broadcaster_{name}"]
         return sum(each.value for each in wanted if labels.items() <= each.labels.items())
@@ -183,6 +190,10 @@ class Replica:
     def http(self) -> httpx.AsyncClient:
         """Return an HTTP client that keeps its connections alive."""
         return httpx.AsyncClient(verify=False, trust_env=False, base_url=self.url, timeout=PATIENCE)
+
+    def _get(self, port: int, path: str) -> httpx.Response:
+        with httpx.Client(verify=False, trust_env=False, timeout=PATIENCE) as http:
+            return http.get(f"http://127.0.0.1:{port}{path}")
 
     @property
     def _running(self) -> "subprocess.Popen[bytes]":

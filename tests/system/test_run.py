@@ -187,6 +187,7 @@ def test_neither_redis_nor_valkey(tmp_path: Path) -> None:
     [
         ("PORT", "65536", "65535"),
         ("PORT", "http", "65535"),
+        ("INTERNAL_PORT", "65536", "65535"),
         ("HISTORY_SIZE", "0", "1"),
         ("HISTORY_SIZE", "1.5", "1"),
         ("HISTORY_SIZE", "9" * 20, "9" * 18),

@@ -1,5 +1,6 @@
 """The sockets of the service: every address of a host, one port, and errors that name the variable."""
 
+import errno
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -65,3 +66,15 @@ def test_a_port_in_use(stack: ExitStack) -> None:
     port = bound.getsockname()[1]
     with pytest.raises(AddressInUse, match=str(port)):
         bind("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("variable", ["PORT", "INTERNAL_PORT"])
+def test_a_port_that_is_not_permitted(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    """A port that this user may not use is an error of the variable that set it."""
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(socket.socket, "bind", refuse)
+    with pytest.raises(SettingsError, match=f"^{variable}=80: .*over 1023"):
+        bind("127.0.0.1", 80, variable)
