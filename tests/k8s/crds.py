@@ -144,11 +144,11 @@ _SERVICE_MONITOR = _resource(
             "endpoints": _list(
                 _closed(
                     {
-                        "port": _TEXT,
                         "path": {"type": "string", "pattern": "^/"},
                         "interval": _PROMETHEUS_DURATION,
                         "scrapeTimeout": _PROMETHEUS_DURATION,
-                    }
+                    },
+                    {"port": _TEXT, "targetPort": _TEXT},
                 )
             ),
         }

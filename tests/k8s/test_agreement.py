@@ -1,22 +1,19 @@
 """The manifests agree with each other, with the settings of the service, and with the times of a drain."""
 
 import base64
-import json
 import re
 import shlex
-import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from handlers.server import server
 from handlers.settings import Settings
 from telemetry import FLUSH_SECONDS
 from tests.k8s.fleet import CORES_PER_CONNECTION
-from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings
+from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings, with_components
 from tests.k8s.tools import build as build_folder
 
 builds = pytest.mark.parametrize("build", BUILDS)
@@ -81,7 +78,11 @@ def test_ports(build: str) -> None:
     """The service listens on all interfaces at the container's port, and every port name refers to a port."""
     documents = built(build)
     assert settings(documents)["HOST"] == "0.0.0.0"
-    assert container(build)["ports"] == [{"name": "http", "containerPort": int(settings(documents)["PORT"])}]
+    numbers = {"http": settings(documents)["PORT"]}
+    if "internal-port" in build:
+        numbers["internal"] = settings(documents)["INTERNAL_PORT"]
+    ports = {port["name"]: str(port["containerPort"]) for port in container(build)["ports"]}
+    assert ports == numbers
     named = {
         name: {port["name"] for part in spec["containers"] for port in part["ports"]}
         for name, spec in pod_specs(documents)
@@ -93,8 +94,13 @@ def test_ports(build: str) -> None:
         for rule in one(documents, "NetworkPolicy", name)["spec"].get("ingress", []):
             assert {port["port"] for port in rule["ports"]} <= named[f"Deployment/{name}"]
     ports = {port["name"]: port["port"] for port in one(documents, "Service")["spec"]["ports"]}
+    assert set(ports) == {"http"}, "no Service has the port of metrics and health"
     for name in _names(documents, "ServiceMonitor"):
-        assert {end["port"] for end in one(documents, "ServiceMonitor", name)["spec"]["endpoints"]} <= set(ports)
+        (end,) = one(documents, "ServiceMonitor", name)["spec"]["endpoints"]
+        # The name of the Service's port is the same as that of the container's port.
+        assert (end.get("port"), end.get("targetPort")) == (
+            (None, "internal") if "internal-port" in build else ("http", None)
+        )
     for name in _names(documents, "HTTPRoute"):
         for rule in one(documents, "HTTPRoute", name)["spec"]["rules"]:
             (backend,) = rule["backendRefs"]
@@ -107,6 +113,20 @@ def test_ports(build: str) -> None:
 
 
 @builds
+def test_metrics_and_health_are_reached_on_their_port(build: str) -> None:
+    """The probes and Prometheus use the port of metrics and health; the others get the public port alone."""
+    operation = "internal" if "internal-port" in build else "http"
+    probes = [container(build)[probe]["httpGet"] for probe in ("startupProbe", "readinessProbe", "livenessProbe")]
+    assert {probe["port"] for probe in probes} == {operation}
+    allowed = {
+        _namespace(peer): [port["port"] for port in rule["ports"]]
+        for rule in one(built(build), "NetworkPolicy")["spec"]["ingress"]
+        for peer in rule["from"]
+    }
+    assert allowed == {"gateway": ["http"], "monitoring": [operation], None: ["http"]}, "None is this namespace"
+
+
+@builds
 def test_references(build: str) -> None:
     """Everything that a document refers to exists: ConfigMap, Secret, volumes, account, scale target."""
     documents = built(build)
@@ -115,7 +135,7 @@ def test_references(build: str) -> None:
     sources = container(build)["envFrom"]
     assert [next(iter(source)) for source in sources] == ["configMapRef", "secretRef"]
     assert not any(next(iter(source.values())).get("optional") for source in sources)
-    if build == "overlays/dev":
+    if build.startswith("overlays/dev"):
         one(documents, "Secret", sources[1]["secretRef"]["name"])
     else:
         assert sources[1]["secretRef"]["name"] == "event-broadcaster"  # created by hand, so its name has no hash
@@ -123,7 +143,7 @@ def test_references(build: str) -> None:
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
         assert {mount["name"] for part in pod["containers"] for mount in part["volumeMounts"]} == volumes
     scalers = [one(documents, kind) for kind in ("HorizontalPodAutoscaler", "ScaledObject") if _names(documents, kind)]
-    assert len(scalers) == (build != "overlays/dev"), "two scalers would conflict"
+    assert len(scalers) == (not build.startswith("overlays/dev")), "two scalers would conflict"
     for scaler in scalers:
         target = scaler["spec"]["scaleTargetRef"]
         assert target == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "event-broadcaster"}
@@ -146,7 +166,7 @@ def test_settings(build: str) -> None:
     direct = [variable["name"] for variable in container(build)["env"]]
     assert set(direct) - POD == {"OTEL_RESOURCE_ATTRIBUTES"}
     assert not set(direct) & set(variables)
-    if build == "overlays/dev":
+    if build.startswith("overlays/dev"):
         (secret,) = (document for document in documents if document["kind"] == "Secret")
         assert set(secret["data"]) == {"REDIS_URL"}
     else:
@@ -227,13 +247,11 @@ def test_scalers_agree() -> None:
 )
 def test_production_with_keda(scalers: list[str], tmp_path: Path) -> None:
     """Production builds with KEDA, alone or with the adapter in either order, and keeps its bounds and one scaler."""
-    shutil.copytree(K8S, tmp_path / "k8s")
-    path = tmp_path / "k8s/overlays/production/kustomization.yaml"
-    before = yaml.safe_load(path.read_text())
-    others = [name for name in before["components"] if "/hpa-" not in name]
-    chosen = [f"../../components/{name}" for name in scalers]
-    path.write_text(json.dumps(before | {"components": others + chosen}))
-    documents = build_folder(path.parent)
+
+    def choose(names: list[str]) -> list[str]:
+        return [name for name in names if not name.startswith("hpa-")] + scalers
+
+    documents = build_folder(with_components(tmp_path, "overlays/production", choose))
     assert _names(documents, "HorizontalPodAutoscaler") == []
     scaled = one(documents, "ScaledObject")
     hpa = one(built("overlays/production"), "HorizontalPodAutoscaler")
@@ -435,7 +453,7 @@ def _names(documents: list[Document], kind: str) -> list[str]:
 def test_every_folder_is_built() -> None:
     """The tests build every kustomization."""
     found = {str(path.parent.relative_to(K8S)) for path in K8S.rglob("kustomization.yaml")}
-    assert found == set(BUILDS)
+    assert found == {name for name in BUILDS if " + " not in name}
 
 
 def test_production_finds_redis() -> None:

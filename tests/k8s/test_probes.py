@@ -25,10 +25,12 @@ def container(build: str) -> dict[str, Any]:
     return only
 
 
-def passing(replica: Replica) -> set[str]:
-    """Return the probes of the base that this replica passes; for the kubelet, a status from 200 to 399 passes."""
-    paths = {probe: container("base")[probe]["httpGet"]["path"] for probe in PROBES}
-    return {probe for probe, path in paths.items() if 200 <= replica.get(path).status_code < 400}
+def passing(replica: Replica, build: str = "base") -> set[str]:
+    """Return the probes of a build that this replica passes; for the kubelet, a status from 200 to 399 passes."""
+    ask = {"http": replica.get, "internal": replica.internal}
+    probes = {probe: container(build)[probe]["httpGet"] for probe in PROBES}
+    answers = {probe: ask[http["port"]](http["path"]) for probe, http in probes.items()}
+    return {probe for probe, answer in answers.items() if 200 <= answer.status_code < 400}
 
 
 @pytest.fixture
@@ -57,6 +59,13 @@ def test_ready(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """A pod that has reached Redis passes all probes."""
     replica = start(redis_url=valkey, redis_event_channel=channel)
     assert passing(replica) == set(PROBES)
+
+
+def test_ready_on_a_port_of_its_own(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """With the internal port, a pod passes the probes that the component moves there, and not those of the base."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, internal_port=0)
+    assert passing(replica, "components/internal-port") == set(PROBES)
+    assert passing(replica) == set()
 
 
 def test_degraded(start: ReplicaFactory) -> None:
@@ -92,7 +101,6 @@ def test_budgets(build: str) -> None:
         "readinessProbe": "/health/ready",
         "livenessProbe": "/health/live",
     }
-    assert {probe["httpGet"]["port"] for probe in probes.values()} == {"http"}
     # The first attempt to reach Redis may take its deadline of 5 s before the server listens.
     assert probes["startupProbe"]["periodSeconds"] * probes["startupProbe"]["failureThreshold"] >= 30
     assert probes["livenessProbe"]["periodSeconds"] * probes["livenessProbe"]["failureThreshold"] >= 30

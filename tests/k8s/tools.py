@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -30,6 +30,7 @@ __all__ = [
     "seconds",
     "settings",
     "tool",
+    "with_components",
 ]
 
 ROOT = Path(__file__).parents[2]
@@ -38,8 +39,13 @@ K8S = ROOT / "k8s"
 ALL_TESTS = "ALL_TESTS" in os.environ
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
-# The base, each overlay, and each component alone on the base.
-BUILDS = ["base", *(f"overlays/{name}" for name in OVERLAYS), *(f"components/{name}" for name in COMPONENTS)]
+# The base, each overlay, each component alone on the base, and each overlay with the component that moves a port.
+BUILDS = [
+    "base",
+    *(f"overlays/{name}" for name in OVERLAYS),
+    *(f"components/{name}" for name in COMPONENTS),
+    *(f"overlays/{name} + internal-port" for name in OVERLAYS),
+]
 
 Document = dict[str, Any]
 
@@ -71,6 +77,10 @@ def build(path: Path) -> list[Document]:
 @cache
 def _printed(name: str) -> str:
     """Return the documents of a build as JSON, so that each caller gets its own objects."""
+    overlay, _, component = name.partition(" + ")
+    if component:
+        with TemporaryDirectory() as folder:
+            return json.dumps(build(with_components(Path(folder), overlay, lambda names: [*names, component])))
     if not name.startswith("components/"):
         return json.dumps(build(K8S / name))
     with TemporaryDirectory() as folder:
@@ -78,6 +88,19 @@ def _printed(name: str) -> str:
         kustomization = {"resources": [f"{root}/base"], "components": [f"{root}/{name}"]}
         (Path(folder) / "kustomization.yaml").write_text(json.dumps(kustomization))
         return json.dumps(build(Path(folder)))
+
+
+def with_components(folder: Path, overlay: str, choose: Callable[[list[str]], list[str]]) -> Path:
+    """Copy the manifests to a folder, with other components in an overlay; return the path of the copied overlay.
+
+    `choose` takes the names of the overlay's components and returns those of the copy.
+    """
+    copied = Path(shutil.copytree(K8S, folder / "k8s")) / overlay
+    path = copied / "kustomization.yaml"
+    kustomization = yaml.safe_load(path.read_text())
+    chosen = choose([Path(component).name for component in kustomization["components"]])
+    path.write_text(json.dumps(kustomization | {"components": [f"../../components/{name}" for name in chosen]}))
+    return copied
 
 
 def built(name: str) -> list[Document]:
