@@ -141,7 +141,8 @@ def test_references(build: str) -> None:
         assert sources[1]["secretRef"]["name"] == "event-broadcaster"  # created by hand, so its name has no hash
     for _, pod in pod_specs(documents):
         volumes = {volume["name"] for volume in pod.get("volumes", [])}
-        assert {mount["name"] for part in pod["containers"] for mount in part["volumeMounts"]} == volumes
+        assert {mount["name"] for part in pod["containers"] for mount in part.get("volumeMounts", [])} == volumes
+    assert not any("emptyDir" in volume for volume in spec.get("volumes", [])), "a node drain refuses local storage"
     scalers = [one(documents, kind) for kind in ("HorizontalPodAutoscaler", "ScaledObject") if _names(documents, kind)]
     assert len(scalers) == (not build.startswith("overlays/dev")), "two scalers would conflict"
     for scaler in scalers:

@@ -124,6 +124,9 @@ async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple
         assert process.poll() is None, log.read_text()
         _, *processes = podman("top", name, "huser", "user", "pid", "args").splitlines()
         assert [" ".join(line.split()) for line in processes] == ["65532 65532 1 python3 -m handlers serve"]
+        writable = "import os; print([path for path, *_ in os.walk('/') if path[:5] not in ('/proc', '/dev/', '/dev') "
+        writable += "and os.access(path, os.W_OK)])"
+        assert await asyncio.to_thread(podman, "exec", name, "python3", "-c", writable) == "[]\n", "no /tmp either"
         async with connected(f"ws://127.0.0.1:{port}/ws/events") as client:
             await client.take(type="connected")
             demo = ("python3", "-m", "handlers", "demo", "--count", "1", "--url", base)
