@@ -54,12 +54,8 @@ _HTTP_ROUTE = _resource(
                 _closed(
                     {
                         "matches": _list(
-                            _closed(
-                                {"path": _closed({"type": {"enum": ["PathPrefix", "Exact"]}, "value": _TEXT})},
-                                {"method": {"enum": ["GET", "POST"]}},
-                            )
+                            _closed({"path": _closed({"type": {"enum": ["PathPrefix", "Exact"]}, "value": _TEXT})})
                         ),
-                        "timeouts": _closed({"request": _DURATION}, {"backendRequest": _DURATION}),
                         "backendRefs": _list(
                             _closed(
                                 {
@@ -71,7 +67,8 @@ _HTTP_ROUTE = _resource(
                                 }
                             )
                         ),
-                    }
+                    },
+                    {"timeouts": _closed({"request": _DURATION, "backendRequest": _DURATION})},
                 )
             ),
         }

@@ -13,7 +13,7 @@ from handlers.server import server
 from handlers.settings import Settings
 from telemetry import FLUSH_SECONDS
 from tests.k8s.fleet import CORES_PER_CONNECTION
-from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, seconds, settings, with_components
+from tests.k8s.tools import BUILDS, K8S, ROOT, built, one, pod_specs, settings, with_components
 from tests.k8s.tools import build as build_folder
 
 builds = pytest.mark.parametrize("build", BUILDS)
@@ -286,12 +286,9 @@ def test_timeouts(build: str) -> None:
     documents = built(build)
     beat = float(settings(documents)["WEBSOCKET_PING_INTERVAL_SECONDS"])
     for name in _names(documents, "HTTPRoute"):
-        rules = {
-            rule["matches"][0]["path"]["value"]: rule["timeouts"]
-            for rule in one(documents, "HTTPRoute", name)["spec"]["rules"]
-        }
-        assert rules["/ws/events"] == {"request": "0s", "backendRequest": "0s"}
-        assert seconds(rules["/broadcast"]["request"]) >= longest_publish()
+        (rule,) = one(documents, "HTTPRoute", name)["spec"]["rules"]
+        plain = build == "components/gateway-route"
+        assert rule.get("timeouts") == (None if plain else {"request": "0s", "backendRequest": "0s"})
     for name in _names(documents, "Ingress"):
         annotations = one(documents, "Ingress", name)["metadata"]["annotations"]
         timeouts = [value for key, value in annotations.items() if "timeout" in key]
@@ -299,23 +296,53 @@ def test_timeouts(build: str) -> None:
         assert all(float(value.removesuffix("s")) >= max(2 * beat, longest_publish()) for value in timeouts)
 
 
+def paths_from_outside(documents: list[Document]) -> list[str]:
+    """Return the paths to which a gateway or an ingress controller leads."""
+    routes = [one(documents, "HTTPRoute", name)["spec"]["rules"] for name in _names(documents, "HTTPRoute")]
+    matches = [match for rules in routes for rule in rules for match in rule["matches"]]
+    assert all(match.keys() == {"path"} for match in matches), "a rule for one method would refuse preflight requests"
+    ingresses = [one(documents, "Ingress", name)["spec"]["rules"] for name in _names(documents, "Ingress")]
+    paths = [path for rules in ingresses for rule in rules for path in rule["http"]["paths"]]
+    return [match["path"]["value"] for match in matches] + [path["path"] for path in paths]
+
+
 @builds
 def test_only_clients_and_producers_from_outside(build: str) -> None:
     """No external route leads to health and metrics, because they require no key."""
-    documents = built(build)
-    paths = [
-        match["path"]["value"]
-        for name in _names(documents, "HTTPRoute")
-        for rule in one(documents, "HTTPRoute", name)["spec"]["rules"]
-        for match in rule["matches"]
-    ]
-    paths += [
-        path["path"]
-        for name in _names(documents, "Ingress")
-        for rule in one(documents, "Ingress", name)["spec"]["rules"]
-        for path in rule["http"]["paths"]
-    ]
-    assert set(paths) <= {"/ws/events", "/broadcast"}
+    ways = ("components/gateway-route", "components/gateway-route-timeouts", "components/ingress")
+    has_one = build in ways or build.startswith("overlays/production")
+    assert paths_from_outside(built(build)) == (["/ws/events", "/broadcast"] if has_one else [])
+
+
+@pytest.mark.parametrize("way", ["gateway-route-timeouts", "ingress"])
+def test_a_route_is_one_line(way: str, tmp_path: Path) -> None:
+    """Each path is one line; the line for /schema is there, and only has to be uncommented."""
+    overlay = with_components(tmp_path, "overlays/production", lambda _: [way])
+    for name in ("gateway-route/httproute.yaml", "ingress/ingress.yaml"):
+        path = tmp_path / "k8s/components" / name
+        path.write_text(re.sub(r"# (- .*/schema)", r"\1", path.read_text()))
+    documents = build_folder(overlay)
+    assert paths_from_outside(documents) == ["/ws/events", "/broadcast", "/schema"]
+
+
+def test_a_listener_of_the_gateway(tmp_path: Path) -> None:
+    """The line for the listener only has to be uncommented."""
+    overlay = with_components(tmp_path, "overlays/production", lambda _: ["gateway-route"])
+    path = tmp_path / "k8s/components/gateway-route/httproute.yaml"
+    path.write_text(path.read_text().replace("# sectionName", "sectionName"))
+    (parent,) = one(build_folder(overlay), "HTTPRoute")["spec"]["parentRefs"]
+    assert parent["sectionName"] == "https"
+
+
+@builds
+def test_zones(build: str) -> None:
+    """Only production demands zones; elsewhere a node without the label of a zone gets pods too."""
+    constraints = deployment(build)["template"]["spec"]["topologySpreadConstraints"]
+    zones = "DoNotSchedule" if build.startswith("overlays/production") else "ScheduleAnyway"
+    assert {each["topologyKey"]: each["whenUnsatisfiable"] for each in constraints} == {
+        "kubernetes.io/hostname": "ScheduleAnyway",
+        "topology.kubernetes.io/zone": zones,
+    }
 
 
 @builds
