@@ -1,6 +1,7 @@
 """The manifests agree with each other, with the settings of the service, and with the times of a drain."""
 
 import base64
+import json
 import re
 import shlex
 import tomllib
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from handlers.server import server
 from handlers.settings import Settings
@@ -505,6 +507,43 @@ def test_dev_runs() -> None:
         *("ConfigMap", "Deployment", "Namespace", "NetworkPolicy", "PodDisruptionBudget", "Secret"),
         *("Service", "ServiceAccount"),
     }, "only resources that a plain cluster has"
+
+
+def test_additions_of_the_readme(tmp_path: Path) -> None:
+    """Production builds with the additions in k8s/README.md: a Secret with a hash, a label, and tolerations."""
+    (text,) = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    overlay = with_components(tmp_path, "overlays/production", lambda names: names)
+    path = overlay / "kustomization.yaml"
+    before, added = json.loads(path.read_text()), yaml.safe_load(text)
+    path.write_text(json.dumps(before | added | {"patches": before["patches"] + added["patches"]}))
+    (overlay / "secret.env").write_text("REDIS_URL=redis://h\n")
+    documents = build_folder(overlay)
+    spec = one(documents, "Deployment")["spec"]["template"]["spec"]
+    secret = one(documents, "Secret")["metadata"]["name"]
+    assert re.fullmatch(r"event-broadcaster-\w{10}", secret)
+    assert spec["containers"][0]["envFrom"][1] == {"secretRef": {"name": secret}}
+    assert [each["tolerationSeconds"] for each in spec["tolerations"]] == [30, 30]
+    for kind in ("ServiceMonitor", "PrometheusRule"):
+        assert one(documents, kind)["metadata"]["labels"]["release"] == "kube-prometheus-stack"
+
+
+def test_steps_of_production() -> None:
+    """The steps in k8s/README.md use files, names and a namespace that exist, and the namespace comes first."""
+    text = (K8S / "README.md").read_text()
+    _, namespace, apply = re.findall(r" *```sh\n(.*?)```", text, re.DOTALL)
+    documents = built("overlays/production")
+    assert namespace.split("\n")[0].strip() == "kubectl apply -f k8s/overlays/production/namespace.yaml"
+    assert set(re.findall(r" -n (\S+)", namespace + apply)) == {one(documents, "Namespace")["metadata"]["name"]}
+    paths = re.findall(r"(?: -[kf]|python3| check.py) (k8s/\S+)", namespace + apply)
+    assert "k8s/overlays/production" in paths
+    assert all((ROOT / path).exists() for path in paths)
+    assert apply.index("check.py") < apply.index("apply -k")
+
+
+def test_rollout_time_of_the_readme() -> None:
+    """The time of a rollout in k8s/README.md is that of the manifests, and a second more for the start."""
+    ((pod, ready),) = re.findall(r"take (\d+) s for each \(measured; (\d+) s", (K8S / "README.md").read_text())
+    assert int(ready) == deployment("overlays/production")["minReadySeconds"] == int(pod) - 1
 
 
 def test_readme() -> None:
