@@ -16,7 +16,7 @@ import yaml
 from handlers.openapi.examples import EXAMPLES
 from tests import processes
 from tests.k8s.queries import NAMESPACE, PROMISED, queries
-from tests.k8s.tools import K8S, built, one, run, tool
+from tests.k8s.tools import K8S, MONITORING, built, one, run, tool
 from tests.system.client import connected
 from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
@@ -169,7 +169,7 @@ def test_dashboard() -> None:
     """Grafana's sidecar finds the dashboard; its panels have unique ids, do not overlap and use defined variables."""
     config = one(built(PRODUCTION), "ConfigMap", "event-broadcaster-dashboard")
     assert config["metadata"]["labels"]["grafana_dashboard"] == "1"
-    dashboard = json.loads((K8S / "overlays/production/dashboard.json").read_text())
+    dashboard = json.loads((K8S / MONITORING / "dashboard.json").read_text())
     assert json.loads(config["data"]["event-broadcaster.json"]) == dashboard
     panels = dashboard["panels"]
     assert [panel["id"] for panel in panels] == list(range(1, len(panels) + 1))

@@ -20,6 +20,7 @@ __all__ = [
     "BUILDS",
     "COMPONENTS",
     "K8S",
+    "MONITORING",
     "OVERLAYS",
     "ROOT",
     "build",
@@ -39,11 +40,14 @@ K8S = ROOT / "k8s"
 ALL_TESTS = "ALL_TESTS" in os.environ
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
 COMPONENTS = sorted(path.parent.name for path in (K8S / "components").glob("*/kustomization.yaml"))
+# Alert rules and dashboard, which the chart reads too.
+MONITORING = "chart/files"
 # The base, each overlay, each component alone on the base, and each overlay with the component that moves a port.
 BUILDS = [
     "base",
     *(f"overlays/{name}" for name in OVERLAYS),
     *(f"components/{name}" for name in COMPONENTS),
+    MONITORING,
     *(f"overlays/{name} + internal-port" for name in OVERLAYS),
 ]
 
@@ -81,7 +85,7 @@ def _printed(name: str) -> str:
     if component:
         with TemporaryDirectory() as folder:
             return json.dumps(build(with_components(Path(folder), overlay, lambda names: [*names, component])))
-    if not name.startswith("components/"):
+    if name != MONITORING and not name.startswith("components/"):
         return json.dumps(build(K8S / name))
     with TemporaryDirectory() as folder:
         root = os.path.relpath(K8S, folder)
@@ -98,8 +102,9 @@ def with_components(folder: Path, overlay: str, choose: Callable[[list[str]], li
     copied = Path(shutil.copytree(K8S, folder / "k8s")) / overlay
     path = copied / "kustomization.yaml"
     kustomization = yaml.safe_load(path.read_text())
-    chosen = choose([Path(component).name for component in kustomization["components"]])
-    path.write_text(json.dumps(kustomization | {"components": [f"../../components/{name}" for name in chosen]}))
+    paths = {Path(component).name: component for component in kustomization["components"]}
+    chosen = [paths.get(name, f"../../components/{name}") for name in choose(list(paths))]
+    path.write_text(json.dumps(kustomization | {"components": chosen}))
     return copied
 
 
