@@ -530,7 +530,7 @@ def test_additions_of_the_readme(tmp_path: Path) -> None:
 def test_steps_of_production() -> None:
     """The steps in k8s/README.md use files, names and a namespace that exist, and the namespace comes first."""
     text = (K8S / "README.md").read_text()
-    _, namespace, apply = re.findall(r" *```sh\n(.*?)```", text, re.DOTALL)
+    _, namespace, apply, _ = re.findall(r" *```sh\n(.*?)```", text, re.DOTALL)
     documents = built("overlays/production")
     assert namespace.split("\n")[0].strip() == "kubectl apply -f k8s/overlays/production/namespace.yaml"
     assert set(re.findall(r" -n (\S+)", namespace + apply)) == {one(documents, "Namespace")["metadata"]["name"]}

@@ -10,10 +10,14 @@ import pytest
 import yaml
 
 from tests.k8s.crds import SCHEMAS
-from tests.k8s.tools import BUILDS, K8S, ROOT, build, built, run, tool
+from tests.k8s.tools import BUILDS, CHART, K8S, MONITORING, ROOT, build, built, run, tool
 
 # From the oldest version with the features of the base (`sleep` as preStop) to the newest that is known.
 VERSIONS = ["1.30", "1.31", "1.32", "1.33", "1.34", "1.35", "1.36", "1.37"]
+# The files of the chart are templates and values, except those that it shares.
+KUSTOMIZE = [
+    path for path in K8S.rglob("*.yaml") if not path.is_relative_to(CHART) or path.is_relative_to(K8S / MONITORING)
+]
 
 
 def _all() -> list[dict[str, Any]]:
@@ -78,7 +82,7 @@ def test_validator_is_strict(change: dict[str, Any], tmp_path: Path) -> None:
 def test_every_file_is_used() -> None:
     """Every YAML file in a kustomization's folder is listed in it, or documented as not to be applied."""
     by_hand = {"adapter-rules.yaml"}
-    for path in K8S.rglob("*.yaml"):
+    for path in KUSTOMIZE:
         if path.name != "kustomization.yaml" and path.name not in by_hand:
             assert path.name in (path.parent / "kustomization.yaml").read_text(), path
 
@@ -107,6 +111,6 @@ def test_yaml_has_no_duplicate_keys() -> None:
             assert len(keys) == len(set(keys)), f"{node.start_mark}: {keys}"
             return super().construct_mapping(node, deep)
 
-    for path in K8S.rglob("*.yaml"):
+    for path in [*KUSTOMIZE, CHART / "values.yaml", CHART / "Chart.yaml", *CHART.glob("examples/*.yaml")]:
         for _ in yaml.load_all(path.read_text(), Loader=Strict):
             pass

@@ -18,11 +18,13 @@ from tests import processes
 __all__ = [
     "ALL_TESTS",
     "BUILDS",
+    "CHART",
     "COMPONENTS",
     "K8S",
     "MONITORING",
     "OVERLAYS",
     "ROOT",
+    "Document",
     "build",
     "built",
     "one",
@@ -36,6 +38,7 @@ __all__ = [
 
 ROOT = Path(__file__).parents[2]
 K8S = ROOT / "k8s"
+CHART = K8S / "chart"
 # Set by .ci/run: a missing tool then fails the test instead of skipping it, and slow tests run too.
 ALL_TESTS = "ALL_TESTS" in os.environ
 OVERLAYS = sorted(path.parent.name for path in (K8S / "overlays").glob("*/kustomization.yaml"))
