@@ -394,6 +394,30 @@ def test_releases_are_apart() -> None:
     }
 
 
+def test_names_that_look_like_numbers() -> None:
+    """Names of digits alone stay texts."""
+    names = {
+        "existingSecret": "1",
+        "priorityClassName": "2",
+        "serviceAccount.name": "3",
+        "networkPolicy.gatewayNamespace": "4",
+        "networkPolicy.prometheusNamespace": "5",
+        "networkPolicy.collectorNamespace": "6",
+        "ingress.className": "7",
+        "ingress.tlsSecret": "8",
+    }
+    for document in render(ON, names, release="9"):
+        validate(document)
+
+
+def test_a_value_can_be_removed() -> None:
+    """A null removes a default, such as the user, which OpenShift chooses itself."""
+    documents = render({"podSecurityContext.runAsUser": None, "resources.requests.cpu": None})
+    pod = one(documents, "Deployment")["spec"]["template"]["spec"]
+    assert set(pod["securityContext"]) == {"runAsNonRoot", "runAsGroup", "seccompProfile"}
+    assert set(pod["containers"][0]["resources"]["requests"]) == {"memory", "ephemeral-storage"}
+
+
 def _texts(value: Any) -> list[str]:
     if isinstance(value, dict):
         return [text for each in value.values() for text in _texts(each)]
