@@ -544,6 +544,27 @@ MUTATIONS: Final = (
         "                await asyncio.Event().wait()\n",
         ("tests/kernel/publishing/test_publisher.py -k the_end",),
     ),
+    Mutation(
+        "the chart writes large numbers with an exponent",
+        "k8s/chart/templates/configmap.yaml",
+        "  {{- $value = int64 $value }}\n",
+        "",
+        ("tests/k8s/test_chart.py",),
+    ),
+    Mutation(
+        "the chart's grace period does not follow the drain",
+        "k8s/chart/templates/_helpers.tpl",
+        'dig "DRAIN_SECONDS" 10 .Values.settings',
+        "30",
+        ("tests/k8s/test_chart.py",),
+    ),
+    Mutation(
+        "the manifests and the chart differ",
+        "k8s/base/poddisruptionbudget.yaml",
+        "unhealthyPodEvictionPolicy: AlwaysAllow",
+        "unhealthyPodEvictionPolicy: IfHealthyBudget",
+        ("tests/k8s/test_chart.py",),
+    ),
 )
 
 
