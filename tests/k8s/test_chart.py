@@ -317,6 +317,7 @@ def refused(change: Document, version: str = FOR[1]) -> str:
         ({"settings.HISTORY_SIZE": 0}, "'/settings/HISTORY_SIZE': minimum: got 0, want 1"),
         ({"settings.LOG_FORMAT": "xml"}, "'/settings/LOG_FORMAT': value must be one of 'json', 'text'"),
         ({"settings.API_KEYS": "secret"}, "'/settings': additional properties 'API_KEYS' not allowed"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "'/podLabels/app.kubernetes.io~1name': false schema"),
         ({"autoscaling.by": "memory"}, "'/autoscaling/by': value must be one of"),
         ({"ingress.enabled": True}, "'/ingress/hosts': minItems: got 0, want 1"),
         ({"gateway.enabled": True}, "'/gateway/parentRefs': minItems: got 0, want 1"),
