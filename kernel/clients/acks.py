@@ -66,5 +66,9 @@ class AckLedger:
 
 
 def requires_acks(patterns: Patterns) -> bool:
-    """Return True if these patterns let events through that require an ack."""
-    return patterns.matches(_NAMES)
+    """Return True if these patterns let events through that require an ack.
+
+    Many long patterns take too long to be compared here, so it is False for them until they were compared with such an
+    event, in steps, because one was delivered. Before that no ack is outstanding.
+    """
+    return patterns.matches(_NAMES) if patterns.quick else bool(patterns.known(_NAMES))

@@ -221,7 +221,7 @@ class Hub:
             if self._walk is not None:
                 self._walk.reach(client)
             self._leave_audience(client)
-        if requires_acks(patterns) and not requires_acks(client.patterns):
+        if not requires_acks(client.patterns):
             client.clear_acks()
         client.patterns = patterns
         # `reach` may have filled the socket, which calls `fall_behind`; then the client is no longer live

@@ -4,13 +4,15 @@ from collections.abc import Iterable, Iterator
 from typing import ClassVar, Final
 from weakref import WeakValueDictionary
 
-from kernel.clients.globs import GlobSet, has_wildcards
+from kernel.clients.globs import BLOCK, GlobSet, has_wildcards
 
 __all__ = ["EVERYTHING", "Patterns"]
 
 # A worker's event type is free text: these bounds keep it from costing memory or time.
 _NAME_LENGTH = 256
 _VERDICTS = 64
+# How many characters of globs are compared in a few milliseconds.
+_QUICK = 4 * BLOCK
 
 
 class Patterns:
@@ -19,15 +21,18 @@ class Patterns:
     So `is`, `==` and `hash` are cheap, and clients share the remembered verdicts. `globs` are shell globs (`*`, `?`,
     `[abc]`, `[!abc]`, as in `fnmatch`) in lower case. None means that the client never subscribed and receives
     everything; with the empty set it receives nothing.
+
+    `quick` is False if a comparison may take so long that it must be done in `steps`.
     """
 
-    __slots__ = ("__weakref__", "_literals", "_set", "_verdicts", "_wild", "globs")
+    __slots__ = ("__weakref__", "_literals", "_set", "_verdicts", "_wild", "globs", "quick")
 
     _interned: ClassVar[WeakValueDictionary[frozenset[str] | None, "Patterns"]] = WeakValueDictionary()
 
     def __init__(self, globs: frozenset[str] | None) -> None:
         self.globs: Final = globs
         self._wild = [glob for glob in globs or () if has_wildcards(glob)]
+        self.quick: Final = sum(map(len, self._wild)) <= _QUICK
         self._literals = frozenset(globs or ()).difference(self._wild)
         self._set: GlobSet | None = None
         self._verdicts: dict[tuple[str, ...], bool] = {}

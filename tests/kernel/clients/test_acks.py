@@ -1,11 +1,15 @@
 """Acks: which are outstanding from which client, and since when."""
 
+import json
+from collections.abc import Iterator, Sequence
+
 import msgspec
 import pytest
 
 from kernel import EventData, RiskLevel
 from kernel.clients.acks import AckLedger
 from kernel.clients.client import Client
+from kernel.clients.globs import GlobSet
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.envelope import Entry
 from kernel.log.frames import Frame
@@ -13,6 +17,22 @@ from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
 from tests.kernel.replicas import RARE_CHECKS, WIRE, join, replica
 from tests.virtual_time import eventually
+
+# 100 patterns of 253 characters that could match short names, so that only a comparison decides: it takes 15 to 40 ms.
+_MEMBERS = [
+    "".join(f"{chr(0x4E00 + 111 * at + 3 * n)}-{chr(0x4E01 + 111 * at + 3 * n)}" for n in range(5)) for at in range(12)
+]
+HOSTILE = ["".join(f"[{members}{number:03}]*" for members in _MEMBERS) + "~" for number in range(100)]
+ALARM = EventData(
+    id=1,
+    event_id=1,
+    batch_id="b",
+    camera_id="c",
+    risk_score=90,
+    risk_level=RiskLevel.HIGH,
+    summary="s",
+    reasoning="r",
+)
 
 
 def event(sequence: int, *, epoch: str = "e", wants: bool = True, type: str = "event") -> Frame:
@@ -104,6 +124,46 @@ def test_what_is_not_an_event(ledger: AckLedger) -> None:
     assert len(ledger) == 2
 
 
+@pytest.fixture
+def compared(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Return a list that gets an entry for each block of patterns that is compared."""
+    blocks: list[object] = []
+    steps = GlobSet.steps
+
+    def counted(globs: GlobSet, names: Sequence[str]) -> Iterator[bool]:
+        for step in steps(globs, names):
+            blocks.append(globs)
+            yield step
+
+    monkeypatch.setattr(GlobSet, "steps", counted)
+    return blocks
+
+
+async def test_hostile_patterns_are_not_compared_for_acks(compared: list[object]) -> None:
+    """A subscribe, a disconnect and the metrics compare no long patterns; the delivery of an event does, in steps."""
+    assert max(map(len, HOSTILE)) <= 256
+    async with replica(FakeRedis(), RARE_CHECKS) as broadcaster:
+        usual, _ = join(broadcaster)
+        await broadcaster.broadcast_event(ALARM)
+        await eventually(lambda: broadcaster.unacknowledged == 1)
+        hostile = Patterns.of([*HOSTILE[:-1], "e[u-w]ent"])
+        client, _ = join(broadcaster, patterns=hostile)
+        others = [join(broadcaster, skips=lambda _: True)[0] for _ in range(2)]
+        for other in others:
+            broadcaster.hub.receive(other, json.dumps({"type": "subscribe", "data": {"events": HOSTILE}}))
+            broadcaster.hub.receive(other, '{"type":"ack","data":{"sequence":1}}')
+        assert broadcaster.unacknowledged == 1
+        broadcaster.disconnect(others[0])
+        assert compared == []
+        await broadcaster.broadcast_event(ALARM)
+        await eventually(lambda: all(each.place.sequence == 2 for each in (usual, client, others[1])))
+        assert len(compared) > 20
+        assert broadcaster.unacknowledged == 3
+        broadcaster.disconnect(others[1])
+        broadcaster.disconnect(client)
+        assert broadcaster.counters.unacknowledged_at_close == 1
+
+
 def test_bounded() -> None:
     """If events are never acknowledged, between the newest 10,000 and the newest 20,000 are remembered."""
     ledger = AckLedger()
@@ -116,22 +176,12 @@ def test_bounded() -> None:
 
 async def test_a_replica_keeps_count() -> None:
     """A replica counts the acks that were requested, received, outstanding now and outstanding at each close."""
-    data = EventData(
-        id=1,
-        event_id=1,
-        batch_id="b",
-        camera_id="c",
-        risk_score=90,
-        risk_level=RiskLevel.HIGH,
-        summary="s",
-        reasoning="r",
-    )
     async with replica(FakeRedis(), RARE_CHECKS) as broadcaster:
         counters = broadcaster.counters
         clients = [join(broadcaster)[0] for _ in range(3)]
         other, _ = join(broadcaster, patterns=Patterns.of(["alert.*"]), skips=lambda _: True)
         for _ in range(2):
-            await broadcaster.broadcast_event(data)
+            await broadcaster.broadcast_event(ALARM)
         await eventually(lambda: broadcaster.sequence == 2)
         assert (counters.acks_wanted, counters.acks, broadcaster.unacknowledged) == (6, 0, 6)
         assert broadcaster.record_ack(clients[0], 2)
@@ -146,6 +196,6 @@ async def test_a_replica_keeps_count() -> None:
         # for a client that subscribes to events only now, no ack of an earlier one is outstanding
         broadcaster.hub.receive(other, '{"type":"subscribe","data":{"events":["event"]}}')
         assert broadcaster.unacknowledged == 2
-        await broadcaster.broadcast_event(data)
+        await broadcaster.broadcast_event(ALARM)
         await eventually(lambda: broadcaster.sequence == 3)
         assert broadcaster.unacknowledged == 5
