@@ -30,6 +30,27 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "a subscribe compares all patterns to count acks",
+        "kernel/clients/acks.py",
+        "    return patterns.matches(_NAMES) if patterns.quick else bool(patterns.known(_NAMES))\n",
+        "    return patterns.matches(_NAMES)\n",
+        ("tests/kernel/clients/test_acks.py",),
+    ),
+    Mutation(
+        "a subscribe during a delivery compares all patterns",
+        "kernel/clients/fanout.py",
+        "            if None in verdicts or not all(",
+        "            if not all(",
+        ("tests/kernel/clients/test_hub.py -k hostile", "tests/kernel/clients/test_fanout.py"),
+    ),
+    Mutation(
+        "a client that a delivery could not reach at once stays live",
+        "kernel/clients/hub.py",
+        "not self._walk.reach(client):\n                self._put_behind(client)\n",
+        "not self._walk.reach(client):\n                pass\n",
+        ("tests/kernel/clients/test_hub.py -k hostile",),
+    ),
+    Mutation(
         "every client of a large fleet is notified in one go",
         "kernel/clients/hub.py",
         "            if pace.over:\n                yield\n",

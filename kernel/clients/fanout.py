@@ -10,7 +10,8 @@ of each client that joins or leaves an audience, and the walk does not write to 
 
 - a client that joined stands at the end of the log, so it has these frames already, or does not want them;
 - a client that left reads the log by itself, after its own place;
-- a client that changes its patterns is given its frames first (`reach`), under the old patterns.
+- a client that changes its patterns is given its frames first (`reach`), under the old patterns; if that would take
+  long, because they must be compared or encoded first, the client reads the log by itself.
 
 Invariants. A live client stands either where the previous walk ended, or at this walk's `end` once it was reached. No
 client is given a frame twice, and none misses one. The log ends at the walk's `end` when the walk is created: appending
@@ -140,13 +141,21 @@ class Walk:
         """Write no more to a client, because it joined or left an audience."""
         self._passed_over.add(client)
 
-    def reach(self, client: Client) -> None:
-        """Write a live client its frames now, unless it has them, because another message is about to be sent to it."""
-        self.pass_over(client)
+    def reach(self, client: Client) -> bool:
+        """Write a live client its frames now, unless it has them, because another message is about to be sent to it.
+
+        Return False, and write nothing, if its patterns must be compared or frames be encoded first.
+        """
         if client.place != self.end:
+            verdicts = client.patterns.all_known([frame.names for frame in self.frames])
+            wanted = compress(self.frames, verdicts)
+            if None in verdicts or not all(each.is_made(client.encoding, replay=False) for each in wanted):
+                return False
             written = client.write(self.frames)
             if written.messages:
                 self._note(client.patterns, 1, *written)
+        self.pass_over(client)
+        return True
 
     def recipients(self, frame: Frame) -> int:
         """Return the number of clients to which a frame of this walk was written."""

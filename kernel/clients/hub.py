@@ -9,9 +9,9 @@ Theory of operation. A client is in one of three states (`ClientState`).
 - *Gone*: it is disconnected, and the hub no longer knows it.
 
 A client that connects becomes live at once, or starts behind if it connects with a resume. A live client falls behind
-when its socket is full (`fall_behind`), when it asks for a replay (`receive`), or when a delivery that failed did not
-reach it. A `resync` message goes through these calls: `receive`, `_resume`, `_put_behind`, `_catch_up`,
-`CatchUp.proceed` with a `Replay`, `_go_live`.
+when its socket is full (`fall_behind`), when it asks for a replay or, during a delivery, changes its patterns
+(`receive`), or when a delivery that failed did not reach it. A `resync` message goes through these calls: `receive`,
+`_resume`, `_put_behind`, `_catch_up`, `CatchUp.proceed` with a `Replay`, `_go_live`.
 
 Invariant. The state changes in one step, without an await: a client is in an audience if and only if it is live, and no
 task reads the log for it then. This matters most when a catch-up ends. If there were an await between the read that
@@ -216,10 +216,10 @@ class Hub:
                 pace.restart()
 
     def _change_patterns(self, client: Client, patterns: Patterns) -> None:
-        """Replace a client's patterns; the old ones still decide about the frames of a walk in progress."""
+        """Replace a client's patterns; the old ones decide about frames of a walk that it can be given at once."""
         if client.state is ClientState.LIVE:
-            if self._walk is not None:
-                self._walk.reach(client)
+            if self._walk is not None and not self._walk.reach(client):
+                self._put_behind(client)
             self._leave_audience(client)
         if not requires_acks(client.patterns):
             client.clear_acks()

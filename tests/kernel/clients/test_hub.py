@@ -288,6 +288,29 @@ async def test_changing_patterns_during_a_walk(redis: FakeRedis) -> None:
 
 
 @pytest.mark.usefixtures("slow_walk")
+async def test_hostile_patterns_during_a_walk(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client that changes patterns which were not compared yet reads the log; the reply waits for no comparison."""
+    compared: list[object] = []
+    matches = Patterns.matches
+    monkeypatch.setattr(Patterns, "matches", lambda patterns, names: compared.append(names) or matches(patterns, names))
+    async with replica(redis) as broadcaster:
+        for _ in range(50):
+            join(broadcaster)
+        hostile = Patterns.of([f"{'*a' * 126}{number:02}" for number in range(99)])
+        client, sink = join(broadcaster, patterns=hostile, skips=lambda number: number in (251, 253))
+        await walking(redis, broadcaster, client)
+        compared.clear()
+        broadcaster.hub.receive(client, subscribe("alert.*"))
+        assert compared == []
+        assert (sink.outline, client.state) == (["connected", "subscribed"], ClientState.BEHIND)
+        fill(redis, 1, type="alert_created")
+        fill(redis, 1)
+        await eventually(lambda: client.place.sequence == 253)
+        await eventually(lambda: client.state is ClientState.LIVE)
+        assert sink.outline == ["connected", "subscribed", "252"]
+
+
+@pytest.mark.usefixtures("slow_walk")
 async def test_full_by_the_change_of_patterns(redis: FakeRedis) -> None:
     """A client whose socket the events under way have filled is behind, with its new patterns."""
     async with replica(redis) as broadcaster:
