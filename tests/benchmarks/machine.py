@@ -2,6 +2,8 @@
 
 import os
 import platform
+import re
+import resource
 import shutil
 import subprocess
 import tempfile
@@ -11,7 +13,18 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["SERVER_CORE", "built", "cpu_seconds", "describe", "keep_off_server_core", "memory", "pin_to_server_core"]
+__all__ = [
+    "SERVER_CORE",
+    "built",
+    "cpu_seconds",
+    "describe",
+    "keep_off_server_core",
+    "memory",
+    "most_descriptors",
+    "peak",
+    "pin_to_server_core",
+    "restart_peak",
+]
 
 # Servers run alone on this core; load clients, Redis and the driver share the others.
 SERVER_CORE = 0
@@ -31,6 +44,23 @@ def cpu_seconds(pid: int) -> float:
 def memory(pid: int) -> int:
     """Return the resident memory of a process, in bytes."""
     return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def restart_peak(pid: int) -> int:
+    """Reset the `peak` of a process, and return its resident memory, in bytes."""
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # proc(5)
+    return memory(pid)
+
+
+def peak(pid: int) -> int:
+    """Return the most memory of a process, in bytes, that was resident since `restart_peak`."""
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+    return int(found[1]) * 1024 if found else 0
+
+
+def most_descriptors() -> int:
+    """Return how many files a process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def pin_to_server_core(pid: int) -> None:

@@ -13,13 +13,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
+from urllib.request import urlopen
 
 import msgspec
 import redis
 
 from tests import processes
 from tests.benchmarks.load import STAMP, Connected, Load, Received
-from tests.benchmarks.machine import built, cpu_seconds, memory, pin_to_server_core
+from tests.benchmarks.machine import built, cpu_seconds, memory, peak, pin_to_server_core, restart_peak
+from tests.waiting import wait_until
 
 __all__ = [
     "CHANNELS",
@@ -224,6 +226,23 @@ class Server:
     def memory(self) -> int:
         """Return the resident memory of the server, in bytes."""
         return memory(self._process.pid)
+
+    def restart_peak(self) -> int:
+        """Start to measure the peak of the memory again; return the memory that is resident now, in bytes."""
+        return restart_peak(self.pid)
+
+    def peak(self) -> int:
+        """Return the most memory, in bytes, that was resident since `restart_peak`."""
+        return peak(self.pid)
+
+    def until_ready(self, seconds: float = 120.0) -> None:
+        """Wait until the service may be sent clients; only for this service."""
+        wait_until(self._is_ready, seconds)
+
+    def _is_ready(self) -> bool:
+        with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{self.port}/health/ready", timeout=5) as answer:
+            return bool(answer.status == 200)
+        return False
 
     @property
     def pid(self) -> int:

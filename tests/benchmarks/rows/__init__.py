@@ -7,6 +7,9 @@ from tests.benchmarks.rows import (
     growth,
     held,
     hostile,
+    hostile_memory,
+    hostile_messages,
+    narrow_link,
     paced,
     publish,
     saturated,
@@ -26,5 +29,8 @@ ROWS: list[Row] = [
     *growth.ROWS,
     held.ROW,
     hostile.ROW,
+    hostile_messages.ROW,
+    hostile_memory.ROW,
+    narrow_link.ROW,
     *tracing.ROWS,
 ]

@@ -12,9 +12,30 @@ from tests.benchmarks.rows.saturated import events_for
 from tests.benchmarks.rows.single import one_at_a_time
 from tests.benchmarks.subjects import OURS, Server, data_of
 
-__all__ = ["PROBED", "ROW", "held"]
+__all__ = ["ROW", "Probed"]
 
-PROBED = OURS._replace(module="tests.benchmarks.held_service")
+
+class Probed(Server):
+    """This service with a probe; `pid` is that of the service."""
+
+    def __init__(self, redis_url: str, *, channel: str = "", **settings: str) -> None:
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-broadcaster-")
+        self._file = Path(self._folder.name, "held")
+        subject = OURS._replace(module="tests.benchmarks.held_service")
+        super().__init__(subject, redis_url, channel=channel, HELD_FILE=str(self._file), **settings)
+
+    def held(self) -> float:
+        """Return the longest time, in milliseconds, for which the event loop was blocked since the last call."""
+        self._file.unlink(missing_ok=True)
+        os.kill(self.pid, signal.SIGUSR1)
+        while not (self._file.exists() and self._file.stat().st_size):
+            time.sleep(0.01)
+        return float(self._file.read_text())
+
+    def close(self) -> None:
+        """Stop the load client and the server."""
+        super().close()
+        self._folder.cleanup()
 
 
 def run(bench: Bench) -> None:
@@ -23,12 +44,7 @@ def run(bench: Bench) -> None:
     The saturating events are published through a second replica, because a batch of hundreds of events blocks the event
     loop of the replica that decodes it.
     """
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-broadcaster-") as directory,
-        bench.servers(PROBED, HELD_FILE=f"{directory}/held") as (server,),
-        Server(OURS, bench.redis_url, channel=server.channel) as publisher,
-    ):
-        file = Path(directory, "held")
+    with Probed(bench.redis_url) as server, Server(OURS, bench.redis_url, channel=server.channel) as publisher:
         for clients in (1000,) if bench.quick else (1000, 10_000):
             server.connect(clients - server.load.clients)
             for size in (350, 4096):
@@ -36,32 +52,23 @@ def run(bench: Bench) -> None:
                 events = events_for(server, server.subject.speed * 350 / size, bench.seconds)
                 one_at_a_time(server, data, 2)
                 for _ in range(bench.rounds):
-                    held(server, file)
+                    server.held()
                     one_at_a_time(server, data, 10)
                     bench.results.add(
                         "held",
                         f"{clients:,} clients, {size} B, one at a time",
                         OURS.name,
-                        {"held": held(server, file)},
+                        {"held": server.held()},
                     )
                 for _ in range(bench.rounds):
-                    held(server, file)
+                    server.held()
                     server.load.expect(events)
                     publisher.publish(data, events)
                     server.load.wait(120)
                     bench.results.add(
-                        "held", f"{clients:,} clients, {size} B, saturated", OURS.name, {"held": held(server, file)}
+                        "held", f"{clients:,} clients, {size} B, saturated", OURS.name, {"held": server.held()}
                     )
             bench.say(f"  {clients:,} clients")
-
-
-def held(server: Server, file: Path) -> float:
-    """Return the longest time, in milliseconds, for which the event loop was blocked since the last call."""
-    file.unlink(missing_ok=True)
-    os.kill(server.pid, signal.SIGUSR1)
-    while not (file.exists() and file.stat().st_size):
-        time.sleep(0.01)
-    return float(file.read_text())
 
 
 ROW = Row("held", Table("Event loop blocked", (Column("held", "longest, ms", 1),)), run)

@@ -1,14 +1,11 @@
 """Hostile publishes: for how long one request that is slow to decode blocks the event loop."""
 
-import tempfile
-from pathlib import Path
-
 from tests.benchmarks.bench import Bench, Row
 from tests.benchmarks.results import Column, Table
-from tests.benchmarks.rows.held import PROBED, held
-from tests.benchmarks.subjects import OURS, Server, request
+from tests.benchmarks.rows.held import Probed
+from tests.benchmarks.subjects import OURS, request
 
-__all__ = ["DEFAULT", "ROW", "hostile_requests"]
+__all__ = ["DEFAULT", "ROW", "hostile_requests", "measure"]
 
 DEFAULT = "64 KiB"
 _CAMERA = b'"event_type":"camera.online","camera_id":"c","camera_name":"n","status":"online","timestamp":"noon"'
@@ -29,25 +26,19 @@ def hostile_requests() -> dict[str, bytes]:
 
 def run(bench: Bench) -> None:
     """Publish each request once a round, with `EVENT_MAX_BYTES` at 1 MiB."""
-    with (
-        tempfile.TemporaryDirectory(prefix="bench-broadcaster-") as directory,
-        bench.servers(
-            PROBED, HELD_FILE=f"{directory}/held", EVENT_MAX_BYTES=str(1024 * 1024), HTTP_MAX_BODY_BYTES=str(2**21)
-        ) as (server,),
-    ):
-        file = Path(directory, "held")
+    with Probed(bench.redis_url, EVENT_MAX_BYTES=str(1024 * 1024), HTTP_MAX_BODY_BYTES=str(2**21)) as server:
         for case, ready in hostile_requests().items():
-            measure(server, file, ready)
+            measure(server, ready)
             for _ in range(bench.rounds):
-                bench.results.add("hostile", case, OURS.name, {"held": measure(server, file, ready)})
+                bench.results.add("hostile", case, OURS.name, {"held": measure(server, ready)})
             bench.say(f"  {case}")
 
 
-def measure(server: Server, file: Path, ready: bytes) -> float:
+def measure(server: Probed, ready: bytes) -> float:
     """Publish once; return the longest time, in milliseconds, for which the event loop was blocked."""
-    held(server, file)
+    server.held()
     server.load.post(ready)
-    return held(server, file)
+    return server.held()
 
 
 ROW = Row("hostile", Table("Event loop blocked by one hostile publish", (Column("held", "longest, ms", 1),)), run)
