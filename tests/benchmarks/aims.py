@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.benchmarks.results import Results
-from tests.benchmarks.rows import connections, hostile, paced, publish, tracing
+from tests.benchmarks.rows import connections, hostile, hostile_messages, paced, publish, tracing
 from tests.benchmarks.rows.compression import CLIENTS, DEFLATED, PLAIN
 from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND
 
@@ -132,6 +132,12 @@ AIMS = (
         "<=",
         10,
         _extreme(max, "hostile", "held", hostile.DEFAULT),
+    ),
+    Aim(
+        "the same, messages of one hostile WebSocket client, ms",
+        "<=",
+        10,
+        _extreme(max, "hostile-messages", "held", hostile_messages.LIMITED),
     ),
 )
 

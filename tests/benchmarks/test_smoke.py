@@ -1,5 +1,6 @@
 """Correctness of the benchmarks: all clients receive all events, and tables show the values. Times are not checked."""
 
+import asyncio
 import re
 from urllib.request import urlopen
 
@@ -11,12 +12,14 @@ from tests.benchmarks.bench import Bench
 from tests.benchmarks.machine import built
 from tests.benchmarks.picture import picture
 from tests.benchmarks.results import Results
-from tests.benchmarks.rows import ROWS
+from tests.benchmarks.rows import ROWS, hostile, hostile_memory, hostile_messages, narrow_link
+from tests.benchmarks.rows.held import Probed
 from tests.benchmarks.rows.paced import paced
 from tests.benchmarks.rows.publish import requests
 from tests.benchmarks.rows.single import one_at_a_time
 from tests.benchmarks.rows.tracing import ALWAYS, NONE, OFF, variants
 from tests.benchmarks.subjects import OURS, RAW, SEND, Server, Subject, data_of, frame_of
+from tests.system.redis_server import RedisServer
 
 _CLIENTS = 20
 _NEEDS_COMPILER = pytest.mark.skipif(built(SEND.source) is None, reason="no C compiler")
@@ -73,6 +76,38 @@ def test_tracing_is_what_it_says(redis_url: str) -> None:
     assert traced[ALWAYS]
     assert not traced[NONE]
     assert not traced[OFF]
+
+
+@pytest.mark.system
+def test_hostile_clients_are_served_and_refused(redis_url: str) -> None:
+    """Hostile publishes and messages are accepted, what is over the limits is refused, and both are measured."""
+    with Probed(redis_url, HTTP_REQUEST_SECONDS="1", EVENT_MAX_BYTES=str(2**20)) as server:
+        for ready in hostile.hostile_requests().values():
+            if len(ready) < 2**20:
+                assert hostile.measure(server, ready) >= 0
+        for values in (
+            asyncio.run(hostile_messages.numbers(server, 1, messages=3)),
+            asyncio.run(hostile_messages.subscribe(server, 1)),
+            asyncio.run(hostile_messages.event(server, 2, events=1)),
+        ):
+            assert values["cpu"] > 0
+        assert asyncio.run(hostile_memory.bombs(server, 2, 50, seconds=0.2))["memory"] < 50e6
+        assert asyncio.run(hostile_memory.heads(server, 3))["status"] == 431
+        assert asyncio.run(hostile_memory.target(server, 3))["status"] == 414
+        assert asyncio.run(hostile_memory.halves(server, 20, 1.0))["open"] == 0
+
+
+@pytest.mark.system
+def test_large_events_are_kept_and_read(redis_url: str) -> None:
+    """Publishes wait while Redis hangs, slow clients get what they missed, and a replica starts on a slow link."""
+    with RedisServer() as own, Probed(own.url, **hostile_memory.LARGE) as server:
+        values = asyncio.run(hostile_memory.frozen(server, own, 5, seconds=0.2))
+        assert (values["accepted"], values["memory"] > 5e6) == (5, True)
+    with hostile_memory.filled(redis_url, 8) as channel:
+        with Probed(redis_url, channel=channel, **hostile_memory.LARGE) as server:
+            assert asyncio.run(hostile_memory.resumes(server, 8, seconds=0.5))["frames"] >= 4
+        with narrow_link.narrow(redis_url, 20_000_000) as url:
+            assert 0.3 < narrow_link.start(url, channel)["ready"] < 60
 
 
 def test_events_have_the_size_that_is_asked_for() -> None:

@@ -59,7 +59,7 @@ async def _measured(server: Probed) -> AsyncIterator[dict[str, float]]:
     values |= {"memory": server.peak() - before, "held": server.held()}
 
 
-async def bombs(server: Probed, clients: int, frames: int) -> dict[str, float]:
+async def bombs(server: Probed, clients: int, frames: int, *, seconds: float = 2.0) -> dict[str, float]:
     """Send messages that inflate to a thousand times their size, faster than the server takes them."""
     payload = deflated(" " * 65535)
     async with AsyncExitStack() as stack:
@@ -68,7 +68,7 @@ async def bombs(server: Probed, clients: int, frames: int) -> dict[str, float]:
             for raw in raws:
                 for _ in range(frames):
                     raw.send(TEXT, payload, compressed=True)
-            await asyncio.sleep(2)
+            await asyncio.sleep(seconds)
     return values
 
 
@@ -109,7 +109,7 @@ async def halves(server: Probed, count: int, seconds: float) -> dict[str, float]
     return values
 
 
-async def frozen(server: Probed, redis: RedisServer, count: int) -> dict[str, float]:
+async def frozen(server: Probed, redis: RedisServer, count: int, *, seconds: float = 2.0) -> dict[str, float]:
     """Publish events of 1 MB at once while Redis hangs; `accepted` is the share of them."""
     ready = server.one(data_of(1_000_000))
     server.load.post(ready)
@@ -123,7 +123,7 @@ async def frozen(server: Probed, redis: RedisServer, count: int) -> dict[str, fl
         redis.freeze()
         try:
             publishing = [asyncio.create_task(publish()) for _ in range(count)]
-            await asyncio.sleep(2)
+            await asyncio.sleep(seconds)
         finally:
             redis.thaw()
         statuses = await asyncio.gather(*publishing)
@@ -145,7 +145,7 @@ def filled(redis_url: str, events: int) -> Iterator[str]:
             link.delete(f"{{{channel}}}:history")
 
 
-async def resumes(server: Probed, events: int, seconds: float = 4.0) -> dict[str, float]:
+async def resumes(server: Probed, events: int, *, seconds: float = 4.0) -> dict[str, float]:
     """Let four clients read 7 MB/s each of what they missed; each starts elsewhere, so that they share no page."""
     with redis.Redis.from_url(server.redis_url, decode_responses=True) as link:
         epoch = link.hget(f"{{{server.channel}}}:position", "epoch")

@@ -52,17 +52,17 @@ def deflated(text: str) -> bytes:
     return (compressor.compress(text.encode()) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
-async def numbers(server: Probed, number: int) -> dict[str, float]:
+async def numbers(server: Probed, number: int, *, messages: int = _MESSAGES) -> dict[str, float]:
     """Send messages that are full of numbers; return milliseconds of blocking, and of CPU for each message."""
     payload = deflated('{"type":"ping","x":[' + "1e999," * 10_900 + f"{number}]}}")
     async with raw_websocket(server, **DEFLATE) as raw:
         server.held()
         cpu = server.cpu()
-        for _ in range(_MESSAGES):
+        for _ in range(messages):
             raw.send(TEXT, payload, compressed=True)
         raw.send(TEXT, b'{"type":"unsubscribe"}')
         await _replied(raw, "unsubscribed")
-        return {"held": server.held(), "cpu": (server.cpu() - cpu) / _MESSAGES}
+        return {"held": server.held(), "cpu": (server.cpu() - cpu) / messages}
 
 
 async def subscribe(server: Probed, number: int) -> dict[str, float]:
@@ -76,7 +76,7 @@ async def subscribe(server: Probed, number: int) -> dict[str, float]:
         return {"held": server.held(), "cpu": server.cpu() - cpu}
 
 
-async def event(server: Probed, clients: int, events: int = 3) -> dict[str, float]:
+async def event(server: Probed, clients: int, *, events: int = 3) -> dict[str, float]:
     """Publish events that are compared with different patterns of each client, none of which matches."""
     body = {"event_type": "a" * 300, "worker_name": "w", "worker_type": "detection", "timestamp": "noon"}
     ready = request("/broadcast/worker-status", msgspec.json.encode(body))
