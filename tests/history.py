@@ -125,9 +125,10 @@ class History:
     def fork(self, epoch: str, sequence: int) -> None:
         """Log that a copy of Redis which had only got as far as `sequence` took over.
 
-        A later number may belong to different events at different replicas, and no client has to get it.
+        A later number may belong to different events at different replicas, and no client has to get it. The same is
+        true if Redis goes back in place, or to a dump of an epoch that it has left.
         """
-        self.forks[epoch] = sequence
+        self.forks[epoch] = min(sequence, self.forks.get(epoch, sequence))
         for place in filter(self.is_forked, list(self.accepted)):
             kind, data = self.accepted.pop(place)
             assert data is not None

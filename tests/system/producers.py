@@ -46,9 +46,14 @@ class Producer:
         self._history = history
         self._marks: Iterator[str] = (f"{name}-{number}" for number in itertools.count(1))
 
-    async def publish(self, http: httpx.AsyncClient, kind: str, **headers: str) -> int | None:
-        """Publish one message; returns its sequence number, or None if the outcome is unknown."""
+    async def publish(self, http: httpx.AsyncClient, kind: str, *, reasoning: str = "", **headers: str) -> int | None:
+        """Publish one message; returns its sequence number, or None if the outcome is unknown.
+
+        Only an event may have another `reasoning`.
+        """
         data = marked(kind, next(self._marks))
+        if reasoning:
+            data["reasoning"] = reasoning
         try:
             answer = await http.post(route_of(kind), json=data, headers=headers)
         except httpx.TransportError:

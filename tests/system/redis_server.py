@@ -18,6 +18,8 @@ from tests.waiting import wait_until
 
 __all__ = ["RedisServer"]
 
+_POSITION, _HISTORY = "{security_events}:position", "{security_events}:history"
+
 
 class RedisServer:
     """A server process on a Unix socket, its files in a folder of its own; `options` are command-line options.
@@ -90,10 +92,24 @@ class RedisServer:
         """Become a primary again."""
         self.link.replicaof("NO", "ONE")
 
+    def dump(self) -> tuple[bytes, bytes]:
+        """Return the position and the history, as `restore` takes them."""
+        position, history = self.link.pipeline().dump(_POSITION).dump(_HISTORY).execute()
+        return position, history
+
+    def restore(self, dump: tuple[bytes, bytes]) -> None:
+        """Go back to a dump without its idempotency records, while all connections stay open."""
+        pipeline = self.link.pipeline()
+        for key in self.link.keys("*:idempotency:*"):
+            pipeline.delete(key)
+        for key, value in zip((_POSITION, _HISTORY), dump, strict=True):
+            pipeline.restore(key, 0, value, replace=True)
+        pipeline.execute()
+
     @property
     def position(self) -> tuple[str, int]:
         """The stored epoch and sequence number; ("", 0) if there are none."""
-        epoch, sequence = self.link.hmget("{security_events}:position", "epoch", "sequence")
+        epoch, sequence = self.link.hmget(_POSITION, "epoch", "sequence")
         return (epoch or b"").decode(), int(sequence or 0)
 
     @property

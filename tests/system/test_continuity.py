@@ -22,36 +22,20 @@ POSITION, HISTORY = "{security_events}:position", "{security_events}:history"
 RARE_CHECKS = {"position_check_seconds": 10, "supervision_interval_seconds": 600, "circuit_failure_threshold": 1000}
 
 
-def snapshot(server: RedisServer) -> tuple[bytes, bytes]:
-    """Return position and history as a dump has them."""
-    return server.link.dump(POSITION), server.link.dump(HISTORY)
-
-
-def restore(server: RedisServer, dump: tuple[bytes, bytes]) -> None:
-    """Put Redis back to the dump, while all connections stay open."""
-    position, history = dump
-    pipeline = server.link.pipeline()
-    for key in server.link.keys("*:idempotency:*"):
-        pipeline.delete(key)
-    pipeline.restore(POSITION, 0, position, replace=True)
-    pipeline.restore(HISTORY, 0, history, replace=True)
-    pipeline.execute()
-
-
 @pytest.mark.parametrize("trouble", ["none", "the check fails once", "the history is trimmed"])
 async def test_fork_in_place(env: FaultEnvironment, trouble: str) -> None:
     """Redis goes back 5 events and another publisher adds 10 before any check: a new epoch, nothing lost."""
     (watched,) = await env.start_replicas(**RARE_CHECKS)
     await env.connect_clients()
     await env.publish(watched, 95)
-    dump = snapshot(env.server)
+    dump = env.server.dump()
     await env.publish(watched, 5)
     before, last = env.server.position
     await wait_for_health(watched, epoch=before, sequence=last)
     await env.recorders[0].reaches(before, last)
     if trouble == "the check fails once":
         env.proxies[0].cut_after(lambda piece: b"EVALSHA" in piece and b'"data":' not in piece)
-    restore(env.server, dump)
+    env.server.restore(dump)
     # it begins with what it finds, and has delivered nothing of its own
     other = RedisTransport(env.server.url)
     others = await publish(other, *(f"other-{number}" for number in range(10)))
@@ -73,7 +57,7 @@ async def test_an_epoch_that_comes_back(env: FaultEnvironment) -> None:
     (replica,) = await env.start_replicas()
     stays, leaves = await env.connect(replica), await env.connect(replica)
     await env.publish(replica, 50)
-    dump = snapshot(env.server)
+    dump = env.server.dump()
     await env.publish(replica, 10)
     first, _ = env.server.position
     for recorder in (stays, leaves):
@@ -84,7 +68,7 @@ async def test_an_epoch_that_comes_back(env: FaultEnvironment) -> None:
     await env.publish(replica, 3)
     second, _ = env.server.position
     await stays.reaches(second, 3)
-    restore(env.server, dump)
+    env.server.restore(dump)
     await eventually(lambda: replica.health()["epoch"] not in ("", first, second), PATIENCE)
     third = (await health(replica))["epoch"]
     assert await env.publish(replica, 12) == list(range(1, 13))

@@ -5,6 +5,7 @@ faults in the same order; their timing depends on the machine.
 """
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -14,12 +15,18 @@ from contextlib import AsyncExitStack
 
 import httpx
 
+from kernel import RedisTransport
+from kernel.log.transport import Outgoing
 from tests.history import History, violations
 from tests.proxy import Proxy, ProxyMode
-from tests.system.producers import RetryingProducer
+from tests.system.fault_environment import health
+from tests.system.producers import Producer, RetryingProducer, marked
 from tests.system.recording_client import PATTERNS, ReconnectingClient, wait_until_delivered
 from tests.system.redis_server import RedisServer
-from tests.system.replica import Replica, ReplicaFactory
+from tests.system.replica import PATIENCE, Replica, ReplicaFactory
+from tests.transport_helpers import FRESH
+from tests.transport_helpers import event as transport_event
+from tests.waiting import eventually
 
 SECONDS = float(os.environ.get("SOAK_SECONDS", "30"))
 SEED = int(os.environ.get("SOAK_SEED", "1"))
@@ -53,7 +60,7 @@ async def test_soak(start: ReplicaFactory) -> None:
             for number in range(CLIENTS)
         ]
         bulk = RetryingProducer(history, "large", replicas, rng)
-        injector = FaultInjector(rng, replicas, proxies, server, clients, bulk)
+        injector = FaultInjector(rng, history, replicas, proxies, server, clients, bulk)
         async with asyncio.TaskGroup() as group:
             for client in clients:
                 group.create_task(client.stay(replicas, gone))
@@ -79,6 +86,7 @@ class FaultInjector:
     def __init__(
         self,
         rng: random.Random,
+        history: History,
         replicas: list[Replica],
         proxies: list[Proxy],
         server: RedisServer,
@@ -87,6 +95,8 @@ class FaultInjector:
     ) -> None:
         self._producer = producer
         self._rng = rng
+        self._history = history
+        self._once = Producer(history, "once")
         self._replicas = replicas
         self._proxies = proxies
         self._server = server
@@ -107,6 +117,9 @@ class FaultInjector:
             (self.refuse_writes, 1),
             (self.stall_clients, 3),
             (self.flush, 0.7),
+            (self.fork_in_place, 1),
+            (self.restore_an_old_epoch, 0.7),
+            (self.publish_in_a_partition, 1),
         ]
         end = time.monotonic() + seconds
         choice, weights = [fault for fault, _ in counts], [weight for _, weight in counts]
@@ -191,3 +204,85 @@ class FaultInjector:
     async def flush(self) -> None:
         """Delete all data in Redis."""
         self._server.link.flushall()
+
+    async def fork_in_place(self) -> None:
+        """Let Redis go back some events while subscriptions live, and another publisher add others before any check."""
+        dump, epoch, sequence = await self._dump()
+        await self._publish_and_deliver()
+        self._server.restore(dump)
+        self._history.fork(epoch, sequence)
+        if self._rng.random() < 0.5:
+            self._server.link.client_kill_filter(_type="pubsub", skipme=True)  # the announcement of the others is lost
+        await self._publish_past_the_replicas(self._rng.randint(1, 12))
+        await self._wait_for_other_epoch(epoch)
+
+    async def restore_an_old_epoch(self) -> None:
+        """Let Redis lose its data, and after a new epoch has begun go back to a dump of the one before."""
+        dump, epoch, sequence = await self._dump()
+        await self._publish_and_deliver()
+        self._server.link.flushall()
+        await self._wait_for_other_epoch(epoch)
+        await self._publish_and_deliver()
+        second, _ = self._server.position
+        self._server.restore(dump)
+        self._history.fork(epoch, sequence)
+        await self._wait_for_other_epoch(epoch, second)
+
+    async def publish_in_a_partition(self) -> None:
+        """Let large publishes without a key queue up in a replica that gets no answers, maybe after one was lost."""
+        at = self._rng.randrange(len(self._replicas))
+        proxy = self._proxies[at]
+        if self._rng.random() < 0.5:
+            proxy.cut_after(lambda piece: b"EVALSHA" in piece)
+        async with self._replicas[at].http() as http, asyncio.TaskGroup() as group:
+            small = group.create_task(self._once.publish(http, "event"))
+            await asyncio.sleep(0.05)
+            await proxy.set_mode(self._rng.choice([ProxyMode.SWALLOW, ProxyMode.DEAF]))
+            text = "." * 600_000
+            for _ in range(self._rng.randint(4, 18)):
+                group.create_task(self._once.publish(http, "event", reasoning=text))
+            await asyncio.sleep(self._rng.uniform(0.5, 8.0))
+            if self._rng.random() < 0.5:
+                proxy.cut()
+            await proxy.set_mode(ProxyMode.PASS)
+            await small
+
+    async def _dump(self) -> tuple[tuple[bytes, bytes], str, int]:
+        """Return a dump that has an event at least, and its position."""
+        await self._publish_and_deliver()
+        position = None
+        while position != self._server.position:  # producers are publishing
+            position = self._server.position
+            dump = self._server.dump()
+        return dump, *position
+
+    async def _publish_and_deliver(self) -> None:
+        """Publish at least one event, and wait until every replica has delivered what Redis has."""
+        async with httpx.AsyncClient(trust_env=False, timeout=5) as http:
+            await self._producer.publish_one(http)
+        await self._wait_for_other_epoch()
+
+    async def _publish_past_the_replicas(self, count: int) -> None:
+        """Publish as a replica does that has just started, and has delivered nothing."""
+        marks = [f"other-{self._rng.random()}" for _ in range(count)]
+        events = [marked("event", mark) for mark in marks]
+        for event in events:
+            self._history.unknown("event", event)
+        tails = [transport_event(mark, json.dumps(event).encode()) for mark, event in zip(marks, events, strict=True)]
+        other = RedisTransport(self._server.url)
+        try:
+            await other.publish(Outgoing(marks[0], None, tails), FRESH)
+        finally:
+            await other.close()
+
+    async def _wait_for_other_epoch(self, *left: str) -> None:
+        """Wait until every replica has delivered what Redis has, in an epoch that is none of these."""
+
+        async def in_step() -> bool:
+            epoch, sequence = self._server.position
+            reports = [await health(replica) for replica in self._replicas]
+            return epoch not in left and all(
+                report["epoch"] == epoch and report["sequence"] >= sequence for report in reports
+            )
+
+        await eventually(in_step, 2 * PATIENCE)
