@@ -117,7 +117,8 @@ async def frozen(server: Probed, redis: RedisServer, count: int, *, seconds: flo
     async def publish() -> int:
         async with raw_http(server) as raw:
             await raw.send(ready)
-            return (await raw.answer()).status
+            async with asyncio.timeout(120):
+                return int((await raw.reader.readline()).split()[1])
 
     async with _measured(server) as values:
         redis.freeze()

@@ -29,7 +29,7 @@ def run(bench: Bench) -> None:
     """Measure each case with a server of its own."""
     cases = {
         f"{LIMITED}, {_MESSAGES} deflated messages of 65 kB of 1e999": numbers,
-        f"{LIMITED}, a subscribe to {_PATTERNS} patterns of 253 characters": subscribe,
+        f"{LIMITED}, a subscribe to {_PATTERNS} patterns of 242 characters": subscribe,
     }
     for case, measure in cases.items():
         with Probed(bench.redis_url) as server:
@@ -77,7 +77,10 @@ async def subscribe(server: Probed, number: int) -> dict[str, float]:
 
 
 async def event(server: Probed, clients: int, *, events: int = 3) -> dict[str, float]:
-    """Publish events that are compared with different patterns of each client, none of which matches."""
+    """Publish events that are compared with different patterns of each client, none of which matches.
+
+    `first` is the CPU of the first one, for which the automata of the patterns are made.
+    """
     body = {"event_type": "a" * 300, "worker_name": "w", "worker_type": "detection", "timestamp": "noon"}
     ready = request("/broadcast/worker-status", msgspec.json.encode(body))
     async with AsyncExitStack() as stack:
@@ -85,15 +88,15 @@ async def event(server: Probed, clients: int, *, events: int = 3) -> dict[str, f
             raw = await stack.enter_async_context(raw_websocket(server))
             await _subscribe(raw, [f"{'*a' * 125}{client:03}{at:03}" for at in range(_PATTERNS)])
         await asyncio.to_thread(server.connect, 1)
-        server.load.expect(1)
-        await asyncio.to_thread(server.load.post, ready)  # makes the automata of the patterns
-        await asyncio.to_thread(server.load.wait)
         server.held()
-        cpu = server.cpu()
-        server.load.expect(events)
-        await asyncio.to_thread(server.load.post, ready, events)
-        await asyncio.to_thread(server.load.wait)
-        return {"held": server.held(), "cpu": (server.cpu() - cpu) / events}
+        used = []
+        for count in (1, events):
+            cpu = server.cpu()
+            server.load.expect(count)
+            await asyncio.to_thread(server.load.post, ready, count)
+            await asyncio.to_thread(server.load.wait)
+            used.append((server.cpu() - cpu) / count)
+        return {"held": server.held(), "first": used[0], "cpu": used[1]}
 
 
 async def _subscribe(raw: RawWebSocket, globs: list[str]) -> None:
@@ -109,6 +112,13 @@ async def _replied(raw: RawWebSocket, action: str) -> None:
 
 ROW = Row(
     "hostile-messages",
-    Table("Hostile WebSocket clients", (Column("held", "longest, ms", 1), Column("cpu", "CPU ms each", 2, 1e3))),
+    Table(
+        "Hostile WebSocket clients",
+        (
+            Column("held", "longest, ms", 1),
+            Column("cpu", "CPU ms each", 2, 1e3),
+            Column("first", "CPU ms of the first", 0, 1e3),
+        ),
+    ),
     run,
 )
