@@ -30,6 +30,13 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "a publish that waits holds its data twice",
+        "kernel/publishing/publisher.py",
+        "                del encoded  # it may",
+        "                pass  # it may",
+        ("tests/kernel/publishing/test_publisher.py -k memory_of",),
+    ),
+    Mutation(
         "a subscribe compares all patterns to count acks",
         "kernel/clients/acks.py",
         "    return patterns.matches(_NAMES) if patterns.quick else bool(patterns.known(_NAMES))\n",

@@ -73,7 +73,9 @@ def _route(function: PublishFunction[Any], path: str, body: BodyType, tags: list
         share = BodyShare(request.scope["route_handler"].opt[BODY_BUDGET])
         try:
             content, options = await read_publish(request, share)
-            receipts = await function(broadcaster, decode(content, broadcaster.event_max_bytes), options)
+            message = decode(content, broadcaster.event_max_bytes)
+            del content  # it may be large, and many publishes may wait for Redis
+            receipts = await function(broadcaster, message, options)
         finally:
             share.release()
         return _Accepted(receipts, closing=broadcaster.draining)

@@ -148,8 +148,8 @@ class Publisher:
 
     async def _publish(self, messages: Sequence[Message], options: PublishOptions, *, batch: bool) -> list[Receipt]:
         encoded = [encode_data(message) for message in messages]
-        for index, data in enumerate(encoded):
-            if len(data) > self._event_max_bytes:
+        for index, size in enumerate(map(len, encoded)):
+            if size > self._event_max_bytes:
                 raise EventTooLarge(self._event_max_bytes, index if batch else None)
         types = [wire_type_of(message) for message in messages]
         producer = TraceContext(options.traceparent, options.tracestate, options.baggage)
@@ -162,6 +162,7 @@ class Publisher:
                     (event_id, encode_tail(message, data, event_id, trace, begin))
                     for message, data, event_id in zip(messages, encoded, event_ids, strict=True)
                 ]
+                del encoded  # it may be large, and many publishes may wait for Redis
                 publication, retries = await self._send(Outgoing(id, options.idempotency_key, events), types)
                 epoch, first, size, subscribers, replayed = publication
                 seconds = self._clock() - begin

@@ -29,7 +29,7 @@ def main() -> None:
     names = [row.name for row in ROWS]
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"rows to measure: {', '.join(names)}; default: all")
-    parser.add_argument("--quick", action="store_true", help="fewer clients and rounds: 3 minutes instead of 15")
+    parser.add_argument("--quick", action="store_true", help="fewer clients and rounds: 5 minutes instead of 20")
     parser.add_argument(
         "--rounds", type=int, default=0, help="rounds from which medians are taken; default 5, with --quick 2"
     )

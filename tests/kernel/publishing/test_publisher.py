@@ -1,6 +1,7 @@
 """Publishing: a message becomes one numbered event on every replica, or raises an error that says why not."""
 
 import asyncio
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -713,3 +714,22 @@ async def test_the_end_of_publishes(redis: FakeRedis, end: str) -> None:
     await broadcaster.start()
     assert (await broadcaster.broadcast_event(EVENT)).sequence == 2
     await broadcaster.stop()
+
+
+async def test_memory_of_publishes_that_wait(redis: FakeRedis) -> None:
+    """While Redis does not answer, a publish holds its message and the JSON of it, each once."""
+    size, count = 1_000_000, 10
+    event = replace(EVENT, reasoning="a" * size)
+    async with replica(redis, BroadcasterConfig(event_max_bytes=2 * size)) as broadcaster:
+        transport = transport_of(broadcaster)
+        transport.before["publish"].clear()
+        tracemalloc.start()
+        try:
+            publishing = [asyncio.create_task(broadcaster.broadcast_event(event)) for _ in range(count)]
+            await asyncio.sleep(1.0)  # in virtual time: now one call is in flight, and the others wait for it
+            held, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert held < 2.2 * size * count
+        transport.before["publish"].set()
+        await asyncio.gather(*publishing)
