@@ -59,12 +59,12 @@ async def answered(raw: RawWebSocket) -> None:
 
 async def test_numbers_that_decode_slowly(replica: Replica) -> None:
     """128 compressed messages full of large numbers, 19 kB on the wire, do not stop the replica."""
-    text = '{"type":"ping","x":[' + "1e999," * 10_900 + "1]}"
+    payload = deflated('{"type":"ping","x":[' + "1e999," * 10_900 + "1]}")
     async with raw_websocket(replica, **DEFLATE) as raw, longest_wait(replica) as waits:
         for _ in range(128):
-            raw.send(TEXT, deflated(text), compressed=True)
+            raw.send(TEXT, payload, compressed=True)
         await answered(raw)
-        assert len(waits) > 10
+        assert len(waits) > 3  # at its rate the client is read for half a second
         assert max(waits) < 1.0
 
 
