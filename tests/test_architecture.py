@@ -34,6 +34,7 @@ DOORS = {
     "handlers": ["handlers/*"],
     "msgspec": ["kernel/*", "handlers/*"],
     "redis": ["kernel/redis/*"],
+    "hiredis": ["kernel/redis/connections.py"],
     "litestar": ["handlers/*"],
     "opentelemetry": ["telemetry/*"],
     "prometheus_client": ["telemetry/*"],

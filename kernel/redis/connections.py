@@ -1,7 +1,11 @@
-"""Connections of redis-py that discard what they have not sent yet when they are closed.
+"""Connections of redis-py that are aborted when they are closed, and that pack their commands in C.
 
-Otherwise closing would wait until everything is sent, beyond the deadline of the call. A command that a broken network
-has delayed would also reach Redis later, when the id of its publish may be forgotten.
+A connection that is aborted discards what it has not sent yet. Otherwise closing would wait until everything is sent,
+beyond the deadline of the call. A command that a broken network has delayed would also reach Redis later, when the id
+of its publish may be forgotten.
+
+redis-py packs the commands of asyncio's connections in Python, argument by argument, and only those of its blocking
+connections by hiredis.
 """
 
 import asyncio
@@ -9,19 +13,25 @@ import socket
 import struct
 from typing import Any
 
-__all__ = ["abort_on_disconnect"]
+import hiredis
+
+__all__ = ["adapt_connections"]
 
 # Linger for 0 seconds: closing also discards what the operating system has not sent yet.
 _DISCARD = struct.pack("ii", 1, 0)
 
 
-def abort_on_disconnect(pool: Any) -> None:  # noqa: ANN401  redis-py's pools are generic
-    """Let every connection that the pool makes from now on be aborted when it is closed."""
-    pool.connection_class = type("Connection", (_Aborting, pool.connection_class), {})
+def adapt_connections(pool: Any) -> None:  # noqa: ANN401  redis-py's pools are generic
+    """Let every connection that the pool makes from now on be aborted when it is closed, and pack commands in C."""
+    pool.connection_class = type("Connection", (_Adapted, pool.connection_class), {})
 
 
-class _Aborting:
-    """The part of a connection that closes it."""
+class _Adapted:
+    """The part of a connection that packs commands, and that closes it."""
+
+    def pack_command(self, command: str | bytes, *arguments: Any) -> list[bytes]:  # noqa: ANN401  those of redis-py
+        """Return a command as Redis reads it; `command` may have several words."""
+        return [hiredis.pack_command((*command.split(), *arguments))]
 
     async def disconnect(self, nowait: bool = False, **details: Any) -> None:  # noqa: ANN401  those of redis-py
         """Close the connection at once."""

@@ -26,7 +26,7 @@ from kernel.log.envelope import Entry, decode_announcement, decode_entry
 from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
-from kernel.redis.connections import abort_on_disconnect
+from kernel.redis.connections import adapt_connections
 from kernel.redis.failures import is_read_only, transport_error
 from kernel.redis.publish_queue import PendingPublish, PublishQueue
 from kernel.redis.script import Script
@@ -95,7 +95,7 @@ class RedisTransport:
         self._reader: Any = redis.Redis.from_url(url, **options)
         self._subscriber: Any = redis.Redis.from_url(url, **options | {"socket_timeout": deadline})
         for client in (self._publisher, self._reader, self._subscriber):
-            abort_on_disconnect(client.connection_pool)
+            adapt_connections(client.connection_pool)
         self._subscriptions: set[Any] = set()
         self._queue = PublishQueue(self._send, deadline)
         self._read_bytes = _MOST_READ

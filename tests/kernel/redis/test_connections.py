@@ -1,4 +1,4 @@
-"""Connections that are closed with unsent commands end at once, and the commands never arrive."""
+"""Connections that are closed with unsent commands end at once, and the commands never arrive; how they are packed."""
 
 import asyncio
 import time
@@ -10,7 +10,7 @@ import redis.asyncio
 import uvloop
 
 from kernel.log.transport import Outgoing
-from kernel.redis.connections import abort_on_disconnect
+from kernel.redis.connections import adapt_connections
 from kernel.redis.transport import RedisTransport
 from tests.proxy import Proxy, ProxyMode
 from tests.transport_helpers import FRESH, event, fails, kept, publish
@@ -33,6 +33,21 @@ async def test_unsent_commands_are_discarded(redis_url: str) -> None:
         await replica.close()
 
 
+def test_packed_commands() -> None:
+    """A command is packed as redis-py packs it, whatever its arguments are."""
+    pool = redis.asyncio.ConnectionPool.from_url("unix:///nowhere", protocol=2, driver_info=None)
+    plain = pool.make_connection()
+    adapt_connections(pool)
+    adapted = pool.make_connection()
+    for command in [
+        ("PING",),
+        ("CLIENT SETINFO", "LIB-NAME", "x y"),
+        (b"SCRIPT LOAD", b"\x00\r\n\xff"),
+        ("EVALSHA", "sha", 0, "", -1, 10**15, 0.5, "ü", b"." * 100_000),
+    ]:
+        assert b"".join(adapted.pack_command(*command)) == b"".join(plain.pack_command(*command))
+
+
 @pytest.mark.parametrize("run", [asyncio.run, uvloop.run], ids=["asyncio", "uvloop"])
 def test_connection_that_was_reset(run: Callable[[Coroutine[None, None, None]], None], tmp_path: Path) -> None:
     """A connection that Redis has closed can be closed here too, even if the event loop has no socket any more."""
@@ -45,7 +60,7 @@ def test_connection_that_was_reset(run: Callable[[Coroutine[None, None, None]], 
     async def close() -> None:
         async with await asyncio.start_unix_server(reset, path):
             pool = redis.asyncio.ConnectionPool.from_url(f"unix://{path}", protocol=2, driver_info=None)
-            abort_on_disconnect(pool)
+            adapt_connections(pool)
             connection = pool.make_connection()
             await connection.connect()
             await connection.send_command("PING")
