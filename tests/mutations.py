@@ -405,6 +405,20 @@ MUTATIONS: Final = (
         ("tests/system/test_origins.py -k host",),
     ),
     Mutation(
+        "a request does not extend the life of its connection",
+        "handlers/server/http.py",
+        "                self._start_idle_timer()\n\n",
+        "                self.transport.close()\n\n",
+        ("tests/system/test_http_limits.py -k kept_alive",),
+    ),
+    Mutation(
+        "large heads are not measured",
+        "handlers/server/request_size.py",
+        "        return self._fed == 0 and self._segment <= _SMALL_BYTES\n",
+        "        return self._fed == 0\n",
+        ("tests/system/test_http_limits.py -k largest_head",),
+    ),
+    Mutation(
         "empty parts of a path evade the check of the origin",
         "handlers/cors.py",
         '    first = next((part for part in path.split("/") if part), "")\n',

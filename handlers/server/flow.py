@@ -36,7 +36,7 @@ class PipelineFlow(FlowControl):
 
     def resume_reading(self) -> None:
         """Read again, unless that would only let more requests in."""
-        if not self._waiting and not self.held:
+        if self.read_paused and not self._waiting and not self.held:
             super().resume_reading()
 
     def pause_writing(self) -> None:

@@ -76,6 +76,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._websocket = False
         self._running: RequestResponseCycle | None = None
         self._when_answered: Callable[[], None] | None = None
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._idle_until = 0.0
         self._request_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
 
@@ -96,8 +98,8 @@ class HttpProtocol(HttpToolsProtocol):
         """Stop every timer."""
         self._limit.keep(self)
         self._when_answered = None
-        self._unset_keepalive_if_required()
         self._stop_request_timer()
+        self._stop_idle_timer()
         if self._linger_timer is not None:
             self._linger_timer.cancel()
         if self._running is not None:  # uvicorn tells only the newest of several pipelined requests
@@ -111,7 +113,7 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._reading is _IDLE and data[0] in b"\r\n" and not data.strip(b"\r\n"):
             return  # empty lines between requests are allowed (RFC 9112, 2.2), and are not a request
-        self._unset_keepalive_if_required()
+        self._size.feed(len(data))
         try:
             self._feed(data)
             if self._reading is _HEAD:
@@ -121,7 +123,8 @@ class HttpProtocol(HttpToolsProtocol):
         except Refusal as refusal:
             self._refuse(refusal)
         else:
-            self._rest()
+            if self._reading is not _IDLE or not self._answering:
+                self._rest()
 
     def evict(self) -> None:
         """End the connection at once."""
@@ -138,12 +141,14 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """Start the application, unless the request asks for an upgrade."""
-        check_target(self.url)
-        hosts = check_fields(self.headers)
-        version = self.parser.get_http_version()
-        if hosts != 1 and (hosts or version == "1.1"):
+        if not self._size.is_small:
+            check_target(self.url)
+            check_fields(self.headers)
+        hosts = [name for name, _ in self.headers].count(b"host")
+        if hosts != 1 and (hosts or self.parser.get_http_version() == "1.1"):
             raise Refusal(HTTPStatus.BAD_REQUEST, "The request must have exactly one Host header.")  # RFC 9112, 3.2
         if self.parser.should_upgrade():
+            version = self.parser.get_http_version()
             self._websocket = asks_for_websocket(self.parser.get_method(), version, self.headers)
             if self._websocket:  # the target may be a whole URL (RFC 9112, 3.2.2)
                 target = httptools.parse_url(self.url)
@@ -173,12 +178,14 @@ class HttpProtocol(HttpToolsProtocol):
     # What uvicorn calls.
 
     def on_response_complete(self) -> None:
-        """Go on with what waits for this answer."""
-        super().on_response_complete()
-        if self.transport.is_closing() or self._answering:
+        """Go on with what waits for this answer: a pipelined request, the next request, or what follows the last."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
             return
-        if self._reading is not _IDLE:  # uvicorn has set the timer of an idle connection
-            self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+            return
         self._rest()
         if self._when_answered is not None:
             then, self._when_answered = self._when_answered, None
@@ -202,9 +209,9 @@ class HttpProtocol(HttpToolsProtocol):
         if self._reading is _IDLE:
             if self._answering:
                 return
-            if self.timeout_keep_alive_task is None:
-                timer = self.loop.call_later(self.timeout_keep_alive, self.timeout_keep_alive_handler)
-                self.timeout_keep_alive_task = timer
+            self._idle_until = self.loop.time() + self.timeout_keep_alive
+            if self._idle_timer is None:
+                self._start_idle_timer()
         else:
             if self._request_timer is None:
                 self._request_timer = self.loop.call_later(self._request_seconds, self._too_slow)
@@ -212,6 +219,23 @@ class HttpProtocol(HttpToolsProtocol):
                 self._limit.keep(self)  # an earlier request is being answered
                 return
         self._limit.mark_evictable(self)
+
+    def _start_idle_timer(self) -> None:
+        """Start the timer of an idle connection; it is not stopped by a request, but checks when the last one ended."""
+        self._idle_timer = self.loop.call_at(self._idle_until, self._end_idle, self._idle_until)
+
+    def _end_idle(self, until: float) -> None:
+        self._idle_timer = None
+        if self._reading is _IDLE and not self._answering:
+            if self._idle_until == until:
+                self.timeout_keep_alive_handler()
+            else:  # there were requests since
+                self._start_idle_timer()
+
+    def _stop_idle_timer(self) -> None:
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+            self._idle_timer = None
 
     def _too_slow(self) -> None:
         self._request_timer = None
@@ -231,7 +255,6 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _feed(self, data: bytes) -> None:
         while True:
-            self._size.feed(len(data))
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
@@ -271,6 +294,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _end_http(self, then: Callable[[], None]) -> None:
         """Read no more requests, and call `then` once those before have been answered."""
         self._reading = _ENDED
+        self._stop_idle_timer()
         self._stop_request_timer()
         self._limit.keep(self)
         if self._answering:

@@ -21,6 +21,7 @@ class JoiningTransport:
 
     def __init__(self, wrapped: asyncio.Transport, loop: asyncio.AbstractEventLoop, *, patience: float) -> None:
         self.wrapped = wrapped
+        self.is_closing = wrapped.is_closing  # asked for with each answer, for which `__getattr__` takes too long
         self._loop = loop
         self._patience = patience
         self._held = b""

@@ -253,12 +253,15 @@ async def test_idle_after_a_skipped_body(hasty: Replica) -> None:
 
 
 async def test_kept_alive(hasty: Replica) -> None:
-    """Between requests a connection may be idle for longer than a request may take."""
+    """Between requests a connection may be idle for longer than a request may take; each request extends its life."""
     async with raw_http(hasty) as raw:
         for _ in range(2):
+            started = time.monotonic()
             await raw.send(GET + b"\r\n")
             assert (await raw.answer()).status == 200
             await asyncio.sleep(1.3)
+        assert await raw.ended() == b""
+        assert 1.9 <= time.monotonic() - started < 20
 
 
 async def test_a_slow_request_behind_another(private_redis: str, start: ReplicaFactory, channel: str) -> None:

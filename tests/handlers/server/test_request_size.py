@@ -15,12 +15,26 @@ def test_a_target() -> None:
 
 
 def test_fields() -> None:
-    """Names, values and four bytes a field count; Host headers are counted for the caller."""
+    """Names, values and four bytes a field count."""
     fields = [(b"host", b"a"), (b"x", b"y" * (MAX_FIELD_BYTES - 23)), (b"host", b"b")]
-    assert check_fields(fields) == 2
+    check_fields(fields)
     with pytest.raises(Refusal) as refused:
         check_fields([*fields, (b"z", b"")])
     assert refused.value.status == 431
+
+
+def test_a_small_head() -> None:
+    """A head is small if it began in the present segment, and all fields in that segment are within the limit."""
+    size = RequestSize()
+    fields = [(b"", b"")] * (MAX_FIELD_BYTES // 4)
+    size.feed(len(b":\r\n") * len(fields))
+    size.begin()
+    check_fields(fields)
+    assert not size.is_small
+    size.feed(30_000)
+    assert not size.is_small
+    size.begin()
+    assert size.is_small
 
 
 def test_an_incomplete_head() -> None:
