@@ -58,6 +58,13 @@ MUTATIONS: Final = (
         ("tests/kernel/clients/test_hub.py -k hostile",),
     ),
     Mutation(
+        "a free object in the OpenAPI document does not say that it takes any field",
+        "handlers/openapi/schemas.py",
+        '        schema.setdefault("additionalProperties", True)\n',
+        "        pass\n",
+        ("tests/handlers/openapi/test_document.py",),
+    ),
+    Mutation(
         "every client of a large fleet is notified in one go",
         "kernel/clients/hub.py",
         "            if pace.over:\n                yield\n",

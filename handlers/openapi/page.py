@@ -17,7 +17,7 @@ from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin, OpenAPIRenderPlugin, YamlRenderPlugin
-from litestar.openapi.spec import OpenAPI, Server
+from litestar.openapi.spec import License, OpenAPI, Server
 from litestar.params import FromPath
 from litestar.response import File
 from litestar.types import Method
@@ -74,6 +74,7 @@ def openapi_config(settings: Settings, *, version: str) -> OpenAPIConfig:
         title="Event Broadcaster",
         version=version,
         description=INTRODUCTION,
+        license=License(name="MIT", identifier="MIT"),
         operation_id_creator=_operation_id,
         security=[*optional, {"bearer": []}, {"apiKey": []}],
         servers=[Server(url=settings.root_path or "/")],

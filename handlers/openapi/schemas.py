@@ -25,6 +25,9 @@ _BATCH_ITEM: Final = "BatchItem"
 # oapi-codegen names a constant after the value of each `const`: `service_status` becomes ServiceStatus.
 _RENAMED: Final = {"ServiceStatus": "ServiceStatusValue", "CameraStatus": "CameraStatusValue"}
 
+# Without a format, generators choose 32 bits: for the integers of Java and Rust, and the numbers of Go.
+_FORMATS: Final = {"integer": "int64", "number": "double"}
+
 
 class BatchReceipt(msgspec.Struct):
     """One receipt for each message of the batch, in the order of the batch."""
@@ -64,7 +67,11 @@ def schemas() -> Json:
 
 
 def _plain(node: Json) -> Json:
-    """Return a schema with typed enums, `const` for a single value, nullable types as a list, and no defaults."""
+    """Return a schema that generators read well.
+
+    Enums have a type, a single value is a `const`, nullable types are a list, numbers have a format, objects of any
+    content say so, and there are no defaults.
+    """
     schema = dict(node)
     if "$ref" in schema:
         prefix, _, name = schema["$ref"].rpartition("/")
@@ -81,6 +88,10 @@ def _plain(node: Json) -> Json:
     if "enum" in schema:
         values = schema.pop("enum")
         schema |= {"type": "string"} | ({"const": values[0]} if len(values) == 1 else {"enum": values})
+    if schema.get("type") in _FORMATS:
+        schema["format"] = _FORMATS[schema["type"]]
+    if schema.get("type") == "object" and "properties" not in schema:
+        schema.setdefault("additionalProperties", True)
     if "anyOf" in schema:
         schema["anyOf"] = first, *others = [_plain(option) for option in schema["anyOf"]]
         if others == [{"type": "null"}] and "type" in first and "enum" not in first:

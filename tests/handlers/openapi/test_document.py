@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -118,6 +119,20 @@ def test_generators_find_named_types(document: dict[str, Any]) -> None:
                 assert set(content["schema"]) == {"$ref"}
 
 
+def test_types_are_wide_enough(document: dict[str, Any]) -> None:
+    """Integers have 64 bits, numbers are doubles, and an object without named fields says that it takes any."""
+    formats = {"integer": "int64", "number": "double"}
+    found = set()
+    for name, schema in document["components"]["schemas"].items():
+        for node in nodes(schema):
+            types = node.get("type", [])
+            for type_ in [types] if isinstance(types, str) else types:
+                found.add(type_)
+                assert node.get("format") == formats.get(type_) or type_ == "null", name
+                assert type_ != "object" or "properties" in node or "additionalProperties" in node, name
+    assert found == {"string", "integer", "number", "boolean", "object", "array", "null"}
+
+
 def test_no_text_speaks_python(document: dict[str, Any]) -> None:
     """The texts are for callers in any language, and have no indentation of source code."""
     for node in nodes(document):
@@ -175,3 +190,11 @@ def test_the_websocket_is_described_in_words(document: dict[str, Any]) -> None:
     """The introduction describes the WebSocket, which OpenAPI cannot describe."""
     assert "/ws/events" in document["info"]["description"]
     assert document["info"]["version"] == "1.2.3"
+
+
+def test_the_license_is_named(document: dict[str, Any]) -> None:
+    """The document names its license, which generators put into the clients that they make."""
+    text = (Path(__file__).parents[3] / "LICENSE").read_text()
+
+    assert document["info"]["license"] == {"name": "MIT", "identifier": "MIT"}
+    assert text.startswith("MIT License\n")
