@@ -15,7 +15,7 @@ SOURCES = ("kernel", "handlers", "telemetry", "tests")
 MODULES = sorted(
     path for folder in SOURCES for path in (ROOT / folder).rglob("*.py") if "__pycache__" not in path.parts
 )
-DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if ".venv" not in path.parts)
+DOCUMENTS = sorted(path for path in ROOT.rglob("*.md") if not path.relative_to(ROOT).parts[0].startswith("."))
 LONGEST_README = 130
 LONGEST_SUBJECT = 72
 # The commits from here on have short subjects.
