@@ -1,12 +1,13 @@
 """The routes below `/schema`: the OpenAPI document as an interactive page, as JSON and as YAML.
 
-The page is Swagger UI. Its files come from the installed package offapi, so it works without internet access.
+The page is Swagger UI, and works without internet access: its files are in swagger_ui/, taken unchanged from the npm
+package swagger-ui-dist 5.35.0, with their licenses. They are copies because no Python package carries them under public
+names, is kept up to date and needs no other web framework. For a newer version, replace all of them.
 """
 
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,8 @@ from handlers.settings import Settings
 
 __all__ = ["openapi_config"]
 
-_FILES: Final = {
-    "swagger-ui.css": ("swagger_style.css", "text/css"),
-    "swagger-ui.js": ("swagger_bundle.js", "text/javascript"),
-}
+_FOLDER: Final = Path(__file__).parent / "swagger_ui"
+_FILES: Final = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript"}
 
 _YAML_TYPES: Final = ("application/yaml", "application/vnd.oai.openapi+yaml")
 _YAML: Final = YamlRenderPlugin()
@@ -57,7 +56,7 @@ _PAGE: Final = """<!DOCTYPE html>
 <p class="swagger-ui" style="margin: 1em 2em"><a href="{root}/schema/openapi.json">JSON</a>
 <a href="{root}/schema/openapi.yaml">YAML</a></p>
 <div id="schema" data-url="{root}/schema/openapi.json"></div>
-<script src="{root}/schema/assets/swagger-ui.js"></script>
+<script src="{root}/schema/assets/swagger-ui-bundle.js"></script>
 <script>
 const element = document.getElementById("schema");
 SwaggerUIBundle({{url: element.dataset.url, domNode: element, deepLinking: true, validatorUrl: null}});
@@ -141,18 +140,9 @@ def schema_asset(name: FromPath[str]) -> File:
     """Return one of the files of the page."""
     if name not in _FILES:
         raise NotFoundException
-    file, media_type = _FILES[name]
     return File(
-        _asset_directory() / file,
-        media_type=media_type,
+        _FOLDER / name,
+        media_type=_FILES[name],
         content_disposition_type="inline",
         headers={"cache-control": "public, max-age=86400"},
     )
-
-
-def _asset_directory() -> Path:
-    # Not imported, because offapi reads 9 MB of files into memory when it is imported.
-    package = find_spec("offapi")
-    if package is None or not package.submodule_search_locations:
-        raise ModuleNotFoundError("the package offapi is not installed")
-    return Path(package.submodule_search_locations[0])

@@ -1,10 +1,15 @@
 """The OpenAPI page, and the document as JSON and YAML."""
 
 import re
+import tomllib
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+ROOT = Path(__file__).parents[3]
 
 
 async def test_the_page_works_without_internet(client: Any) -> None:
@@ -32,7 +37,7 @@ async def test_the_page_below_a_prefix(make_app: Any, exchange: Any) -> None:
 
     answer = await exchange(mounted, "/schema", [b""], {}, method="GET")
 
-    assert b'src="/events/schema/assets/swagger-ui.js"' in answer.body
+    assert b'src="/events/schema/assets/swagger-ui-bundle.js"' in answer.body
 
 
 @pytest.mark.parametrize("accept", ["*/*", "text/html", "image/png", "", ";;,/,", "text/html;q=x"])
@@ -66,3 +71,13 @@ async def test_the_document_as_yaml(client: Any, path: str, accept: str) -> None
     assert "!!" not in answer.text
     assert not re.search(r": [&*]id\d", answer.text)
     assert yaml.safe_load(answer.text) == (await client.get("/schema/openapi.json")).json()
+
+
+def test_the_files_of_the_page_are_installed() -> None:
+    """The files of the page and their licenses are part of the installed package."""
+    package_data = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    package = ROOT / "handlers" / "openapi"
+
+    files = {str(path.relative_to(package)) for path in package.glob("swagger_ui/*")}
+    assert {"swagger_ui/LICENSE", "swagger_ui/NOTICE", "swagger_ui/swagger-ui-bundle.js.LICENSE.txt"} < files
+    assert all(any(fnmatch(file, pattern) for pattern in package_data["handlers.openapi"]) for file in files)
