@@ -31,7 +31,6 @@ _CREDENTIALS: Final = "see --api-key and --token, or EVENT_BROADCASTER_API_KEY a
 
 _HINTS: Final = {
     401: _CREDENTIALS,
-    403: _CREDENTIALS,
     404: "no WebSocket at this path; see --url, the path is usually /ws/events",
 }
 
@@ -129,14 +128,18 @@ def line_of(frame: Mapping[str, Any], clock: str) -> str:
         text = _TEXTS[kind].format_map(_Fields((name, value) for name, value in shown.items() if value is not None))
     else:
         text = json.dumps(data, ensure_ascii=False)
-    # The text comes from others and goes to a terminal: no control characters, and only one line.
-    text = "".join(letter if letter.isprintable() else " " for letter in text).strip(" :/")
+    text = _harmless(text).strip(" :/")
     if len(text) > _LONGEST_TEXT:
         text = text[: _LONGEST_TEXT - 1] + "…"
     replay = " (replay)" if frame.get("replay") else ""
     # A server with WEBSOCKET_NUMBER_FIELD=seq calls the number "seq"; that of `connected` is no event's.
     number = frame.get("sequence", "-" if kind == "connected" else frame.get("seq", "-"))
     return f"{clock} {number:>8} {kind:<20} {text}{replay}".rstrip()
+
+
+def _harmless(text: str) -> str:
+    """Return text of others as it may go to a terminal: without control characters, and as one line."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
 
 
 def _verdict(frame: Mapping[str, Any]) -> str:
@@ -203,7 +206,8 @@ async def follow(
             # 503 means a server that drains or starts; repeating a request does not change a 4xx.
             reason, status = str(refused), refused.response.status_code
             if 400 <= status < 500:
-                return _give_up(f"{reason} ({_HINTS[status]})" if status in _HINTS else reason)
+                hint = _HINTS.get(status) or _harmless(str(_read(refused.response.body).get("detail") or ""))
+                return _give_up(f"{reason} ({hint})" if hint else reason)
         except (OSError, TimeoutError, InvalidHandshake) as error:
             reason = f"no connection to {url.partition('?')[0]}{way}: {error or 'no answer'}"
         if time.monotonic() - started > _STABLE:
@@ -214,7 +218,7 @@ async def follow(
         await asyncio.sleep(wait)
 
 
-def _read(text: str | bytes) -> dict[str, Any]:
+def _read(text: str | bytes | bytearray) -> dict[str, Any]:
     """Decode a frame; return a frame of type "unreadable" if it is not a JSON object."""
     try:
         frame = json.loads(text)

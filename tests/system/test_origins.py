@@ -4,7 +4,6 @@ import asyncio
 import html
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -18,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests import processes
 from tests.system.client import Client, connected
-from tests.system.proxies import haproxy, nginx
+from tests.system.proxies import haproxy, nginx, program
 from tests.system.raw_http import HANDSHAKE, raw_http
 from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
@@ -311,9 +310,6 @@ async def test_browser(
     start: ReplicaFactory, valkey: str, channel: str, pages: Pages, allowed: bool, tmp_path: Path
 ) -> None:
     """Chromium lets a page of an allowed origin publish and listen, and one of another origin do neither."""
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("chromium is not installed")
     replica = start(
         redis_url=valkey,
         redis_event_channel=channel,
@@ -328,7 +324,7 @@ async def test_browser(
         "--no-proxy-server",
         f"--user-data-dir={tmp_path}",
     ]
-    with processes.running([chromium, *options, f"{pages.origin}/"]):
+    with processes.running([program("chromium"), *options, f"{pages.origin}/"]):
         assert await asyncio.to_thread(pages.done.wait, 60)
     expected = {
         "first": [202, None, None],

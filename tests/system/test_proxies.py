@@ -3,17 +3,22 @@
 import asyncio
 import json
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
 
+from handlers.cli.demo import run as demo
+from handlers.cli.proxy import Proxy
+from handlers.cli.tail import follow
 from tests import processes
 from tests.system.client import connected
 from tests.system.proxies import haproxy, nginx, program
 from tests.system.replica import Replica, ReplicaFactory
+from tests.waiting import eventually
 
 BODY = json.dumps({"id": "x"})
 PATH = "/broadcast/alert/deleted"
@@ -112,3 +117,54 @@ async def test_default_health_check(proxied: Replica) -> None:
         await asyncio.sleep(0.5)
         async with httpx.AsyncClient(trust_env=False, base_url=url) as http:
             assert (await http.get("/health/live")).status_code == 200
+
+
+@asynccontextmanager
+async def forward_proxy(upstream: int) -> AsyncIterator[tuple[Proxy, list[bytes]]]:
+    """An HTTP proxy that asks for a password and passes everything on to one port; yields it and the request lines."""
+    lines: list[bytes] = []
+    writers: list[asyncio.StreamWriter] = []
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        with suppress(OSError):
+            writer.write_eof()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = await reader.readuntil(b"\r\n\r\n")
+        lines.append(head.split(b"\r\n")[0])
+        assert b"Proxy-Authorization: Basic bWU6cEBzcw==\r\n" in head
+        service_reader, service_writer = await asyncio.open_connection("127.0.0.1", upstream)
+        writers.extend((writer, service_writer))
+        if head.startswith(b"CONNECT "):
+            writer.write(b"HTTP/1.1 200 Connection established\r\n\r\n")
+        else:
+            service_writer.write(head)
+        await asyncio.gather(copy(reader, service_writer), copy(service_reader, writer))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield Proxy(f"http://me:p%40ss@127.0.0.1:{port}", "http_proxy"), lines
+        for writer in writers:
+            writer.transport.abort()
+
+
+async def test_tail_and_demo_through_a_proxy(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """`demo` publishes through a forward proxy, and `tail` reads the same events through it."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, allowed_origins="*")
+    seen: list[str] = []
+    async with forward_proxy(replica.port) as (proxy, lines), asyncio.timeout(30):
+        tail = asyncio.create_task(follow("ws://events.example", proxy=proxy, emit=seen.append))
+        await eventually(lambda: len(seen) == 1)
+        sent: list[str] = []
+        publish = partial(demo, "http://events.example", rate=0, count=20, seed=1, proxy=proxy, emit=sent.append)
+        assert await asyncio.to_thread(publish) == 0
+        await eventually(lambda: len(seen) == 21)
+        tail.cancel()
+    numbers = [(line.split()[0], line.split()[1]) for line in sent]
+    assert [(line.split()[1], line.split()[2]) for line in seen[1:]] == numbers
+    assert lines[0] == b"CONNECT events.example:80 HTTP/1.1"
+    assert lines[1].startswith(b"POST http://events.example/broadcast/")

@@ -217,14 +217,14 @@ Answer = Callable[[ServerConnection], Awaitable[None]]
 
 
 @asynccontextmanager
-async def service(*connections: Answer, refuse: int = 0) -> AsyncIterator[tuple[str, list[Request]]]:
+async def service(*connections: Answer, refuse: int = 0, body: bytes = b"") -> AsyncIterator[tuple[str, list[Request]]]:
     """A server that runs one function per connection, after refusing the first; yields its URL and the requests."""
     requests: list[Request] = []
     waiting = list(connections)
 
     def admit(_: ServerConnection, request: Request) -> Response | None:
         requests.append(request)
-        return Response(refuse, "No", Headers()) if refuse and len(requests) == 1 else None
+        return Response(refuse, "No", Headers(), body) if refuse and len(requests) == 1 else None
 
     async def answer(connection: ServerConnection) -> None:
         await waiting.pop(0)(connection)
@@ -324,17 +324,21 @@ async def test_draining_server(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "--api-key"), (403, "--api-key"), (404, "no WebSocket at this path"), (418, "")]
+    ("status", "hint"), [(401, "--api-key"), (403, "problem"), (404, "no WebSocket at this path"), (418, "problem")]
 )
 async def test_wrong_address(status: int, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """An upgrade that is refused with a 4xx ends the tail with status 1."""
-    async with service(refuse=status) as (url, requests), asyncio.timeout(10):
+    """An upgrade that is refused with a 4xx ends the tail with status 1, and a hint or the server's own problem."""
+    async with (
+        service(refuse=status, body=b'{"detail":"a problem\\u001b with\\nthe host"}') as (url, requests),
+        asyncio.timeout(10),
+    ):
         assert await follow(url, emit=print) == 1
     assert len(requests) == 1
     told = capsys.readouterr().err
     assert f"HTTP {status}" in told
     assert ("--api-key" in told, "path" in told) == (hint == "--api-key", "path" in hint)
     assert hint in told
+    assert ("(a problem  with the host)" in told) == (hint == "problem")
 
 
 async def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
