@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextvars import copy_context
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import msgspec
 from websockets.extensions.permessage_deflate import PerMessageDeflate
@@ -193,7 +193,7 @@ class FakeSink:
     `drain()` takes them. At each heartbeat every event up to its `lastSeq` must have been written, from the client's
     start (`since`, or the first frame), except those for which `skips` returns True because of the client's patterns.
     With `lossy` this holds only after the first `resync_ack`, which says what was lost. `claims` is the position that a
-    resync named.
+    resync named. With `stream`, the writes are parts of an event stream, and `blocks` are its blocks.
     """
 
     def __init__(
@@ -203,7 +203,10 @@ class FakeSink:
         since: int | None = None,
         skips: Callable[[int], bool] = lambda _: False,
         lossy: bool = False,
+        stream: bool = False,
     ) -> None:
+        self.stream = stream
+        self.blocks: list[str] = []
         self.messages: list[dict[str, Any]] = []
         self.writes = 0
         self.unsent = 0
@@ -234,8 +237,16 @@ class FakeSink:
         """Take messages, unless closed."""
         if self.closed is not None:
             return
-        texts = [text_of(message) for message in (wire_frames(data) if isinstance(data, bytes) else data)]
-        assert texts, "an empty write"
+        if self.stream:
+            assert isinstance(data, bytes)
+            blocks = data.decode().removesuffix("\n\n").split("\n\n")
+            self.blocks += blocks
+            texts = [
+                line.removeprefix("data: ") for block in blocks for line in block.split("\n") if line[:5] == "data:"
+            ]
+        else:
+            texts = [text_of(cast(Any, part)) for part in (wire_frames(data) if isinstance(data, bytes) else data)]
+            assert texts, "an empty write"
         self.writes += 1
         for text in texts:
             message = json.loads(text)

@@ -5,12 +5,14 @@ from kernel.clients.close_reasons import (
     GOING_AWAY,
     IDLE_TIMEOUT,
     INTERNAL_ERROR,
+    MAX_AGE,
     NORMAL,
     TRY_AGAIN_LATER,
     UNAUTHORIZED,
     CloseReason,
 )
 from kernel.clients.commands import Refused, patterns_from, sequence_from
+from kernel.clients.page import PAGE_ENCODING, Page, PageResult
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.clients.replay import Resume
 from kernel.clients.token_bucket import TokenBucket
@@ -20,11 +22,15 @@ __all__ = [
     "GOING_AWAY",
     "IDLE_TIMEOUT",
     "INTERNAL_ERROR",
+    "MAX_AGE",
     "NORMAL",
+    "PAGE_ENCODING",
     "TRY_AGAIN_LATER",
     "UNAUTHORIZED",
     "Client",
     "CloseReason",
+    "Page",
+    "PageResult",
     "Patterns",
     "Refused",
     "Resume",

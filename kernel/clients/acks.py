@@ -59,7 +59,9 @@ class AckLedger:
         return self._times[last - 1] if first < last else None
 
     def _between(self, client: Client, sequence: int) -> tuple[int, int]:
-        if not self._sequences or client.place.epoch != self._epoch or not requires_acks(client.patterns):
+        if not self._sequences or client.place.epoch != self._epoch:
+            return 0, 0
+        if not client.encoding.two_way or not requires_acks(client.patterns):
             return 0, 0
         first = bisect_right(self._sequences, client.settled)
         return first, max(first, bisect_right(self._sequences, sequence))

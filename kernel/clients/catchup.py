@@ -20,7 +20,9 @@ from kernel.clients.replay import Replay, ReplayState
 from kernel.errors import TransportError
 from kernel.log.frames import Frame, chunks
 from kernel.log.log import Gone, Log, Moved
+from kernel.messages.control import ResyncAck
 from kernel.observer import Observer, Replayed
+from kernel.position import Position
 
 __all__ = ["CatchUp", "Step"]
 
@@ -56,7 +58,6 @@ class CatchUp:
         self._chunk = chunk
         self._clock = clock
         self._timer = timer
-        self._replay: Replay | None = None
         self._begin = 0.0
         self._source = "memory"
 
@@ -68,21 +69,23 @@ class CatchUp:
         """
         client = self._client
         while True:
-            if self._replay is not None:
-                step = await self._proceed_with(self._replay)
+            if client.replay is not None:
+                step = await self._proceed_with(client.replay)
                 if step is not None:
                     return step
-                self._replay = None
+                client.replay = None
             await client.sink.drained()
             if client.notices:
                 client.tell(client.notices.pop(next(iter(client.notices))))
             elif client.resumes:
-                self._replay = Replay(client.resumes.pop(0))
+                client.replay = Replay(client.resumes.pop(0))
                 self._begin, self._source = self._clock(), "memory"
             else:
                 try:
                     frames = await self._log.after(client.place)
-                except Gone:
+                except Gone as gone:
+                    if not client.encoding.two_way:
+                        client.tell(_too_slow(client.place, gone.oldest))
                     return Step.CLOSE_SLOW
                 except (Moved, TransportError):
                     return Step.CHECK_POSITION
@@ -120,7 +123,7 @@ class CatchUp:
                 return Step.CHECK_POSITION
             else:
                 replay.wrote(await self._write(replay.read(frames), replay=True))
-        client.tell(replay.ack)
+        client.tell(replay.ack, client.place)
         span = (self._begin, self._clock())
         verdict = replay.verdict.value
         self._observer.replayed(Replayed(replay.first, replay.target, replay.count, verdict, self._source, *span))
@@ -151,3 +154,10 @@ class CatchUp:
                 if pace.over:
                     await asyncio.sleep(0)
                     pace.restart()
+
+
+def _too_slow(place: Position, oldest: int) -> ResyncAck:
+    """Return what a client without close codes is told instead of the code for a slow client."""
+    return ResyncAck(
+        "events", place.epoch, place.sequence, 0, recovered=False, gap_too_old=True, oldest_available=oldest
+    )

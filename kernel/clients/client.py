@@ -5,18 +5,21 @@ from enum import Enum
 from typing import Protocol
 
 from kernel.clients.audiences import Audience
-from kernel.clients.close_reasons import CloseReason
+from kernel.clients.close_reasons import MAX_AGE, CloseReason
 from kernel.clients.pace import Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
-from kernel.clients.replay import Resume
+from kernel.clients.replay import Replay, Resume
 from kernel.clients.token_bucket import TokenBucket
 from kernel.log.encodings import Encoding, Joined
 from kernel.log.frames import Frame, ready_control, saved_bytes
-from kernel.messages.control import Control
+from kernel.messages.control import Closing, Control
 from kernel.observer import Written
 from kernel.position import Position
 
 __all__ = ["Client", "ClientState", "Sink"]
+
+# The reasons that a client without close codes is told in a message.
+_ANNOUNCED = (MAX_AGE,)
 
 
 class ClientState(Enum):
@@ -49,8 +52,8 @@ class Client:
     """A cursor into the log, with the patterns and the encoding of one connection.
 
     Every matching event up to `place` was written to the client's socket. `audience` is set while the client is live.
-    `resumes` are the replays that it asked for and that have not started, `resyncs` limits how often it may ask for
-    one, and `notices` are the newest of each kind that came while its socket was full.
+    `replay` is the replay under way, `resumes` are those that it asked for and that have not started, `resyncs` limits
+    how often it may ask for one, and `notices` are the newest of each kind that came while its socket was full.
     """
 
     __slots__ = (
@@ -65,6 +68,7 @@ class Client:
         "notices",
         "patterns",
         "place",
+        "replay",
         "resumes",
         "resyncs",
         "sink",
@@ -81,6 +85,7 @@ class Client:
         self.place = place
         self.state = ClientState.BEHIND
         self.audience: Audience[Client, Encoding] | None = None
+        self.replay: Replay | None = None
         self.resumes: list[Resume] = []  # an empty deque takes ten times as much memory
         self.resyncs: TokenBucket | None = None  # most clients never ask
         self.notices: dict[type[Control], Control] = {}
@@ -100,9 +105,15 @@ class Client:
         """The number after which acks are outstanding: the highest acknowledged, or the one before the first event."""
         return max(self._acked, self._since) if self._acked_epoch == self.place.epoch else 0
 
-    def tell(self, control: Control) -> None:
-        """Write a control message, after everything that was written before."""
-        self.sink.write(ready_control(control, self.encoding))
+    def tell(self, control: Control, place: Position | None = None) -> None:
+        """Write a control message after all that was written before; `place` is where the client stands then."""
+        self.sink.write(ready_control(control, self.encoding, place))
+
+    def close(self, reason: CloseReason) -> None:
+        """Close the connection; a client without close codes is told the reason in a message, if it matters to it."""
+        if reason in _ANNOUNCED and not self.encoding.two_way:
+            self.tell(Closing(*reason))
+        self.sink.close(reason)
 
     def notify(self, notice: Control) -> None:
         """Write a notice now, or keep it until the socket has drained if it is full."""

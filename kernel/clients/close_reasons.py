@@ -6,6 +6,7 @@ __all__ = [
     "GOING_AWAY",
     "IDLE_TIMEOUT",
     "INTERNAL_ERROR",
+    "MAX_AGE",
     "NORMAL",
     "SLOW_CLIENT",
     "TRY_AGAIN_LATER",
@@ -15,7 +16,7 @@ __all__ = [
 
 
 class CloseReason(NamedTuple):
-    """The reason to close a WebSocket: a code (RFC 6455, section 7.4, or of the private range) and a short text."""
+    """The reason to close a connection: a WebSocket's close code (RFC 6455, 7.4, or a private one) and a short text."""
 
     code: int
     text: str
@@ -26,5 +27,6 @@ IDLE_TIMEOUT = CloseReason(1000, "Idle timeout")
 UNAUTHORIZED = CloseReason(1008, "Credentials missing or wrong")
 INTERNAL_ERROR = CloseReason(1011, "Internal error")
 GOING_AWAY = CloseReason(1012, "Server restart")
+MAX_AGE = CloseReason(1012, "Connection too old: reconnect")
 TRY_AGAIN_LATER = CloseReason(1013, "Connection limit reached, try again later")
 SLOW_CLIENT = CloseReason(4008, "Position has left the history: reconnect and resync")

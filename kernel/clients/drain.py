@@ -37,4 +37,4 @@ async def drain(clients: list[Client], seconds: float, *, timer: Callable[[], fl
             pace.restart()
         if client.notices.pop(Shutdown, None) is not None:
             client.tell(Shutdown.within(0))  # its socket has been full all the time; it is told right before the close
-        client.sink.close(GOING_AWAY)
+        client.close(GOING_AWAY)

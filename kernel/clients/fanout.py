@@ -26,7 +26,7 @@ from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.pace import Pace
 from kernel.clients.patterns import Patterns
-from kernel.log.encodings import Encoding
+from kernel.log.encodings import Encoding, Ready
 from kernel.log.frames import Frame, saved_bytes
 from kernel.observer import Written
 
@@ -91,7 +91,7 @@ class Walk:
             ready = [frame.made(encoding) for frame in wanted]
             if None in ready:
                 ready = yield from self._encode(wanted, encoding)
-            messages = cast("list[bytes | str]", ready)
+            messages = cast("list[Ready]", ready)
             reached = 0
             # an audience takes time too, even where nothing matches
             left -= 1 + len(self.frames) // LOOK
@@ -127,9 +127,9 @@ class Walk:
             self._decided[patterns, names] = bool(verdict)
         return [frame.names is None or self._decided[patterns, frame.names] for frame in self.frames]
 
-    def _encode(self, frames: list[Frame], encoding: Encoding) -> Generator[None, None, list[bytes | str | None]]:
+    def _encode(self, frames: list[Frame], encoding: Encoding) -> Generator[None, None, list[Ready | None]]:
         """Make the messages of an audience, some of which do not exist yet."""
-        ready: list[bytes | str | None] = []
+        ready: list[Ready | None] = []
         for frame in frames:
             ready.append(frame.ready(encoding))
             if self._pace.over:

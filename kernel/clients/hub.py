@@ -104,10 +104,10 @@ class Hub:
         it, live events follow.
         """
         here = self._log.place
-        client = Client(f"ws-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
+        client = Client(f"{encoding.kind}-events-{secrets.token_hex(4)}", sink, encoding, here, patterns)
         self._clients[client] = None
         seq = here.sequence if self._number_field == "seq" else msgspec.UNSET
-        client.tell(Connected(client.id, here.epoch, here.sequence, seq))
+        client.tell(Connected(client.id, here.epoch, here.sequence, seq), here if resume is None else None)
         if self._degraded:
             client.tell(ServiceNotice.degraded(utc_now()))
         if resume is None:
@@ -284,10 +284,10 @@ class Hub:
             if step is Step.GO_LIVE:
                 self._go_live(client)
             else:
-                client.sink.close(SLOW_CLIENT)
+                client.close(SLOW_CLIENT)
         except Exception:
             _logger.exception("closing client %s: its catch-up failed", client.id)
-            client.sink.close(INTERNAL_ERROR)
+            client.close(INTERNAL_ERROR)
         finally:
             if self._clients.get(client) is asyncio.current_task():
                 self._clients[client] = None

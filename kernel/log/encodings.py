@@ -6,11 +6,16 @@ messages, for servers that cannot write prebuilt frames.
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from struct import Struct
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
-__all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Joined", "WireEncoding"]
+import msgspec
+
+from kernel.messages.control import Control
+from kernel.position import Position
+
+__all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Joined", "Ready", "WireEncoding"]
 
 # The LZ77 window of the shared permessage-deflate variant: what the `websockets` library asks for, and browsers take.
 WINDOW_BITS = 12
@@ -21,23 +26,47 @@ _TEXT, _BINARY, _COMPRESSED = 0x81, 0x82, 0x40
 # Heads of frames, by how long the payload is.
 _SHORT, _MIDDLE, _LONG = Struct("!BB"), Struct("!BBH"), Struct("!BBQ")
 
-# What a sink takes in one write: wire bytes, or ASGI messages (text or bytes) in their order.
-Joined = bytes | list[str | bytes]
+Ready: TypeAlias = bytes | str | tuple[object, ...]
+"""One message, ready to be joined; a tuple where it is collected instead of written to a socket."""
+
+Joined: TypeAlias = bytes | Sequence[Ready]
+"""What a sink takes in one write: wire bytes, or messages in their order."""
+
+encode_json = msgspec.json.Encoder().encode
 
 
 class Encoding(Protocol):
     """The encoding of a client's messages; equal for clients that can share them."""
 
     @property
+    def kind(self) -> str:
+        """A short name, with which the ids of its clients begin."""
+        ...
+
+    @property
     def compresses(self) -> bool:
         """True if some messages get smaller than their JSON."""
         ...
 
-    def encode(self, json: bytes) -> bytes | str:
-        """Return one message, ready to be joined."""
+    @property
+    def two_way(self) -> bool:
+        """True if clients can send acks, and are told by the close why their connection is closed."""
         ...
 
-    def join(self, messages: Iterable[bytes | str]) -> Joined:
+    @property
+    def marks_replay(self) -> bool:
+        """True if replayed events have `"replay": true`."""
+        ...
+
+    def encode(self, json: bytes, place: Position) -> Ready:
+        """Return the message of an event; `place` is the event's position."""
+        ...
+
+    def encode_control(self, control: Control, place: Position | None = None) -> Ready:
+        """Return a control message; `place`, if given, is where a client stands that has got it."""
+        ...
+
+    def join(self, messages: Iterable[Ready]) -> Joined:
         """Return several ready messages as one write."""
         ...
 
@@ -50,6 +79,8 @@ class WireEncoding:
     """
 
     __slots__ = ("_deflate", "_level", "_zlib_from", "compresses")
+    kind = "ws"
+    two_way = marks_replay = True
 
     def __init__(self, zlib_from: int | None, *, deflate: bool, level: int) -> None:
         self.compresses = deflate or zlib_from is not None
@@ -57,7 +88,7 @@ class WireEncoding:
         self._deflate = deflate
         self._level = level
 
-    def encode(self, json: bytes) -> bytes:
+    def encode(self, json: bytes, place: Position | None = None) -> bytes:
         """Return one message as one unfragmented frame."""
         if self._zlib_from is not None and len(json) >= self._zlib_from:
             return _framed(_BINARY, _zlibbed(json, self._level))
@@ -69,7 +100,11 @@ class WireEncoding:
                 return _framed(_TEXT | _COMPRESSED, deflated)
         return _framed(_TEXT, json)
 
-    def join(self, messages: Iterable[bytes | str]) -> bytes:
+    def encode_control(self, control: Control, place: Position | None = None) -> bytes:
+        """Return a control message as one unfragmented frame."""
+        return self.encode(encode_json(control))
+
+    def join(self, messages: Iterable[Ready]) -> bytes:
         """Return several ready messages as one write."""
         return b"".join(messages)  # type: ignore[arg-type]  # this encoding makes bytes only
 
@@ -78,19 +113,25 @@ class AsgiEncoding:
     """Messages for ASGI's `send`: str for text, bytes for binary."""
 
     __slots__ = ("_level", "_zlib_from", "compresses")
+    kind = "ws"
+    two_way = marks_replay = True
 
     def __init__(self, zlib_from: int | None, *, level: int) -> None:
         self.compresses = zlib_from is not None
         self._zlib_from = zlib_from
         self._level = level
 
-    def encode(self, json: bytes) -> bytes | str:
+    def encode(self, json: bytes, place: Position | None = None) -> bytes | str:
         """Return the payload of one message."""
         if self._zlib_from is not None and len(json) >= self._zlib_from:
             return _zlibbed(json, self._level)
         return json.decode()
 
-    def join(self, messages: Iterable[bytes | str]) -> list[str | bytes]:
+    def encode_control(self, control: Control, place: Position | None = None) -> bytes | str:
+        """Return the payload of a control message."""
+        return self.encode(encode_json(control))
+
+    def join(self, messages: Iterable[Ready]) -> list[Ready]:
         """Return several ready messages as one write."""
         return list(messages)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from kernel.log.encodings import Encoding, Joined
+from kernel.log.encodings import Encoding, Joined, Ready
 from kernel.log.envelope import Entry
 from kernel.messages.control import Control, EpochChanged, Gap
 from kernel.messages.names import names_of
@@ -29,15 +29,16 @@ class Frame:
     marker, which every client gets.
     """
 
-    __slots__ = ("_json", "_ready", "_replayed", "entry", "names", "place")
+    __slots__ = ("_json", "_marker", "_ready", "_replayed", "entry", "names", "place")
 
-    def __init__(self, place: Position, json: bytes, entry: Entry | None = None) -> None:
+    def __init__(self, place: Position, json: bytes, entry: Entry | None = None, marker: Control | None = None) -> None:
         self.place = place
         self.entry = entry
+        self._marker = marker
         self.names = None if entry is None else names_of(entry.type, entry.event_type)
         self._json = json
-        self._ready: dict[Encoding, bytes | str] = {}
-        self._replayed: dict[Encoding, bytes | str] = {}
+        self._ready: dict[Encoding, Ready] = {}
+        self._replayed: dict[Encoding, Ready] = {}
 
     @classmethod
     def of(cls, epoch: str, entry: Entry, number_field: bytes = b"sequence") -> "Frame":
@@ -64,17 +65,21 @@ class Frame:
     @classmethod
     def gap(cls, epoch: str, first: int, last: int) -> "Frame":
         """Return the marker that stands where the events `first` to `last` would have been."""
-        return cls(Position(epoch, last), _encode(Gap(first, last)))
+        return cls._marking(Position(epoch, last), Gap(first, last))
 
     @classmethod
     def new_epoch(cls, epoch: str) -> "Frame":
         """Return the marker between the last event of one epoch and the first of the next."""
-        return cls(Position(epoch, 0), _encode(EpochChanged(epoch)))
+        return cls._marking(Position(epoch, 0), EpochChanged(epoch))
 
     @classmethod
     def first_epoch(cls, place: Position) -> "Frame":
         """Return the marker for clients that connected before Redis was ever reached: their events follow `place`."""
-        return cls(place, _encode(EpochChanged(place.epoch)))
+        return cls._marking(place, EpochChanged(place.epoch))
+
+    @classmethod
+    def _marking(cls, place: Position, marker: Control) -> "Frame":
+        return cls(place, _encode(marker), None, marker)
 
     @property
     def size(self) -> int:
@@ -91,37 +96,44 @@ class Frame:
         decoded: dict[str, Any] = msgspec.json.decode(self._json)
         return {**decoded, "replay": True} if replay else decoded
 
-    def ready(self, encoding: Encoding) -> bytes | str:
+    def ready(self, encoding: Encoding) -> Ready:
         """Return the message in this encoding."""
         made = self._ready.get(encoding)
         if made is None:
-            made = self._ready[encoding] = encoding.encode(self._json)
+            marker = self._marker
+            made = (
+                encoding.encode(self._json, self.place)
+                if marker is None
+                else encoding.encode_control(marker, self.place)
+            )
+            self._ready[encoding] = made
         return made
 
-    def made(self, encoding: Encoding) -> bytes | str | None:
+    def made(self, encoding: Encoding) -> Ready | None:
         """Return the message in this encoding if it was made before."""
         return self._ready.get(encoding)
 
     def is_made(self, encoding: Encoding, *, replay: bool) -> bool:
         """Return True if `ready`, or with `replay` `replayed`, has made the message before."""
-        return encoding in (self._replayed if replay and self.entry is not None else self._ready)
+        marked = replay and self.entry is not None and encoding.marks_replay
+        return encoding in (self._replayed if marked else self._ready)
 
-    def replayed(self, encoding: Encoding) -> bytes | str:
-        """Return the message in this encoding, with `"replay": true` if it is an event."""
-        if self.entry is None:
+    def replayed(self, encoding: Encoding) -> Ready:
+        """Return the message in this encoding, with `"replay": true` if it is an event and the encoding marks those."""
+        if self.entry is None or not encoding.marks_replay:
             return self.ready(encoding)
         made = self._replayed.get(encoding)
         if made is None:
-            made = self._replayed[encoding] = encoding.encode(self._json[:-1] + b',"replay":true}')
+            made = self._replayed[encoding] = encoding.encode(self._json[:-1] + b',"replay":true}', self.place)
         return made
 
 
-def ready_control(control: Control, encoding: Encoding) -> Joined:
-    """Return a control message as one write."""
-    return encoding.join((encoding.encode(_encode(control)),))
+def ready_control(control: Control, encoding: Encoding, place: Position | None = None) -> Joined:
+    """Return a control message as one write; `place`, if given, is where the client stands then."""
+    return encoding.join((encoding.encode_control(control, place),))
 
 
-def saved_bytes(frames: Iterable[Frame], messages: Iterable[bytes | str], encoding: Encoding) -> int:
+def saved_bytes(frames: Iterable[Frame], messages: Iterable[Ready], encoding: Encoding) -> int:
     """Return by how many bytes `messages` are smaller than the JSON of the `frames` that they were made of."""
     if not encoding.compresses:
         return 0

@@ -5,6 +5,7 @@ from typing import Any
 import msgspec
 
 __all__ = [
+    "Closing",
     "Connected",
     "Control",
     "EpochChanged",
@@ -22,6 +23,16 @@ __all__ = [
 
 class Control(msgspec.Struct, frozen=True):
     """The base of all control messages."""
+
+    @property
+    def name(self) -> str:
+        """The kind of message: its type, or for an error the error's code."""
+        return str(self.__struct_config__.tag)
+
+    @property
+    def reconnect_ms(self) -> int | None:
+        """The time in milliseconds after which the client should connect again, for a message that ends a stream."""
+        return None
 
 
 class Connected(Control, frozen=True, tag_field="type", tag="connected"):
@@ -98,6 +109,11 @@ class Error(Control, frozen=True, tag_field="type", tag="error"):
     message: str
     details: dict[str, Any]
 
+    @property
+    def name(self) -> str:
+        """The error's code."""
+        return self.error
+
 
 class _NoticeData(msgspec.Struct, frozen=True):
     status: str
@@ -135,7 +151,24 @@ class Shutdown(Control, frozen=True, tag_field="type", tag="system.shutdown"):
 
     data: _ShutdownData
 
+    @property
+    def reconnect_ms(self) -> int | None:
+        """The delay until the close."""
+        return self.data.delay_ms
+
     @classmethod
     def within(cls, delay_ms: int) -> "Shutdown":
         """Return the notice for a close in `delay_ms` milliseconds."""
         return cls(_ShutdownData(delay_ms))
+
+
+class Closing(Control, frozen=True, tag_field="type", tag="closing"):
+    """The last message to a client whose connection has no close frame: the code and reason that one would have."""
+
+    code: int
+    reason: str
+
+    @property
+    def reconnect_ms(self) -> int | None:
+        """One second; what is closed for its age or its credentials is closed at different times for each client."""
+        return 1000

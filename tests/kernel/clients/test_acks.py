@@ -12,6 +12,7 @@ from kernel.clients.client import Client
 from kernel.clients.globs import GlobSet
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.envelope import Entry
+from kernel.log.event_stream import EventStreamEncoding
 from kernel.log.frames import Frame
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
@@ -92,6 +93,15 @@ def test_only_who_gets_them(ledger: AckLedger) -> None:
         one = client(10, Patterns.of(globs))
         one.place = Position("e", 15)
         assert ledger.owed(one) == owed
+
+
+def test_only_who_can_send_them(ledger: AckLedger) -> None:
+    """No ack is outstanding from a client that cannot send acks."""
+    listener = client(0)
+    listener.place = Position("e", 15)
+    assert ledger.owed(listener) > 0
+    listener.encoding = EventStreamEncoding(chunked=False)
+    assert ledger.owed(listener) == 0
 
 
 def test_going_back(ledger: AckLedger) -> None:

@@ -10,6 +10,7 @@ from kernel import Observer
 from kernel.clients import Client, Patterns, Resume
 from kernel.clients.client import ClientState
 from kernel.clients.close_reasons import SLOW_CLIENT
+from kernel.log.event_stream import EventStreamEncoding
 from kernel.observer import Replayed
 from kernel.position import Position
 from tests.fakes import FakeRedis, FakeSink
@@ -18,6 +19,7 @@ from tests.kernel.replicas import RARE_CHECKS, fill, history_of, join, record_of
 from tests.virtual_time import eventually
 
 E1, E2 = "epoch-1", "epoch-2"
+STREAM = EventStreamEncoding(chunked=False)
 
 
 async def acked(sink: FakeSink, count: int = 1) -> dict[str, Any]:
@@ -654,6 +656,46 @@ async def test_too_slow(redis: FakeRedis) -> None:
         assert sink.closed == SLOW_CLIENT
         assert sink.closed.code == 4008
         broadcaster.disconnect(client)
+
+
+async def test_too_slow_for_a_stream(redis: FakeRedis) -> None:
+    """A client without close codes is told by a resync_ack that its position has left the history."""
+    async with replica(redis, RARE_CHECKS) as broadcaster:
+        client, sink = join(broadcaster, room=10, encoding=STREAM, stream=True)
+        fill(redis, 100)
+        await eventually(lambda: broadcaster.sequence == 350)
+        redis.trim(50)
+        sink.room = None
+        sink.drain()
+        await sink.until(lambda: sink.closed is not None)
+        assert sink.closed == SLOW_CLIENT
+        assert sink.messages[-1] == {
+            "type": "resync_ack",
+            "channel": "events",
+            "epoch": E1,
+            "last_sequence": client.place.sequence,
+            "replayed_count": 0,
+            "recovered": False,
+            "gap_too_old": True,
+            "oldest_available": 301,
+        }
+        assert sink.blocks[-1].startswith("event: resync_ack\n")
+        broadcaster.disconnect(client)
+
+
+async def test_ids_of_a_stream(redis: FakeRedis) -> None:
+    """Each event has its position as id, `resync_ack` the one where the replay ended, else `connected`."""
+    async with replica(redis) as broadcaster:
+        _, resumed = join(broadcaster, encoding=STREAM, stream=True, resume=Resume("events", 248, None))
+        await acked(resumed)
+        _, fresh = join(broadcaster, encoding=STREAM, stream=True)
+        fill(redis, 1)
+        await resumed.until(lambda: resumed.numbers[-1:] == [251])
+        await fresh.until(lambda: fresh.numbers == [251])
+        heads = [block.partition("data:")[0] for block in resumed.blocks]
+        ids = [f"id: {E1}:{number}\n" for number in (249, 250, 250, 251)]
+        assert heads == ["event: connected\n", *ids[:2], f"{ids[2]}event: resync_ack\n", ids[3]]
+        assert fresh.blocks[0].startswith(f"id: {E1}:250\nevent: connected\n")
 
 
 async def test_patterns_that_change_while_behind(redis: FakeRedis) -> None:

@@ -3,9 +3,11 @@
 import pytest
 
 from kernel.clients.client import Client, ClientState
+from kernel.clients.close_reasons import GOING_AWAY, MAX_AGE, CloseReason
 from kernel.clients.pace import SECONDS, Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import AsgiEncoding, WireEncoding
+from kernel.log.event_stream import EventStreamEncoding
 from kernel.log.frames import Frame
 from kernel.messages.control import Pong
 from kernel.position import NOWHERE, Position
@@ -39,6 +41,20 @@ def test_tell() -> None:
     client.write([Frame.gap("e", 4, 5)])
     client.tell(Pong())
     assert sink.outline == ["gap 4-5", "pong"]
+
+
+@pytest.mark.parametrize(("reason", "told"), [(MAX_AGE, ["closing"]), (GOING_AWAY, [])])
+def test_close(reason: CloseReason, told: list[str]) -> None:
+    """A client without close codes is told in a last message that its connection is too old; others need none."""
+    client, sink = client_at(3)
+    client.close(reason)
+    assert (sink.outline, sink.closed) == ([], reason)
+
+    sink = FakeSink(stream=True)
+    client = Client("sse-events-1", sink, EventStreamEncoding(chunked=False), Position("e", 3))
+    client.close(reason)
+    assert (sink.outline, sink.closed) == (told, reason)
+    assert [(message["code"], message["reason"]) for message in sink.messages] == [tuple(reason)] * len(told)
 
 
 @pytest.mark.parametrize("replay", [False, True])

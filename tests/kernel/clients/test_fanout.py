@@ -42,10 +42,10 @@ class SlowEncoding(AsgiEncoding):
         super().__init__(None, level=6)
         self._fleet = fleet
 
-    def encode(self, json: bytes) -> bytes | str:
+    def encode(self, json: bytes, place: Position | None = None) -> bytes | str:
         """Encode a message, and let time pass."""
         self._fleet.now += 0.001
-        return super().encode(json)
+        return super().encode(json, place)
 
 
 class Fanout:

@@ -1,7 +1,6 @@
 """Frames: the bytes of one message, encoded once."""
 
 import json
-from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -15,20 +14,17 @@ from tests.fakes import entry, text_of, wire_frames
 PLAIN = WireEncoding(None, deflate=False, level=6)
 
 
-class Counting:
+class Counting(AsgiEncoding):
     """An encoding that counts the messages it encodes."""
 
     def __init__(self) -> None:
+        super().__init__(None, level=6)
         self.made: list[bytes] = []
 
-    def encode(self, json: bytes) -> bytes | str:
+    def encode(self, json: bytes, place: Position | None = None) -> bytes | str:
         """Count the message, and return it unchanged."""
         self.made.append(json)
         return json
-
-    def join(self, messages: Iterable[bytes | str]) -> Joined:
-        """Return them as a list."""
-        return list(messages)
 
 
 # -- what is in a message
