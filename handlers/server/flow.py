@@ -1,10 +1,12 @@
 """Flow control of an HTTP connection: when it reads, and how long it waits for a client that takes no data."""
 
 import asyncio
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
+
+from handlers.server.stall import StallTimer
 
 __all__ = ["PipelineFlow"]
 
@@ -16,7 +18,8 @@ class PipelineFlow(FlowControl):
     the memory, because each of them lets a whole segment of further ones in. Here nothing more is read while complete
     requests wait to be answered (`waiting`), or while `held` is set.
 
-    Writing: a client that takes no data for `stall_seconds` although there is some to send is cut off.
+    Writing: a client that takes no data for `stall_seconds` although there is some to send is cut off. `on_paused` is
+    called when writing pauses.
     """
 
     def __init__(
@@ -29,10 +32,11 @@ class PipelineFlow(FlowControl):
     ) -> None:
         super().__init__(transport)
         self.held = False
+        self.stall_seconds = stall_seconds
+        self.on_paused: Callable[[], None] | None = None
         self._waiting = waiting
         self._loop = loop
-        self._stall_seconds = stall_seconds
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: StallTimer | None = None
 
     def resume_reading(self) -> None:
         """Read again, unless that would only let more requests in."""
@@ -42,21 +46,14 @@ class PipelineFlow(FlowControl):
     def pause_writing(self) -> None:
         """Note that the operating system takes no more for the moment."""
         super().pause_writing()
-        self._watch()
+        transport = self._transport
+        self._stall_timer = StallTimer(transport, self._loop, seconds=self.stall_seconds, stalled=transport.abort)
+        if self.on_paused is not None:
+            self.on_paused()
 
     def resume_writing(self) -> None:
         """Note that the client has taken most of what there was to send, or has left."""
         super().resume_writing()
         if self._stall_timer is not None:
-            self._stall_timer.cancel()
+            self._stall_timer.stop()
             self._stall_timer = None
-
-    def _watch(self) -> None:
-        unsent = self._transport.get_write_buffer_size()
-        self._stall_timer = self._loop.call_later(self._stall_seconds, self._check, unsent)
-
-    def _check(self, unsent: int) -> None:
-        if self._transport.get_write_buffer_size() >= unsent:
-            self._transport.abort()
-        else:
-            self._watch()

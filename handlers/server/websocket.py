@@ -19,12 +19,8 @@ violates the protocol (`handle_parser_exception`). If it takes more than 5 secon
 """
 
 import asyncio
-import contextlib
-import fcntl
 import logging
-import struct
 import sys
-import termios
 import time
 from collections.abc import Callable, Sequence
 from http import HTTPStatus
@@ -42,10 +38,11 @@ from websockets.typing import ExtensionParameter, StatusLike
 
 from handlers.problems import PROBLEM_JSON
 from handlers.server.descriptors import ConnectionLimit
-from handlers.server.open_socket import discard_unsent, open_socket
+from handlers.server.open_socket import discard_unsent
 from handlers.server.primitives import SlimEvent, SlimQueue
 from handlers.server.refusal import problem_body
 from handlers.server.sinks import EXTENSION
+from handlers.server.stall import StallTimer, bytes_in_flight
 from kernel.clients import CloseReason, TokenBucket
 from kernel.log import WINDOW_BITS, Joined
 
@@ -140,7 +137,7 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self.on_blocked: Callable[[], None] | None = None
         self._high_water = high_water
         self._stall_seconds = stall_seconds
-        self._stall_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: StallTimer | None = None
         self._unparsed: memoryview | None = None
         self._slice = _SLICE
         self._waiting = 0  # the bytes of the messages that the application has not taken
@@ -267,7 +264,8 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         self._update_reading()
         if self.on_blocked is not None:
             self.on_blocked()
-        self._start_stall_timer(self._bytes_in_flight())
+        self._stop_stall_timer()
+        self._stall_timer = StallTimer(self.transport, self.loop, seconds=self._stall_seconds, stalled=self._stalled)
 
     def resume_writing(self) -> None:
         """Become unblocked."""
@@ -391,43 +389,21 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
             else:
                 self.transport.resume_reading()
 
-    def _start_stall_timer(self, unsent: int) -> None:
-        self._stop_stall_timer()
-        self._stall_timer = self.loop.call_later(self._stall_seconds, self._stalled, unsent)
-
-    def _stalled(self, unsent: int) -> None:
-        left = self._bytes_in_flight()
-        if left >= unsent:
-            _logger.info("aborting a connection: its client accepted no data for %g s", self._stall_seconds)
-            self._abort()
-        else:
-            self._start_stall_timer(left)
-
-    def _bytes_in_flight(self) -> int:
-        """Return the number of bytes that were written and that the client's system has not acknowledged.
-
-        The transport's own count is not enough, because the operating system buffers megabytes. It takes more data only
-        after a large part of them was acknowledged, which takes minutes for a client that reads a few kB per second.
-        """
-        held = bytes(4)
-        opened = open_socket(self.transport)
-        if opened is not None:
-            with contextlib.suppress(OSError):  # not supported by this operating system
-                held = fcntl.ioctl(opened.fileno(), termios.TIOCOUTQ, held)
-        unsent, *_ = struct.unpack("i", held)
-        return self.transport.get_write_buffer_size() + int(unsent)
+    def _stalled(self) -> None:
+        _logger.info("aborting a connection: its client accepted no data for %g s", self._stall_seconds)
+        self._abort()
 
     def _abort(self) -> None:
         """Abort the connection; unsent data is dropped, in the operating system too (RST instead of FIN)."""
         if self.disconnected:
             return
-        if self._bytes_in_flight():
+        if bytes_in_flight(self.transport):
             discard_unsent(self.transport)
         self.transport.abort()
 
     def _stop_stall_timer(self) -> None:
         if self._stall_timer is not None:
-            self._stall_timer.cancel()
+            self._stall_timer.stop()
             self._stall_timer = None
 
 
