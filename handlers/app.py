@@ -17,8 +17,10 @@ from handlers.port_router import PortRouter
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
 from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
+from handlers.routes.event_stream import event_stream_route
 from handlers.routes.health import health_routes
 from handlers.routes.metrics import metrics_route
+from handlers.routes.poll import poll_route
 from handlers.routes.root import root
 from handlers.routes.websocket import websocket_route
 from handlers.settings import Settings
@@ -61,6 +63,8 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
         root,
         broadcast_router(settings, telemetry.middleware),
         websocket_route(settings),
+        event_stream_route(settings),
+        poll_route(settings),
     ]
     operation: list[ControllerRouterHandler] = [*health_routes, metrics_route(Exposition(broadcaster))]
     app = litestar(

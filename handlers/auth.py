@@ -14,7 +14,7 @@ from litestar.exceptions import NotAuthorizedException
 
 from handlers.settings import Settings
 
-__all__ = ["Verdict", "encoded", "require_api_key", "websocket_credentials_ok"]
+__all__ = ["Verdict", "encoded", "listener_credentials", "require_api_key"]
 
 _SUBPROTOCOL: Final = "api-key."
 _ENCODED_SUBPROTOCOL: Final = "api-key-b64."
@@ -23,7 +23,7 @@ RawHeaders = Iterable[tuple[bytes, bytes]]
 
 
 class Verdict(NamedTuple):
-    """The result of checking a WebSocket client's credentials.
+    """The result of checking the credentials of a client that listens.
 
     `allowed` is True if they are valid. `subprotocol` is the one to accept, for refused clients too: without it a
     browser drops the connection before it can read the close code.
@@ -46,10 +46,10 @@ def require_api_key(headers: RawHeaders, keys: Sequence[bytes]) -> None:
             )
 
 
-def websocket_credentials_ok(
-    settings: Settings, *, query: Mapping[str, str], headers: RawHeaders, subprotocols: Iterable[str]
+def listener_credentials(
+    settings: Settings, *, query: Mapping[str, str], headers: RawHeaders, subprotocols: Iterable[str] = ()
 ) -> Verdict:
-    """Check the credentials of an upgrade; `headers` are those of the ASGI scope, with names in lower case.
+    """Check the credentials of a client that listens; `headers` are those of the ASGI scope, with names in lower case.
 
     A client may send an API key as the query parameter `api_key`, as `Authorization: Bearer`, as `X-API-Key` or as the
     subprotocol `api-key.KEY` or `api-key-b64.` with the key's base64url without `=`, and the token as the query

@@ -17,7 +17,7 @@ from litestar.types import ExceptionHandlersMap
 
 from kernel import BroadcastFailed, CircuitOpen, EventTooLarge, FieldError, MessageInvalid, NotStarted
 
-__all__ = ["PROBLEM_JSON", "Problem", "exception_handlers", "log_unexpected"]
+__all__ = ["PROBLEM_JSON", "Problem", "QueryInvalid", "exception_handlers", "log_unexpected"]
 
 PROBLEM_JSON: Final = "application/problem+json"
 
@@ -42,6 +42,14 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     errors: tuple[FieldError, ...] = ()
 
 
+class QueryInvalid(Exception):
+    """Parameters of the query are not valid."""
+
+    def __init__(self, errors: tuple[FieldError, ...]) -> None:
+        super().__init__(errors)
+        self.errors = errors
+
+
 def _as_problem(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     answer = _answer_to(request, error)
     if "expect" in request.headers:
@@ -56,6 +64,8 @@ def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
             return _answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "An event is too large.", errors=tuple(errors))
         case MessageInvalid(errors=errors):
             return _answer(HTTPStatus.BAD_REQUEST, "The body is not valid.", errors=tuple(errors))
+        case QueryInvalid(errors=errors):
+            return _answer(HTTPStatus.BAD_REQUEST, "The query is not valid.", errors=errors)
         case CircuitOpen(retry_after=seconds):
             return _unavailable("The link to Redis is down; nothing was published.", seconds)
         case BroadcastFailed(retry_after=seconds):

@@ -71,7 +71,7 @@ def _table(kind: str, *rows: tuple[Any, ...]) -> list[Metric]:
 METRICS: Final = (
     *_table(
         "gauge",
-        ("connections", "WebSocket clients connected to this replica", lambda b: b.connections),
+        ("connections", "Clients connected to this replica, waiting polls too", lambda b: b.connections),
         ("degraded", "1 while Redis cannot be used (degraded mode)", lambda b: b.is_degraded()),
         ("draining", "1 while this replica closes its connections before it stops", lambda b: b.draining),
         ("circuit_state", "1 for the current state of the circuit breaker for Redis, 0 for the others",

@@ -1,4 +1,4 @@
-"""The timer of one WebSocket connection: heartbeats, idle timeout and greatest age.
+"""The timer of one connection: heartbeats, idle timeout and greatest age.
 
 One timer handle serves all three; it is always set to the earliest of them. A client that is blocked (it accepts no
 data) is not read, so it does not count as idle, and it gets no heartbeats.
@@ -6,36 +6,42 @@ data) is not read, so it does not count as idle, and it gets no heartbeats.
 
 import asyncio
 import math
+import random
 
-from handlers.settings import Settings
 from kernel import EventBroadcaster
-from kernel.clients import GOING_AWAY, IDLE_TIMEOUT, Client
+from kernel.clients import IDLE_TIMEOUT, MAX_AGE, Client
 
-__all__ = ["ConnectionTimer"]
+__all__ = ["ConnectionTimer", "varied"]
+
+
+def varied(seconds: float) -> float:
+    """Vary a time by 20 % at random, so that clients that connected at the same time do not all reconnect together."""
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311  not a secret
 
 
 class ConnectionTimer:
     """Sends heartbeats to one client, and closes its connection when it is idle or too old.
 
-    It starts at once and runs until `stop()` or until it closes the connection. `max_age` is in seconds; 0 means no
-    limit.
+    It starts at once and runs until `stop()` or until it closes the connection. Times are in seconds; 0 for `max_age`
+    and `math.inf` for `idle_timeout` mean no limit.
     """
 
     def __init__(
         self,
         broadcaster: EventBroadcaster,
         client: Client,
-        settings: Settings,
         *,
+        interval: float,
+        idle_timeout: float = math.inf,
         max_age: float,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._hub = broadcaster.hub
         self._client = client
         self._loop = loop
-        self._interval = settings.websocket_ping_interval_seconds
-        self._idle_timeout = settings.websocket_idle_timeout_seconds
-        now = self._last_message_at = loop.time()
+        self._interval = interval
+        self._idle_timeout = idle_timeout
+        now = self._last_message_at = self._loop.time()
         self._heartbeat_at = now + self._interval
         self._close_at = now + max_age if max_age else math.inf
         self._timer = self._schedule()
@@ -58,10 +64,10 @@ class ConnectionTimer:
         if sink.blocked:
             self._last_message_at = now
         if now >= self._close_at:
-            sink.close(GOING_AWAY)
+            self._client.close(MAX_AGE)
             return
         if now >= self._last_message_at + self._idle_timeout:
-            sink.close(IDLE_TIMEOUT)
+            self._client.close(IDLE_TIMEOUT)
             return
         if now >= self._heartbeat_at:
             if not sink.blocked:

@@ -1,6 +1,7 @@
-"""The query options of `/ws/events`: which events a client wants, from which position, and in which format.
+"""The query options of a client that listens: which events it wants, from which position, and in which format.
 
-A parameter that is invalid counts as absent and is listed in `problems`; the client is told, and stays connected.
+A parameter that is invalid counts as absent and is listed in `problems`. A client that has a connection is told
+and stays connected; a poll is refused.
 """
 
 from collections.abc import Mapping
@@ -23,11 +24,21 @@ class QueryOptions(NamedTuple):
     problems: list[str]
 
     @classmethod
-    def from_query(cls, query: Mapping[str, str]) -> "QueryOptions":
-        """Read the parameters `events`, `since`, `epoch` and `format`."""
+    def from_query(cls, query: Mapping[str, str], last_event_id: str | None = None) -> "QueryOptions":
+        """Read the parameters `events`, `since`, `epoch` and `format`.
+
+        For server-sent events, `last_event_id` is the text of the header; a position in it has precedence over one in
+        the parameter `last_event_id`, and that over `since`.
+        """
         problems: list[str] = []
         patterns = _patterns(query, problems)
-        resume = _resume(query, problems)
+        resume = None
+        if last_event_id:
+            resume = _resume_after(last_event_id, "Last-Event-ID", problems)
+        if resume is None and last_event_id is not None and query.get("last_event_id"):
+            resume = _resume_after(query["last_event_id"], "last_event_id", problems)
+        if resume is None:
+            resume = _resume(query, problems)
         if query.get("format", "json") not in ("json", "zlib"):
             problems.append("format: must be json or zlib")
         return cls(patterns, resume, query.get("format") == "zlib", problems)
@@ -60,3 +71,12 @@ def _resume(query: Mapping[str, str], problems: list[str]) -> Resume | None:
         problems.append(f"epoch: must be a string of at most {_MAX_EPOCH} characters")
         epoch = None
     return Resume("events", sequence, epoch or None)
+
+
+def _resume_after(id: str, name: str, problems: list[str]) -> Resume | None:
+    """Read the `id` of an event, which is EPOCH:SEQUENCE."""
+    epoch, _, number = id.rpartition(":")
+    if epoch and len(epoch) <= _MAX_EPOCH and number.isascii() and number.isdigit() and len(number) < _MAX_DIGITS:
+        return Resume("events", int(number), epoch)
+    problems.append(f"{name}: must be the id of an event, EPOCH:SEQUENCE")
+    return None

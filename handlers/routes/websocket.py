@@ -14,7 +14,6 @@ more. No message is lost and no error is sent: TCP slows the client down as soon
 
 import asyncio
 import logging
-import random
 import time
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -23,13 +22,13 @@ from typing import Any
 from litestar import WebSocket
 from litestar.handlers import WebsocketRouteHandler, websocket
 
-from handlers.auth import websocket_credentials_ok
+from handlers.auth import listener_credentials
 from handlers.problems import log_unexpected
-from handlers.routes.connection_timer import ConnectionTimer
+from handlers.routes.connection_timer import ConnectionTimer, varied
 from handlers.routes.dependencies import Broadcaster
 from handlers.routes.query_options import QueryOptions
 from handlers.server.refusal import refuse
-from handlers.server.sinks import EXTENSION, AsgiSink, FrameSink
+from handlers.server.sinks import EXTENSION, AsgiSink, FrameSink, websocket_message
 from handlers.settings import Settings
 from kernel import EventBroadcaster
 from kernel.clients import INTERNAL_ERROR, TRY_AGAIN_LATER, UNAUTHORIZED, Client, CloseReason, TokenBucket
@@ -75,7 +74,7 @@ def websocket_route(settings: Settings) -> WebsocketRouteHandler:
             return
         query: Mapping[str, str] = socket.query_params.dict()  # type: ignore[assignment]  # its values are lists
         query = {name: values[-1] for name, values in query.items()}
-        admission = websocket_credentials_ok(
+        admission = listener_credentials(
             settings,
             query=query,
             headers=socket.scope["headers"],
@@ -127,9 +126,14 @@ async def _receive_messages(
 ) -> int:
     """Pass the client's messages to the kernel until either side closes the connection; return the close code."""
     hub = broadcaster.hub
-    # Random, so that clients that connected at the same time do not all reconnect at the same time.
-    max_age = settings.websocket_max_age_seconds * random.uniform(0.8, 1.2)  # noqa: S311  not a secret
-    timer = ConnectionTimer(broadcaster, client, settings, max_age=max_age, loop=asyncio.get_running_loop())
+    timer = ConnectionTimer(
+        broadcaster,
+        client,
+        interval=settings.websocket_ping_interval_seconds,
+        idle_timeout=settings.websocket_idle_timeout_seconds,
+        max_age=varied(settings.websocket_max_age_seconds),
+        loop=asyncio.get_running_loop(),
+    )
     sink.on_blocked = lambda: hub.fall_behind(client)
     if sink.blocked:
         hub.fall_behind(client)
@@ -179,6 +183,7 @@ def _sink(socket: WebSocket[Any, Any, Any], settings: Settings) -> FrameSink | A
         return frame_sink
     return AsgiSink(
         socket.send,
+        websocket_message,
         high_water=settings.websocket_send_buffer_bytes,
         stall_seconds=settings.websocket_idle_timeout_seconds,
     )

@@ -30,10 +30,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from handlers.server.cancellation import answer_until_cancelled
 from handlers.server.descriptors import ConnectionLimit
+from handlers.server.event_stream import EventStream
 from handlers.server.flow import PipelineFlow
 from handlers.server.joining_transport import JoiningTransport
 from handlers.server.refusal import Refusal
 from handlers.server.request_size import RequestSize, check_fields, check_target
+from handlers.server.sinks import EXTENSION
 from handlers.server.upgrade import asks_for_websocket, head_without_upgrade, websocket_headers
 
 __all__ = ["HttpProtocol"]
@@ -80,6 +82,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._idle_until = 0.0
         self._request_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
+        self._extensions = {EXTENSION: self}
+        self.on_lost: Callable[[], None] | None = None
 
     # What asyncio calls.
 
@@ -105,6 +109,8 @@ class HttpProtocol(HttpToolsProtocol):
         if self._running is not None:  # uvicorn tells only the newest of several pipelined requests
             self._running.disconnected = True
             self._running.message_event.set()
+        if self.on_lost is not None:
+            self.on_lost()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -129,6 +135,21 @@ class HttpProtocol(HttpToolsProtocol):
     def evict(self) -> None:
         """End the connection at once."""
         self.transport.abort()
+
+    # What routes call.
+
+    def open_stream(self, *, high_water: int, stall_seconds: float) -> EventStream:
+        """Return the sink that writes the body of the answer that is about to start; the connection ends with it."""
+        cycle = self._running
+        assert cycle is not None
+        chunked = cycle.scope["http_version"] != "1.0"
+        if not chunked:
+            cycle.chunked_encoding = False  # uvicorn would choose it
+        stream = EventStream(
+            self.transport, self.flow, self.loop, chunked=chunked, high_water=high_water, stall_seconds=stall_seconds
+        )
+        self.on_lost = stream.lost
+        return stream
 
     # What the parser calls.
 
@@ -157,6 +178,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":  # asks about the server as a whole
             self.url = b"/"
         super().on_headers_complete()
+        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]  # values are any objects
         self._reading = _BODY
         self._size.begin()
         self.headers = []  # the request has its own; trailers, which come after the body, are dropped

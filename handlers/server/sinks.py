@@ -1,8 +1,8 @@
 """Sinks: where the kernel writes a client's messages.
 
-A server that can write prebuilt WebSocket frames puts a `FrameSink` into `scope["extensions"]` under `EXTENSION`, as
-`handlers.server.websocket` does. `AsgiSink` is the fallback for other servers: a queue, and a task that empties it into
-ASGI's `send`.
+A server that can write below ASGI says so in `scope["extensions"]` under `EXTENSION`: for a WebSocket with a
+`FrameSink`, as `handlers.server.websocket` does, for an HTTP request with a `HttpConnection`, as `handlers.server.http`
+does. `AsgiSink` is the fallback for other servers: a queue, and a task that empties it into ASGI's `send`.
 """
 
 import asyncio
@@ -10,10 +10,20 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
+from litestar.types import Scope
+
 from kernel.clients import CloseReason, Sink
 from kernel.log import Joined
 
-__all__ = ["EXTENSION", "AsgiSink", "FrameSink"]
+__all__ = [
+    "EXTENSION",
+    "AsgiSink",
+    "FrameSink",
+    "HttpConnection",
+    "body_message",
+    "http_connection",
+    "websocket_message",
+]
 
 EXTENSION = "event_broadcaster.wire"
 
@@ -36,16 +46,68 @@ class FrameSink(Sink, Protocol):
         ...
 
 
+class StreamSink(Sink, Protocol):
+    """A sink for server-sent events; it calls `on_blocked` when it becomes blocked.
+
+    It takes chunks of HTTP/1.1's chunked coding, or plain data if `chunked` is False.
+    """
+
+    on_blocked: Callable[[], None] | None
+
+    @property
+    def chunked(self) -> bool:
+        """True if the data must be chunks."""
+        ...
+
+    async def ended(self) -> None:
+        """Wait until the sink was closed, or the connection is lost."""
+
+
+class HttpConnection(Protocol):
+    """The connection on which a request came; `on_lost`, if set, is called when it is lost."""
+
+    on_lost: Callable[[], None] | None
+
+    def open_stream(self, *, high_water: int, stall_seconds: float) -> StreamSink:
+        """Return the sink that writes the body of this answer; to be called before the answer is started."""
+        ...
+
+
+def http_connection(scope: Scope) -> HttpConnection | None:
+    """Return the connection of a request, None if the server offers none."""
+    connection: HttpConnection | None = (scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]  # any object
+    return connection
+
+
+def websocket_message(message: object) -> dict[str, object]:
+    """Return the ASGI message that sends a WebSocket message, or the close for a reason."""
+    if isinstance(message, CloseReason):
+        return {"type": "websocket.close", "code": message.code, "reason": message.text}
+    return {"type": "websocket.send", "text" if isinstance(message, str) else "bytes": message}
+
+
+def body_message(message: object) -> dict[str, object]:
+    """Return the ASGI message that sends a part of a body, or its end for a reason to close."""
+    if isinstance(message, CloseReason):
+        return {"type": "http.response.body", "body": b"", "more_body": False}
+    return {"type": "http.response.body", "body": message, "more_body": True}
+
+
 class AsgiSink:
-    """A sink that takes messages without waiting and sends them by ASGI.
+    """A sink that takes messages without waiting and sends them by ASGI; `make` makes the ASGI messages.
 
     It becomes blocked when more than `high_water` characters or bytes are unsent, and unblocked when a quarter of that
     is left. If one `send` takes longer than `stall_seconds`, the sink is closed and everything unsent is dropped.
     """
 
-    def __init__(self, send: Send, *, high_water: int, stall_seconds: float) -> None:
+    chunked = False
+
+    def __init__(
+        self, send: Send, make: Callable[[object], dict[str, object]], *, high_water: int, stall_seconds: float
+    ) -> None:
         self.on_blocked: Callable[[], None] | None = None
         self._send = send
+        self._make = make
         self._high_water = high_water
         self._stall_seconds = stall_seconds
         self._waiting: deque[str | bytes | CloseReason] = deque()
@@ -69,7 +131,7 @@ class AsgiSink:
         """Queue messages for sending, in order, without waiting."""
         if self._task.done():
             return
-        for message in data:
+        for message in [data] if isinstance(data, bytes) else data:
             assert isinstance(message, str | bytes)
             self._waiting.append(message)
             self._unsent += len(message)
@@ -88,6 +150,10 @@ class AsgiSink:
         self._waiting.append(reason)
         self._filled.set()
 
+    async def ended(self) -> None:
+        """Wait until the sink was closed, or the connection is lost."""
+        await asyncio.wait([self._task])
+
     def stop(self) -> None:
         """Cancel the sending task; the connection has ended."""
         self._task.cancel()
@@ -100,11 +166,9 @@ class AsgiSink:
                 while self._waiting:
                     message = self._waiting.popleft()
                     async with asyncio.timeout(self._stall_seconds):
-                        if isinstance(message, CloseReason):
-                            await self._send({"type": "websocket.close", "code": message.code, "reason": message.text})
-                            return
-                        kind = "text" if isinstance(message, str) else "bytes"
-                        await self._send({"type": "websocket.send", kind: message})
+                        await self._send(self._make(message))
+                    if isinstance(message, CloseReason):
+                        return
                     self._unsent -= len(message)
                     if self._unsent <= self._high_water // 4:
                         self._free.set()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from handlers.auth import websocket_credentials_ok
+from handlers.auth import listener_credentials
 from handlers.openapi.examples import EXAMPLES
 from handlers.settings import Settings
 
@@ -99,7 +99,7 @@ def verdict(settings: Settings, query: str = "", bearer: str = "", key: str = ""
     headers = [(b"host", b"localhost")]
     headers += [(b"authorization", f"Bearer {bearer}".encode())] if bearer else []
     headers += [(b"x-api-key", key.encode())] if key else []
-    return websocket_credentials_ok(
+    return listener_credentials(
         settings,
         query=dict(pair.split("=") for pair in query.split("&") if pair),
         headers=headers,
@@ -191,4 +191,4 @@ def test_nothing_set_lets_everyone_in() -> None:
 )
 def test_the_subprotocol_is_echoed(settings: Settings, offered: list[str], echo: str | None) -> None:
     """The subprotocol `api-key.KEY` is echoed even for a wrong key, so that a browser can read the close code."""
-    assert websocket_credentials_ok(settings, query={}, headers=[], subprotocols=offered).subprotocol == echo
+    assert listener_credentials(settings, query={}, headers=[], subprotocols=offered).subprotocol == echo

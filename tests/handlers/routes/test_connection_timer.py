@@ -6,8 +6,7 @@ from typing import Any, cast
 import pytest
 
 from handlers.routes.connection_timer import ConnectionTimer
-from handlers.settings import Settings
-from kernel.clients import GOING_AWAY, IDLE_TIMEOUT, CloseReason
+from kernel.clients import IDLE_TIMEOUT, MAX_AGE, CloseReason
 
 
 class FakeTimerHandle:
@@ -63,9 +62,10 @@ class FakeConnection:
         self.heartbeats: list[float] = []
         self.closed: tuple[float, CloseReason] | None = None
         self.sink = self.hub = self
-        settings = Settings(websocket_ping_interval_seconds=30.0, websocket_idle_timeout_seconds=100.0)
         this = cast(Any, self)
-        self.timer = ConnectionTimer(this, this, settings, max_age=max_age, loop=cast(Any, loop))
+        self.timer = ConnectionTimer(
+            this, this, interval=30.0, idle_timeout=100.0, max_age=max_age, loop=cast(Any, loop)
+        )
 
     def heartbeat(self, _: object) -> None:
         """Record a heartbeat."""
@@ -125,7 +125,7 @@ def test_max_age(loop: FakeLoop) -> None:
     for _ in range(10):
         loop.advance(40)
         connection.timer.message_received()
-    assert connection.closed == (250.0, GOING_AWAY)
+    assert connection.closed == (250.0, MAX_AGE)
 
 
 def test_stop(loop: FakeLoop) -> None:

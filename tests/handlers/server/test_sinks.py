@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from handlers.server.sinks import AsgiSink
+from handlers.server.sinks import AsgiSink, body_message, websocket_message
 from kernel.clients import GOING_AWAY
 
 
@@ -36,7 +36,7 @@ def server() -> FakeServer:
 @pytest.fixture
 async def sink(server: FakeServer) -> AsyncIterator[AsgiSink]:
     """A sink that is blocked from 100 unsent characters on."""
-    sink = AsgiSink(server.send, high_water=100, stall_seconds=0.05)
+    sink = AsgiSink(server.send, websocket_message, high_water=100, stall_seconds=0.05)
     yield sink
     sink.stop()
 
@@ -102,3 +102,19 @@ async def test_a_lost_connection(server: FakeServer, sink: AsgiSink) -> None:
     async with asyncio.timeout(5):
         await sink.drained()
     assert server.sent == []
+
+
+async def test_body(server: FakeServer) -> None:
+    """Of an HTTP answer the parts are sent as they are written, and its end comes last."""
+    sink = AsgiSink(server.send, body_message, high_water=100, stall_seconds=0.05)
+    sink.write(b"a")
+    sink.write(b"bc")
+    sink.close(GOING_AWAY)
+    async with asyncio.timeout(5):
+        await sink.ended()
+    parts = [(message["type"], message["body"], message["more_body"]) for message in server.sent]
+    assert parts == [
+        ("http.response.body", b"a", True),
+        ("http.response.body", b"bc", True),
+        ("http.response.body", b"", False),
+    ]
