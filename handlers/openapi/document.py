@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from handlers.openapi.examples import EXAMPLES
+from handlers.openapi.listening import LISTEN_PARAMETERS, describe_listening
 from handlers.openapi.schemas import BATCH_BODY, Json, body_name, reference, schemas
 from handlers.problems import PROBLEM_JSON
 from handlers.routes.broadcast import PUBLISH_ROUTES
@@ -35,7 +36,8 @@ Unknown fields are dropped. Enum values are accepted in any letter case, except 
 matching event follows as `{"type":"event","data":{…},"sequence":42,"requires_ack":false}`. The client may send
 `{"type":"subscribe","data":{"events":[…]}}`, `unsubscribe`, `resync`, `ack` and `ping`. After a lost connection,
 connect again with `since` set to the highest `sequence` or `lastSeq` seen, and with its `epoch`: the missed events are
-replayed, and if some are no longer available, the client is told so."""
+replayed, and if some are no longer available, the client is told so. Clients that cannot hold a WebSocket read the same
+events from `/events` as server-sent events, or poll `/events/poll`."""
 
 _TAGS: Final = {
     "events": "Security events and summaries",
@@ -44,6 +46,7 @@ _TAGS: Final = {
     "detections": "Single detections and closed batches",
     "status": "Services, workers, infrastructure",
     "batch": "Several messages in one request",
+    "listen": "Events over HTTP: a stream of server-sent events, and polling",
     "operation": "Probes, health and metrics; no API key is needed",
 }
 
@@ -64,9 +67,10 @@ def complete(document: Json) -> Json:
             _describe_publish(paths[path]["post"], body_type(route))
     used = {tag for path in paths.values() for operation in path.values() for tag in operation["tags"]}
     document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items() if name in used]
+    describe_listening(paths)
     components = document.setdefault("components", {})
     components["schemas"] = components.get("schemas", {}) | schemas()
-    components["parameters"] = _PARAMETERS
+    components["parameters"] = _PARAMETERS | LISTEN_PARAMETERS
     components["headers"] = _HEADERS
     components["responses"] = {
         "Published": _accepted("Receipt", _RECEIPT),

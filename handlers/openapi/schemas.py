@@ -12,6 +12,7 @@ import msgspec
 
 from handlers.problems import Problem
 from handlers.routes.health import Health, Readiness
+from handlers.routes.poll import PollAnswer
 from kernel import Message, Receipt
 from kernel.messages import MAX_BATCH, MESSAGE_TYPES
 
@@ -27,6 +28,24 @@ _RENAMED: Final = {"ServiceStatus": "ServiceStatusValue", "CameraStatus": "Camer
 
 # Without a format, generators choose 32 bits: for the integers of Java and Rust, and the numbers of Go.
 _FORMATS: Final = {"integer": "int64", "number": "double"}
+
+
+_FRAME: Final[Json] = {
+    "title": "Frame",
+    "description": "An event, or in its place `gap`: events `from` to `to` are lost.",
+    "type": "object",
+    "properties": {
+        "type": {"type": "string", "description": "The event's type, or `gap`."},
+        "data": {"type": "object", "description": "The event's data, as in the publish of its type."},
+        "sequence": {"type": "integer", "minimum": 1, "description": "The event's number."},
+        "requires_ack": {"type": "boolean"},
+        "timestamp": {"type": ["string", "null"], "description": "Only if the event's type has one."},
+        "traceparent": {"type": "string", "description": "Only if the event was traced."},
+        "from": {"type": "integer", "minimum": 1, "description": "Only of `gap`: the first missing number."},
+        "to": {"type": "integer", "minimum": 1, "description": "Only of `gap`: the last missing number."},
+    },
+    "required": ["type"],
+}
 
 
 class BatchReceipt(msgspec.Struct):
@@ -47,7 +66,7 @@ def body_name(message: type[Message]) -> str:
 
 def schemas() -> Json:
     """Return all named schemas: messages, data, enums, bodies and answers."""
-    kinds = [*MESSAGE_TYPES.values(), Receipt, BatchReceipt, Problem, Health, Readiness]
+    kinds = [*MESSAGE_TYPES.values(), Receipt, BatchReceipt, PollAnswer, Problem, Health, Readiness]
     _, derived = msgspec.json.schema_components(kinds, ref_template="#/components/schemas/{name}")
     named: Json = {}
     for derived_name, schema in derived.items():
@@ -63,6 +82,8 @@ def schemas() -> Json:
         data = named[_data(message).__name__]
         if not data["required"]:  # otherwise every envelope would be bare data too
             data["propertyNames"] = {"not": {"enum": ["type", "data"]}}
+    named["Frame"] = _FRAME
+    named["PollAnswer"]["properties"]["events"]["items"] = reference("schemas", "Frame")
     return named | _batch()
 
 

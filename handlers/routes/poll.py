@@ -6,7 +6,7 @@ a connection while it waits.
 
 import asyncio
 from collections.abc import Mapping
-from typing import Annotated, Any, Final
+from typing import Any, Final
 
 import msgspec
 from litestar import Request, Response, get
@@ -45,7 +45,7 @@ class PollAnswer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     events: list[msgspec.Raw]
     recovered: bool
     gap_too_old: bool = False
-    oldest_available: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    oldest_available: int | None = None
     epoch_changed: bool = False
     more: bool = False
 

@@ -48,7 +48,7 @@ class EventStream:
                 await self._changed.wait()
 
     async def named(self, name: str, count: int = 1) -> Message:
-        """Wait for so many messages of this name, "message" for events, and return the last one."""
+        """Wait for `count` messages of this name, "message" for events, and return the last one."""
         await self.until(lambda: len(self.of(name)) >= count)
         return self.of(name)[count - 1]
 

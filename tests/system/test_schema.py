@@ -71,4 +71,5 @@ def test_answers_are_as_described(
 def test_every_route_is_described(document: Any) -> None:
     """The document describes exactly the public routes."""
     described = {(found.ok().method.upper(), found.ok().path) for found in document.get_all_operations()}
-    assert described - {("GET", "/metrics")} == set(OPERATIONS)
+    untried = {("GET", "/metrics"), ("GET", "/events"), ("GET", "/events/poll")}  # the last two wait, or never end
+    assert described == {*OPERATIONS, *untried}
