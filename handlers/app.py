@@ -16,6 +16,7 @@ from handlers.origins import OriginRules, only_loopback
 from handlers.port_router import PortRouter
 from handlers.problems import exception_handlers
 from handlers.routes.broadcast import broadcast_router
+from handlers.routes.browser_files import browser_routes
 from handlers.routes.dependencies import BROADCASTER, broadcaster_provider
 from handlers.routes.event_stream import event_stream_route
 from handlers.routes.health import health_routes
@@ -65,6 +66,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
         websocket_route(settings),
         event_stream_route(settings),
         poll_route(settings),
+        *browser_routes(),
     ]
     operation: list[ControllerRouterHandler] = [*health_routes, metrics_route(Exposition(broadcaster))]
     app = litestar(
