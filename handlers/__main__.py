@@ -105,6 +105,7 @@ def _tail(options: argparse.Namespace) -> int:
         since=options.since,
         headers=headers,
         raw=options.json,
+        stream=options.sse,
         proxy=proxy,
         emit=_print,
     )
@@ -163,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_url(tail, "ws://127.0.0.1:8000/ws/events", ("ws", "wss"))
     tail.add_argument("--since", type=_count, metavar="N", help="first print the stored events after sequence number N")
     tail.add_argument("--json", action="store_true", help="print every frame unchanged, including heartbeats")
+    tail.add_argument("--sse", action="store_true", help="read server-sent events (/events) instead of the WebSocket")
     _add_secret(tail, "--api-key", "EVENT_BROADCASTER_API_KEY")
     _add_secret(tail, "--token", "EVENT_BROADCASTER_TOKEN")
 

@@ -1,7 +1,7 @@
 """`event-broadcaster tail`: a client that prints a line for each frame, and resumes after a lost connection.
 
 `Position` keeps track of where to resume, `line_of` formats a frame, and `follow` is the loop that connects and reads.
-The module uses only the documented WebSocket messages, so it is also an example of a client that resumes.
+The module uses only the documented messages, so it is also an example of a client that resumes.
 """
 
 import asyncio
@@ -10,28 +10,26 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from datetime import datetime
 from typing import Any, Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from websockets.asyncio.client import connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidHandshake
 
 from handlers.cli.proxy import Proxy
+from handlers.cli.sources import Closed, Refused, stream_frames, websocket_frames
 
 __all__ = ["Position", "follow", "line_of"]
 
 _LONGEST_DELAY: Final = 30.0
 _STABLE: Final = 10.0  # seconds after which a connection counts as stable, and the delay is reset
-_LARGEST_FRAME: Final = 64 * 1024 * 1024
 _LONGEST_TEXT: Final = 160
 _UNAUTHORIZED: Final = 1008
 _CREDENTIALS: Final = "see --api-key and --token, or EVENT_BROADCASTER_API_KEY and EVENT_BROADCASTER_TOKEN"
 
 _HINTS: Final = {
     401: _CREDENTIALS,
-    404: "no WebSocket at this path; see --url, the path is usually /ws/events",
+    404: "nothing at this path; see --url, the path is usually /ws/events",
 }
 
 # The text for each type of frame; the fields are those of the frame and its data, and None is shown as nothing.
@@ -150,12 +148,16 @@ def _verdict(frame: Mapping[str, Any]) -> str:
     return "the numbering had restarted" if frame.get("epoch_changed") else "that number is higher than the newest"
 
 
-def address(url: str, patterns: Sequence[str], position: Position) -> str:
-    """Return the URL for the next connection."""
+def address(url: str, patterns: Sequence[str], position: Position, *, stream: bool = False) -> str:
+    """Return the URL for the next connection; that of `/events` for a stream of server-sent events."""
     parts = urlsplit(url)
     query = dict(parse_qsl(parts.query)) | ({"events": ",".join(patterns)} if patterns else {}) | position.query()
     path = parts.path if parts.path not in ("", "/") else "/ws/events"
-    return parts._replace(path=path, query=urlencode(query)).geturl()
+    scheme = parts.scheme
+    if stream:
+        path = path.removesuffix("/ws/events") + "/events" if path.endswith("/ws/events") else path
+        scheme = scheme.replace("ws", "http")
+    return parts._replace(scheme=scheme, path=path, query=urlencode(query)).geturl()
 
 
 async def follow(
@@ -165,50 +167,40 @@ async def follow(
     since: int | None = None,
     headers: Iterable[tuple[str, str]] = (),
     raw: bool = False,
+    stream: bool = False,
     proxy: Proxy | None = None,
     first_delay: float = 0.5,
     emit: Callable[[str], None],
 ) -> int:
     """Print a line for each frame until the server refuses the client; return the exit status.
 
-    With `raw`, every frame is printed unchanged; otherwise heartbeats are answered but not printed. A lost connection
-    is reported on stderr and reopened after `first_delay` to 30 seconds.
+    With `raw`, every frame is printed unchanged; otherwise heartbeats are answered but not printed. With `stream`,
+    server-sent events are read instead of a WebSocket. A lost connection is reported on stderr and reopened after
+    `first_delay` to 30 seconds.
     """
     position, headers, delay = Position(since), list(headers), first_delay
     way = f" through {proxy}" if proxy else ""
+    frames = stream_frames if stream else websocket_frames
     while True:
         started = time.monotonic()
         try:
-            async with connect(
-                address(url, patterns, position),
-                additional_headers=headers,
-                max_size=_LARGEST_FRAME,
-                close_timeout=1,
-                proxy=proxy and proxy.url,
-            ) as socket:
-                while True:
-                    text = await socket.recv()
-                    frame = _read(text)
-                    position.advance(frame)
-                    heartbeat = frame.get("type") == "ping"
-                    if raw or not heartbeat:
-                        emit(str(text) if raw else line_of(frame, datetime.now().strftime("%H:%M:%S.%f")[:-3]))
-                    if heartbeat:
-                        # If the server has closed the connection, what it sent before can still be read.
-                        with suppress(ConnectionClosed):
-                            await socket.send('{"type":"pong"}')
-        except ConnectionClosed as closed:
-            code, text = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (1006, "connection lost")
-            if code == _UNAUTHORIZED:
-                return _give_up(f"{text or 'credentials refused'} ({_CREDENTIALS})")
-            reason = f"closed: {code} {text}".rstrip()
-        except InvalidStatus as refused:
+            async for text, frame in frames(address(url, patterns, position, stream=stream), headers, proxy):
+                position.advance(frame)
+                if raw and text:
+                    emit(text)
+                elif not raw and frame.get("type") != "ping":
+                    emit(line_of(frame, datetime.now().strftime("%H:%M:%S.%f")[:-3]))
+        except Closed as closed:
+            if closed.code == _UNAUTHORIZED:
+                return _give_up(f"{closed.text or 'credentials refused'} ({_CREDENTIALS})")
+            reason = str(closed)
+        except Refused as refused:
             # 503 means a server that drains or starts; repeating a request does not change a 4xx.
-            reason, status = str(refused), refused.response.status_code
-            if 400 <= status < 500:
-                hint = _HINTS.get(status) or _harmless(str(_read(refused.response.body).get("detail") or ""))
+            reason = str(refused)
+            if 400 <= refused.status < 500:
+                hint = _HINTS.get(refused.status) or _harmless(refused.detail)
                 return _give_up(f"{reason} ({hint})" if hint else reason)
-        except (OSError, TimeoutError, InvalidHandshake) as error:
+        except (OSError, EOFError, TimeoutError, InvalidHandshake) as error:
             reason = f"no connection to {url.partition('?')[0]}{way}: {error or 'no answer'}"
         if time.monotonic() - started > _STABLE:
             delay = first_delay
@@ -216,15 +208,6 @@ async def follow(
         delay = min(2 * delay, _LONGEST_DELAY)
         sys.stderr.write(f"{reason}; trying again in {wait:.1f} s\n")
         await asyncio.sleep(wait)
-
-
-def _read(text: str | bytes | bytearray) -> dict[str, Any]:
-    """Decode a frame; return a frame of type "unreadable" if it is not a JSON object."""
-    try:
-        frame = json.loads(text)
-    except ValueError:
-        frame = None
-    return frame if isinstance(frame, dict) else {"type": "unreadable"}
 
 
 def _give_up(reason: str) -> int:

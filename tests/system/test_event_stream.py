@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from handlers.cli.tail import follow
 from tests.system.event_stream import event_stream
 from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
@@ -243,3 +244,33 @@ async def test_stream_without_chunks(replica: Replica) -> None:
     assert b"transfer-encoding" not in head.lower()
     assert body.startswith(b"retry: ")
     assert f"\nid: {id_of(receipt)}\ndata: ".encode() in body
+
+
+async def test_tail(start: ReplicaFactory, valkey: str, channel: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """`tail --sse` reads the stream, and resumes on another replica after a drain, from a heartbeat's place too."""
+    options = {"redis_url": valkey, "redis_event_channel": channel, "websocket_ping_interval_seconds": 0.2}
+    first = start(**options, drain_seconds=0.1)
+    lines: list[str] = []
+    tail = asyncio.create_task(follow(first.websocket(), stream=True, first_delay=0.1, emit=lines.append))
+    await eventually(lambda: len(lines) == 1)
+    await publish(first, "a")
+    await eventually(lambda: len(lines) == 2)
+    port = first.port
+    await asyncio.to_thread(first.stop)
+    second = start(**options, port=port)
+    await publish(second, "b")
+    await eventually(lambda: any(line.endswith("alert b (replay)") for line in lines) or "alert b" in lines[-1], 20)
+    tail.cancel()
+    events = [line.split()[1] for line in lines if "alert_deleted" in line]
+    assert events == ["1", "2"]
+    assert "the stream has ended; trying again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("path", "told"), [("ws/events", "--api-key"), ("x/ws/events", "nothing at this path")])
+async def test_tail_that_is_refused(
+    start: ReplicaFactory, valkey: str, channel: str, path: str, told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`tail --sse` ends with a hint if it is refused."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, api_keys="k")
+    assert await follow(f"ws://127.0.0.1:{replica.port}/{path}", stream=True, emit=print) == 1
+    assert told in capsys.readouterr().err

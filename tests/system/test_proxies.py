@@ -152,12 +152,13 @@ async def forward_proxy(upstream: int) -> AsyncIterator[tuple[Proxy, list[bytes]
             writer.transport.abort()
 
 
-async def test_tail_and_demo_through_a_proxy(start: ReplicaFactory, valkey: str, channel: str) -> None:
+@pytest.mark.parametrize("stream", [False, True])
+async def test_tail_and_demo_through_a_proxy(start: ReplicaFactory, valkey: str, channel: str, stream: bool) -> None:
     """`demo` publishes through a forward proxy, and `tail` reads the same events through it."""
     replica = start(redis_url=valkey, redis_event_channel=channel, allowed_origins="*")
     seen: list[str] = []
     async with forward_proxy(replica.port) as (proxy, lines), asyncio.timeout(30):
-        tail = asyncio.create_task(follow("ws://events.example", proxy=proxy, emit=seen.append))
+        tail = asyncio.create_task(follow("ws://events.example", proxy=proxy, emit=seen.append, stream=stream))
         await eventually(lambda: len(seen) == 1)
         sent: list[str] = []
         publish = partial(demo, "http://events.example", rate=0, count=20, seed=1, proxy=proxy, emit=sent.append)

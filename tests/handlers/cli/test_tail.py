@@ -324,7 +324,7 @@ async def test_draining_server(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "hint"), [(401, "--api-key"), (403, "problem"), (404, "no WebSocket at this path"), (418, "problem")]
+    ("status", "hint"), [(401, "--api-key"), (403, "problem"), (404, "nothing at this path"), (418, "problem")]
 )
 async def test_wrong_address(status: int, hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     """An upgrade that is refused with a 4xx ends the tail with status 1, and a hint or the server's own problem."""
