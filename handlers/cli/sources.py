@@ -1,4 +1,4 @@
-"""Where `tail` reads frames from: the WebSocket `/ws/events`, or the stream of server-sent events `/events`.
+"""Sources of frames for `tail`: the WebSocket `/ws/events`, or the stream of server-sent events `/events`.
 
 Both yield the frames of one connection, until it ends with `Closed` or was refused with `Refused`. Errors of the
 network are raised as they are.
@@ -103,7 +103,7 @@ async def stream_frames(url: str, headers: Headers, proxy: Proxy | None) -> Asyn
 
 
 class _Answer:
-    """What the parser has read of an answer."""
+    """The part of an answer that the parser has read."""
 
     def __init__(self) -> None:
         self.body = bytearray()
