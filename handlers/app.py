@@ -22,7 +22,7 @@ from handlers.routes.event_stream import event_stream_route
 from handlers.routes.health import health_routes
 from handlers.routes.metrics import metrics_route
 from handlers.routes.poll import poll_route
-from handlers.routes.root import root
+from handlers.routes.root import root, root_route
 from handlers.routes.websocket import websocket_route
 from handlers.settings import Settings
 from kernel import BroadcasterConfig, EventBroadcaster, Observer, RedisTransport
@@ -61,12 +61,12 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
         logging_config=None,
     )
     public: list[ControllerRouterHandler] = [
-        root,
+        root_route(settings),
         broadcast_router(settings, telemetry.middleware),
         websocket_route(settings),
         event_stream_route(settings),
         poll_route(settings),
-        *browser_routes(),
+        *browser_routes(settings),
     ]
     operation: list[ControllerRouterHandler] = [*health_routes, metrics_route(Exposition(broadcaster))]
     app = litestar(

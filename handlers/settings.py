@@ -74,6 +74,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         tuple[str, ...],
         Meta(description="comma-separated origins of pages, * for any; empty: own host, or any if keys are set"),
     ] = ()
+    console: Annotated[Literal["on", "off"], Meta(description="serve the page /console, on or off")] = "on"
+    trace_url: Annotated[
+        str, Meta(description="URL of a trace for the console, with {trace_id} in it; empty: no links")
+    ] = ""
     root_path: Annotated[str, Meta(description="path prefix that a proxy strips, such as /events; empty: none")] = ""
     websocket_ping_interval_seconds: Annotated[float, _positive("seconds between heartbeats")] = 30.0
     websocket_idle_timeout_seconds: Annotated[
@@ -227,9 +231,16 @@ def _root_path(text: str) -> str:
     return path
 
 
+def _trace_url(text: str) -> str:
+    if not re.fullmatch(r"https?://[!-~]+", text) or "{trace_id}" not in text:
+        raise ValueError("must be an http or https URL that contains {trace_id}")
+    return text
+
+
 _SPECIAL: Final[Mapping[str, Callable[[str], object]]] = {
     "redis_url": check_redis_url,
     "allowed_origins": _origins,
     "root_path": _root_path,
+    "trace_url": _trace_url,
 }
 """The settings whose texts have a form of their own."""

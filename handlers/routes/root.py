@@ -1,12 +1,29 @@
-"""The path `/`: nothing is there, but `OPTIONS /`, the default health check of HAProxy, is answered 204."""
+"""The path `/`: it leads to the console, if there is one. `OPTIONS /`, HAProxy's default check, is answered 204."""
 
-from litestar import get
+from typing import Any
+
+from litestar import Response, get
 from litestar.exceptions import NotFoundException
+from litestar.handlers import HTTPRouteHandler
 
-__all__ = ["root"]
+from handlers.settings import Settings
+
+__all__ = ["root", "root_route"]
 
 
 @get("/", include_in_schema=False, sync_to_thread=False)
 def root() -> None:
     """Answer 404; the route exists because Litestar answers OPTIONS for the paths that it knows."""
     raise NotFoundException
+
+
+def root_route(settings: Settings) -> HTTPRouteHandler:
+    """Return the route `/` for these settings."""
+    if settings.console == "off":
+        return root
+
+    @get("/", include_in_schema=False, sync_to_thread=False)
+    def to_console() -> Response[Any]:
+        return Response(b"", status_code=307, headers={"location": f"{settings.root_path}/console"})
+
+    return to_console
