@@ -17,7 +17,12 @@ def _query(name: str, description: str, **schema: object) -> Json:
 LISTEN_PARAMETERS: Final[dict[str, Json]] = {
     "Events": _query("events", "Comma-separated patterns, such as `alert.*,camera.offline`; without it, all events."),
     "Since": _query(
-        "since", "The number after which to resume.", type="integer", minimum=0, maximum=9_007_199_254_740_991
+        "since",
+        "The number after which to resume.",
+        type="integer",
+        format="int64",
+        minimum=0,
+        maximum=9_007_199_254_740_991,
     ),
     "Epoch": _query("epoch", "The epoch of that number.", maxLength=256),
     "LastEventIdQuery": _query("last_event_id", "The `id` of the last event, EPOCH:SEQUENCE; wins over `since`."),
@@ -29,7 +34,14 @@ LISTEN_PARAMETERS: Final[dict[str, Json]] = {
     },
     "Token": _query("token", "The token of `WEBSOCKET_TOKEN`, if the service has one."),
     "ApiKeyQuery": _query("api_key", "One of `API_KEYS`, for clients that cannot send headers."),
-    "Wait": _query("wait", "The seconds to wait for an event. If absent: 20.", type="number", minimum=0, maximum=60),
+    "Wait": _query(
+        "wait",
+        "The seconds to wait for an event. If absent: 20.",
+        type="number",
+        format="double",
+        minimum=0,
+        maximum=60,
+    ),
 }
 
 _REFUSALS: Final = {

@@ -36,13 +36,27 @@ _FRAME: Final[Json] = {
     "type": "object",
     "properties": {
         "type": {"type": "string", "description": "The event's type, or `gap`."},
-        "data": {"type": "object", "description": "The event's data, as in the publish of its type."},
-        "sequence": {"type": "integer", "minimum": 1, "description": "The event's number."},
+        "data": {
+            "type": "object",
+            "additionalProperties": True,
+            "description": "The event's data, as in the publish of its type.",
+        },
+        "sequence": {"type": "integer", "format": "int64", "minimum": 1, "description": "The event's number."},
         "requires_ack": {"type": "boolean"},
         "timestamp": {"type": ["string", "null"], "description": "Only if the event's type has one."},
         "traceparent": {"type": "string", "description": "Only if the event was traced."},
-        "from": {"type": "integer", "minimum": 1, "description": "Only of `gap`: the first missing number."},
-        "to": {"type": "integer", "minimum": 1, "description": "Only of `gap`: the last missing number."},
+        "from": {
+            "type": "integer",
+            "format": "int64",
+            "minimum": 1,
+            "description": "Only of `gap`: the first missing number.",
+        },
+        "to": {
+            "type": "integer",
+            "format": "int64",
+            "minimum": 1,
+            "description": "Only of `gap`: the last missing number.",
+        },
     },
     "required": ["type"],
 }
