@@ -30,6 +30,9 @@ SECRETS = {"REDIS_URL", "API_KEYS", "WEBSOCKET_TOKEN", "JWT_SECRET", "INTERNAL_T
 
 Document = dict[str, Any]
 
+OUTSIDE = ["/ws/events", "/events", "/broadcast", "/client.js", "/client.d.ts"]
+"""The paths that are reachable from outside: those of clients and of producers."""
+
 
 def deployment(build: str) -> Document:
     """Return the specification of the service's Deployment."""
@@ -313,18 +316,18 @@ def test_only_clients_and_producers_from_outside(build: str) -> None:
     """No external route leads to health and metrics, because they require no key."""
     ways = ("components/gateway-route", "components/gateway-route-timeouts", "components/ingress")
     has_one = build in ways or build.startswith("overlays/production")
-    assert paths_from_outside(built(build)) == (["/ws/events", "/broadcast"] if has_one else [])
+    assert paths_from_outside(built(build)) == (OUTSIDE if has_one else [])
 
 
 @pytest.mark.parametrize("way", ["gateway-route-timeouts", "ingress"])
 def test_a_route_is_one_line(way: str, tmp_path: Path) -> None:
-    """Each path is one line; the line for /schema is there, and only has to be uncommented."""
+    """Each path is one line; those for /schema and /console are there, and only have to be uncommented."""
     overlay = with_components(tmp_path, "overlays/production", lambda _: [way])
     for name in ("gateway-route/httproute.yaml", "ingress/ingress.yaml"):
         path = tmp_path / "k8s/components" / name
-        path.write_text(re.sub(r"# (- .*/schema)", r"\1", path.read_text()))
+        path.write_text(re.sub(r"# (- .*/(schema|console))", r"\1", path.read_text()))
     documents = build_folder(overlay)
-    assert paths_from_outside(documents) == ["/ws/events", "/broadcast", "/schema"]
+    assert sorted(paths_from_outside(documents)) == sorted([*OUTSIDE, "/schema", "/console"])
 
 
 def test_a_listener_of_the_gateway(tmp_path: Path) -> None:
