@@ -17,14 +17,14 @@ from litestar.types import ExceptionHandlersMap
 
 from kernel import BroadcastFailed, CircuitOpen, EventTooLarge, FieldError, MessageInvalid, NotStarted
 
-__all__ = ["PROBLEM_JSON", "Problem", "QueryInvalid", "exception_handlers", "log_unexpected"]
+__all__ = ["DETAILS", "PROBLEM_JSON", "Problem", "QueryInvalid", "exception_handlers", "log_unexpected"]
 
 PROBLEM_JSON: Final = "application/problem+json"
 
 _logger = logging.getLogger(__name__)
 
 # Details for statuses for which Litestar's own text only repeats the title.
-_DETAILS: Final = {
+DETAILS: Final = {
     HTTPStatus.NOT_FOUND: "There is nothing at this path.",
     HTTPStatus.METHOD_NOT_ALLOWED: "This path does not support this method; the Allow header lists those it supports.",
     HTTPStatus.UPGRADE_REQUIRED: "This path is a WebSocket: send an upgrade request.",
@@ -80,19 +80,19 @@ def _answer_to(request: Request[Any, Any, Any], error: Exception) -> Response[Pr
         case MethodNotAllowedException(headers={"allow": "websocket"}):
             if request.method == "GET":
                 status = HTTPStatus.UPGRADE_REQUIRED
-                return _answer(status, _DETAILS[status], headers={"upgrade": "websocket", "connection": "upgrade"})
+                return _answer(status, DETAILS[status], headers={"upgrade": "websocket", "connection": "upgrade"})
             status = HTTPStatus.METHOD_NOT_ALLOWED
-            return _answer(status, _DETAILS[status], headers={"allow": "GET"})
+            return _answer(status, DETAILS[status], headers={"allow": "GET"})
         case HTTPException() if error.status_code < HTTPStatus.INTERNAL_SERVER_ERROR:
             status = HTTPStatus(error.status_code)
-            detail = _DETAILS.get(status) or error.detail
+            detail = DETAILS.get(status) or error.detail
             if status is HTTPStatus.NOT_FOUND and request.app.openapi_config is not None:
                 detail = "There is nothing at this path; GET /schema lists the paths."
             return _answer(status, detail, headers=error.headers)
         case _:
             log_unexpected(error, f"in answer to {request.method} {request.scope['path']!r}")
             status = HTTPStatus.INTERNAL_SERVER_ERROR
-            return _answer(status, _DETAILS[status])
+            return _answer(status, DETAILS[status])
 
 
 def _unavailable(detail: str, seconds: float) -> Response[Problem]:

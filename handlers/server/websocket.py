@@ -36,11 +36,11 @@ from websockets.http11 import Request, Response
 from websockets.server import ServerProtocol
 from websockets.typing import ExtensionParameter, StatusLike
 
-from handlers.problems import PROBLEM_JSON
+from handlers.problems import DETAILS, PROBLEM_JSON
 from handlers.server.descriptors import ConnectionLimit
 from handlers.server.open_socket import discard_unsent
 from handlers.server.primitives import SlimEvent, SlimQueue
-from handlers.server.refusal import problem_body
+from handlers.server.refusal import problem_body, refuse
 from handlers.server.sinks import EXTENSION
 from handlers.server.stall import StallTimer, bytes_in_flight
 from kernel.clients import CloseReason, TokenBucket
@@ -286,14 +286,15 @@ class WebSocketProtocol(WebSocketsSansIOProtocol):
         """Send an ASGI event.
 
         Two cases differ from uvicorn. If Litestar closes before the upgrade is accepted, uvicorn would answer 403.
-        Here the answer is 500 if Litestar's reason says that an exception was raised, and otherwise 404, because the
-        path has no route. And after an HTTP answer that refuses the upgrade, the handshake is marked as complete;
-        uvicorn would log an error.
+        Here the answer is a problem document: 500 if Litestar's reason says that an exception was raised, and otherwise
+        404, because the path has no route. And after an HTTP answer that refuses the upgrade, the handshake is marked
+        as complete; uvicorn would log an error.
         """
         if message["type"] == "websocket.close" and not self.handshake_complete:
-            status = 500 if message.get("reason") == HTTPStatus.INTERNAL_SERVER_ERROR.phrase else 404
-            await super().send({"type": "websocket.http.response.start", "status": status, "headers": []})
-            message = {"type": "websocket.http.response.body", "body": b""}
+            failed = message.get("reason") == HTTPStatus.INTERNAL_SERVER_ERROR.phrase
+            status = HTTPStatus.INTERNAL_SERVER_ERROR if failed else HTTPStatus.NOT_FOUND
+            await refuse(self.scope, self.send, status, DETAILS[status])
+            return
         await super().send(message)
         if message["type"] == "websocket.accept":
             # frees 2 kB for each connection; nothing uses them after the handshake

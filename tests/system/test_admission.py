@@ -1,6 +1,7 @@
 """Access to the WebSocket and the end of connections: credentials, origins, limits, message sizes, idle timeout."""
 
 import asyncio
+import json
 import time
 import zlib
 from collections.abc import AsyncIterator
@@ -258,6 +259,11 @@ async def test_wrong_path_or_protocol(replica: Replica) -> None:
     for path in ("/elsewhere", "/", "/health", "/broadcast/event", "/ws/events/more"):
         async with raw_websocket(replica, path) as raw:
             assert raw.status == 404
+            assert raw.headers["content-type"] == "application/problem+json"
+            assert raw.headers["connection"] == "close"
+            problem = json.loads(await raw.ended())
+            assert (problem["title"], problem["status"]) == ("Not Found", 404)
+            assert problem["detail"] == "There is nothing at this path."
 
 
 @pytest.mark.parametrize(
