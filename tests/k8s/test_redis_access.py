@@ -1,5 +1,6 @@
 """The production example on a real Redis: TLS with a private CA, and an ACL user with the least rights."""
 
+import re
 import socket
 from collections.abc import Iterator
 from contextlib import closing
@@ -35,9 +36,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
     new = (openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2")
     names = ("-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1")
     run(*new, *names, "-keyout", tmp_path / "key", "-out", tmp_path / "ca.crt")
-    (rule,) = (line for line in (K8S / "overlays/production/redis.acl").read_text().splitlines() if line[:5] == "user ")
-    assert ">PASSWORD " in rule
-    rules = [rule.replace("PASSWORD", PASSWORD), f"user admin on >{PASSWORD} ~* &* +@all", "user default off"]
+    assert ">PASSWORD " in _rule()
+    rules = [_rule().replace("PASSWORD", PASSWORD), f"user admin on >{PASSWORD} ~* &* +@all", "user default off"]
     (tmp_path / "users.acl").write_text("\n".join(rules) + "\n")
     with closing(socket.create_server(("127.0.0.1", 0))) as free:
         port = free.getsockname()[1]
@@ -64,6 +64,13 @@ def server(tmp_path: Path) -> Iterator[Server]:
             yield Server(f"rediss://event-broadcaster{rest}", admin)
 
 
+def _rule() -> str:
+    """Return the rule of the example's user."""
+    lines = (K8S / "overlays/production/redis.acl").read_text().splitlines()
+    (rule,) = (line for line in lines if line.startswith("user "))
+    return rule
+
+
 def _answers(admin: redis.Redis) -> bool:
     try:
         return bool(admin.ping())
@@ -86,6 +93,9 @@ async def test_the_example_suffices(server: Server, start: ReplicaFactory) -> No
     assert replica.health()["redis"] == "reachable"
     refused = [entry for entry in server.admin.acl_log() if entry["username"] == "event-broadcaster"]
     assert not refused
+    replica.stop()
+    used = {name.removeprefix("cmdstat_") for name in server.admin.info("commandstats")}
+    assert set(re.findall(r"\+([a-z|]+)", _rule())) <= used, "a command is allowed that is not used"
 
 
 def test_the_example_allows_nothing_else(server: Server) -> None:
@@ -101,6 +111,7 @@ def test_the_example_allows_nothing_else(server: Server) -> None:
             ("CONFIG", "GET", "*"),
             ("CLIENT", "LIST"),
             ("EVAL", "return 1", "0"),
+            ("MULTI",),
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 ours.execute_command(*command)
