@@ -150,7 +150,7 @@ class Counters(Observer):
         self.epoch_changes += 1
 
     def foreign(self, count: int) -> None:
-        """Count messages on the Redis channel that could not be decoded."""
+        """Count messages on the Redis channel that were skipped."""
         self.foreign_documents += count
 
     def listener_restarted(self, reason: str) -> None:

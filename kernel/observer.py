@@ -233,7 +233,7 @@ class Observer:
         """A new epoch began; clients were told by epoch_changed."""
 
     def foreign(self, count: int) -> None:
-        """Messages on the Redis channel were invalid or did not follow."""
+        """Messages on the Redis channel were skipped: invalid, or announcing events that Redis does not have."""
 
     def circuit_moved(self, moved: CircuitMoved) -> None:
         """The circuit of the link to Redis opened, half-opened or closed."""
