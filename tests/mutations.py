@@ -30,6 +30,13 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "the middle generation of garbage grows large",
+        "handlers/server/garbage_collector.py",
+        "    gc.set_threshold(_NEW_OBJECTS, 1, _MIDDLE_COLLECTIONS)\n",
+        "    gc.set_threshold(_NEW_OBJECTS, 20, _MIDDLE_COLLECTIONS)\n",
+        ("tests/handlers/server/test_garbage_collector.py",),
+    ),
+    Mutation(
         "a publish that waits holds its data twice",
         "kernel/publishing/publisher.py",
         "                del encoded  # it may",

@@ -7,7 +7,6 @@ signal skips the rest of the drain.
 
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import socket
@@ -23,6 +22,7 @@ import uvloop
 from handlers.app import create_app
 from handlers.server.descriptors import ConnectionLimit, DescriptorPlan, raise_descriptor_limit
 from handlers.server.embedded import EmbeddedValkey
+from handlers.server.garbage_collector import tune_garbage_collector
 from handlers.server.http import HttpProtocol
 from handlers.server.websocket import WebSocketProtocol
 from handlers.settings import Settings
@@ -113,7 +113,7 @@ def run(
 
 
 async def _serve(server: "_Server", sockets: Sequence[socket.socket], embedded: EmbeddedValkey | None) -> int:
-    _tune_garbage_collector()
+    tune_garbage_collector()
     supervision = asyncio.create_task(embedded.supervise()) if embedded is not None else None
     try:
         await server.serve(list(sockets))
@@ -123,13 +123,6 @@ async def _serve(server: "_Server", sockets: Sequence[socket.socket], embedded: 
         if supervision is not None:
             supervision.cancel()
     return 0
-
-
-def _tune_garbage_collector() -> None:
-    """Run the cyclic garbage collector less often and skip objects created at import (was 20 % of a publish's CPU)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
 
 
 class _Server(uvicorn.Server):
