@@ -30,6 +30,20 @@ MODEL: Final = "tests/kernel/test_model.py"
 
 MUTATIONS: Final = (
     Mutation(
+        "a catch-up writes under patterns that have changed",
+        "kernel/clients/catchup.py",
+        "            if selection.patterns is client.patterns:\n",
+        "            if True:\n",
+        ("tests/kernel/clients/test_catchup.py",),
+    ),
+    Mutation(
+        "a large message is compressed in one go",
+        "kernel/log/encodings.py",
+        "        yield\n        parts.append(",
+        "        parts.append(",
+        ("tests/kernel/log/test_encodings.py", "tests/kernel/clients/test_hub.py"),
+    ),
+    Mutation(
         "the middle generation of garbage grows large",
         "handlers/server/garbage_collector.py",
         "    gc.set_threshold(_NEW_OBJECTS, 1, _MIDDLE_COLLECTIONS)\n",
@@ -330,8 +344,8 @@ MUTATIONS: Final = (
     Mutation(
         "a walk does not yield while it encodes",
         "kernel/clients/fanout.py",
-        "            ready.append(frame.ready(encoding))\n            if self._pace.over:\n",
-        "            ready.append(frame.ready(encoding))\n            if False:\n",
+        "                for _ in selection:\n                    if pace.over:\n                        yield\n",
+        "                for _ in selection:\n                    if False:\n                        yield\n",
         ("tests/kernel/clients/test_fanout.py",),
     ),
     Mutation(

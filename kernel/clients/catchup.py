@@ -17,6 +17,7 @@ from enum import Enum
 from kernel.clients.client import Client
 from kernel.clients.pace import Pace
 from kernel.clients.replay import Replay, ReplayState
+from kernel.clients.selection import Selection
 from kernel.errors import TransportError
 from kernel.log.frames import Frame, chunks
 from kernel.log.log import Gone, Log, Moved
@@ -134,26 +135,25 @@ class CatchUp:
         client, pace = self._client, Pace(self._timer)
         events = 0
         for run in chunks(frames, self._chunk):
-            left = run
-            while left:
-                await client.sink.drained()
-                await self._compare(left[0], pace)
-                written, taken = client.write_some(left, pace, replay=replay)
-                self._observer.caught_up(written)
-                events += written.messages - sum(frame.entry is None for frame in left[:taken])
-                left = left[taken:]
-                await asyncio.sleep(0)
-                pace.restart()
+            await client.sink.drained()
+            selection = await self._select(run, pace, replay=replay)
+            self._observer.caught_up(client.take(selection))
+            events += sum(frame.entry is not None for frame in selection.wanted)
+            await asyncio.sleep(0)
+            pace.restart()
         return events
 
-    async def _compare(self, frame: Frame, pace: Pace) -> None:
-        """Compare the client's patterns with a frame in steps, so that the write finds the work done."""
-        patterns = self._client.patterns
-        if frame.names is not None and patterns.known(frame.names) is None:
-            for _ in patterns.steps(frame.names):
+    async def _select(self, frames: list[Frame], pace: Pace, *, replay: bool) -> Selection:
+        """Select what the client gets of these frames, under the patterns that it has when this returns."""
+        client = self._client
+        while True:
+            selection = Selection(frames, client.patterns, client.encoding, replay=replay)
+            for _ in selection:
                 if pace.over:
                     await asyncio.sleep(0)
                     pace.restart()
+            if selection.patterns is client.patterns:
+                return selection
 
 
 def _too_slow(place: Position, oldest: int) -> ResyncAck:

@@ -6,12 +6,12 @@ from typing import Protocol
 
 from kernel.clients.audiences import Audience
 from kernel.clients.close_reasons import MAX_AGE, CloseReason
-from kernel.clients.pace import Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.clients.replay import Replay, Resume
+from kernel.clients.selection import Selection
 from kernel.clients.token_bucket import TokenBucket
 from kernel.log.encodings import Encoding, Joined
-from kernel.log.frames import Frame, ready_control, saved_bytes
+from kernel.log.frames import Frame, ready_control
 from kernel.messages.control import Closing, Control
 from kernel.observer import Written
 from kernel.position import Position
@@ -123,36 +123,21 @@ class Client:
             self.tell(notice)
 
     def write(self, frames: Sequence[Frame], *, replay: bool = False) -> Written:
-        """Write those of `frames` that the patterns let through, and move to the last one; return what was written.
+        """Select from `frames` without letting the event loop run, and write; see `take`."""
+        selection = Selection(frames, self.patterns, self.encoding, replay=replay)
+        for _ in selection:
+            pass
+        return self.take(selection)
 
-        The frames follow the client's place, and there is at least one. With `replay` events are marked as replayed.
+    def take(self, selection: Selection) -> Written:
+        """Write what was selected, and move to the last of the frames; return what was written.
+
+        The frames follow the client's place, and there is at least one.
         """
-        return self.write_some(frames, None, replay=replay)[0]
-
-    def write_some(self, frames: Sequence[Frame], pace: Pace | None, *, replay: bool = False) -> tuple[Written, int]:
-        """Write as `write` does, but only as many of the frames as time permits; return their number too.
-
-        The time is looked at after each frame that had to be encoded or compared, because only those take long.
-        """
-        patterns, encoding = self.patterns, self.encoding
-        wanted: list[Frame] = []
-        taken = 0
-        for frame in frames:
-            taken += 1
-            names = frame.names
-            quick = names is None or patterns.known(names) is not None
-            if names is None or patterns.matches(names):
-                wanted.append(frame)
-                quick = quick and frame.is_made(encoding, replay=replay)
-                if not quick:
-                    frame.replayed(encoding) if replay else frame.ready(encoding)
-            if not quick and pace is not None and pace.over:
-                break
-        made = [f.replayed(encoding) if replay else f.ready(encoding) for f in wanted]
-        if made:
-            self.sink.write(encoding.join(made))
-        self.place = frames[taken - 1].place
-        return Written(len(wanted), sum(f.wants_ack for f in wanted), saved_bytes(wanted, made, encoding)), taken
+        if selection.messages:
+            self.sink.write(self.encoding.join(selection.messages))
+        self.place = selection.frames[-1].place
+        return selection.written
 
     def move_to(self, place: Position) -> None:
         """Move to the place where a replay starts; what was received before it can still be acknowledged."""

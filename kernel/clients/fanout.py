@@ -18,7 +18,7 @@ client is given a frame twice, and none misses one. The log ends at the walk's `
 the frames and creating the walk is one step, without an await, or a client could join in between and get them twice.
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from itertools import compress
 from typing import cast
 
@@ -26,8 +26,9 @@ from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.pace import Pace
 from kernel.clients.patterns import Patterns
+from kernel.clients.selection import Selection, written
 from kernel.log.encodings import Encoding, Ready
-from kernel.log.frames import Frame, saved_bytes
+from kernel.log.frames import Frame
 from kernel.observer import Written
 
 __all__ = ["LOOK", "Walk"]
@@ -48,7 +49,6 @@ class Walk:
     __slots__ = (
         "_acks",
         "_audiences",
-        "_decided",
         "_messages",
         "_pace",
         "_passed_over",
@@ -62,12 +62,10 @@ class Walk:
     def __init__(self, frames: list[Frame], audiences: Audiences[Client, Encoding], timer: Callable[[], float]) -> None:
         self.frames = frames
         self.end = frames[-1].place
-        self.reached: dict[Patterns, int] = {}
         self._audiences = audiences
         self._pace = Pace(timer)
-        # Verdicts on names that patterns did not remember, perhaps because they are long.
-        self._decided: dict[tuple[Patterns, tuple[str, ...]], bool] = {}
         self._passed_over: set[Client] = set()
+        self.reached: dict[Patterns, int] = {}
         self._recipients: dict[tuple[str, ...] | None, int] = {}
         self._messages = self._acks = self._saved = 0
 
@@ -85,13 +83,15 @@ class Walk:
         for audience in self._audiences:
             encoding = audience.encoding
             verdicts = audience.patterns.all_known(names)
-            if None in verdicts:
-                verdicts = yield from self._decide(audience.patterns)
             wanted = list(compress(self.frames, verdicts))
-            ready = [frame.made(encoding) for frame in wanted]
-            if None in ready:
-                ready = yield from self._encode(wanted, encoding)
-            messages = cast("list[Ready]", ready)
+            messages = cast("list[Ready]", [frame.made(encoding) for frame in wanted])
+            if None in verdicts or None in messages:
+                selection = Selection(self.frames, audience.patterns, encoding)
+                for _ in selection:
+                    if pace.over:
+                        yield
+                        pace.restart()
+                wanted, messages = selection.wanted, selection.messages
             reached = 0
             # an audience takes time too, even where nothing matches
             left -= 1 + len(self.frames) // LOOK
@@ -112,30 +112,7 @@ class Walk:
                         yield
                         pace.restart()
             if reached:
-                acks = sum([frame.wants_ack for frame in wanted])
-                self._note(audience.patterns, reached, len(wanted), acks, saved_bytes(wanted, messages, encoding))
-
-    def _decide(self, patterns: Patterns) -> Generator[None, None, list[bool | None]]:
-        """Compare the patterns with the frames, some of whose names they do not remember."""
-        for names in dict.fromkeys(frame.names for frame in self.frames if frame.names is not None):
-            verdict = patterns.known(names)
-            if verdict is None:
-                for verdict in patterns.steps(names):  # noqa: B007  the last one counts
-                    if self._pace.over:
-                        yield
-                        self._pace.restart()
-            self._decided[patterns, names] = bool(verdict)
-        return [frame.names is None or self._decided[patterns, frame.names] for frame in self.frames]
-
-    def _encode(self, frames: list[Frame], encoding: Encoding) -> Generator[None, None, list[Ready | None]]:
-        """Make the messages of an audience, some of which do not exist yet."""
-        ready: list[Ready | None] = []
-        for frame in frames:
-            ready.append(frame.ready(encoding))
-            if self._pace.over:
-                yield
-                self._pace.restart()
-        return ready
+                self._note(audience.patterns, reached, written(wanted, messages, encoding))
 
     def pass_over(self, client: Client) -> None:
         """Write no more to a client, because it joined or left an audience."""
@@ -148,12 +125,10 @@ class Walk:
         """
         if client.place != self.end:
             verdicts = client.patterns.all_known([frame.names for frame in self.frames])
-            wanted = compress(self.frames, verdicts)
-            if None in verdicts or not all(each.is_made(client.encoding, replay=False) for each in wanted):
+            wanted = list(compress(self.frames, verdicts))
+            if None in verdicts or not all(frame.made(client.encoding) for frame in wanted):
                 return False
-            written = client.write(self.frames)
-            if written.messages:
-                self._note(client.patterns, 1, *written)
+            self._note(client.patterns, 1, client.write(self.frames))
         self.pass_over(client)
         return True
 
@@ -162,16 +137,12 @@ class Walk:
         names = frame.names
         known = self._recipients.get(names)
         if known is None:
-            matching = (n for patterns, n in self.reached.items() if names is None or self._matched(patterns, names))
+            matching = (n for patterns, n in self.reached.items() if names is None or patterns.matches(names))
             known = self._recipients[names] = sum(matching)
         return known
 
-    def _matched(self, patterns: Patterns, names: tuple[str, ...]) -> bool:
-        decided = self._decided.get((patterns, names)) if self._decided else None
-        return patterns.matches(names) if decided is None else decided
-
-    def _note(self, patterns: Patterns, clients: int, messages: int, acks: int, saved: int) -> None:
+    def _note(self, patterns: Patterns, clients: int, written: Written) -> None:
         self.reached[patterns] = self.reached.get(patterns, 0) + clients
-        self._messages += messages * clients
-        self._acks += acks * clients
-        self._saved += saved * clients
+        self._messages += written.messages * clients
+        self._acks += written.acks_wanted * clients
+        self._saved += written.saved * clients

@@ -14,7 +14,7 @@ Redis is away.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -51,6 +51,10 @@ class _PageEncoding:
     def encode(self, json: bytes, place: Position) -> _Item:
         """Return an event."""
         return _Item(json, place)
+
+    def steps(self, json: bytes, place: Position) -> Iterator[_Item]:
+        """Do the work of `encode`, in one step."""
+        yield self.encode(json, place)
 
     def encode_control(self, control: Control, place: Position | None = None) -> _Item:
         """Return a control message."""

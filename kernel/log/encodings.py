@@ -6,7 +6,7 @@ messages, for servers that cannot write prebuilt frames.
 """
 
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Protocol, TypeAlias
 
@@ -21,6 +21,8 @@ __all__ = ["WINDOW_BITS", "AsgiEncoding", "Encoding", "Joined", "Ready", "WireEn
 WINDOW_BITS = 12
 # Shorter messages would not get smaller.
 _LEAST_DEFLATED = 128
+# How many bytes are compressed in one step. That takes 50 µs, and 6 ms for the worst data at the highest level.
+_PIECE = 2048
 
 _TEXT, _BINARY, _COMPRESSED = 0x81, 0x82, 0x40
 # Heads of frames, by how long the payload is.
@@ -62,6 +64,10 @@ class Encoding(Protocol):
         """Return the message of an event; `place` is the event's position."""
         ...
 
+    def steps(self, json: bytes, place: Position) -> Iterator[Ready | None]:
+        """Do the work of `encode` in steps of about a millisecond at most; the last value is the message."""
+        ...
+
     def encode_control(self, control: Control, place: Position | None = None) -> Ready:
         """Return a control message; `place`, if given, is where a client stands that has got it."""
         ...
@@ -90,15 +96,25 @@ class WireEncoding:
 
     def encode(self, json: bytes, place: Position | None = None) -> bytes:
         """Return one message as one unfragmented frame."""
+        *_, frame = self.steps(json)
+        assert frame is not None
+        return frame
+
+    def steps(self, json: bytes, place: Position | None = None) -> Iterator[bytes | None]:
+        """Do the work of `encode` in steps; the last value is the frame."""
         if self._zlib_from is not None and len(json) >= self._zlib_from:
-            return _framed(_BINARY, _zlibbed(json, self._level))
+            return self._zlib_steps(json)
         if self._deflate and len(json) >= _LEAST_DEFLATED:
-            compressor = zlib.compressobj(self._level, zlib.DEFLATED, -WINDOW_BITS)
-            # RFC 7692 section 7.2.1: the empty block at the end is left out
-            deflated = (compressor.compress(json) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
-            if len(deflated) < len(json):
-                return _framed(_TEXT | _COMPRESSED, deflated)
-        return _framed(_TEXT, json)
+            return self._deflate_steps(json)
+        return iter((_framed(_TEXT, json),))
+
+    def _zlib_steps(self, json: bytes) -> Iterator[bytes | None]:
+        yield _framed(_BINARY, (yield from _zlibbed(json, self._level)))
+
+    def _deflate_steps(self, json: bytes) -> Iterator[bytes | None]:
+        # RFC 7692 section 7.2.1: the empty block at the end is left out
+        deflated = (yield from _compressed(json, self._level, -WINDOW_BITS, zlib.Z_SYNC_FLUSH))[:-4]
+        yield _framed(_TEXT | _COMPRESSED, deflated) if len(deflated) < len(json) else _framed(_TEXT, json)
 
     def encode_control(self, control: Control, place: Position | None = None) -> bytes:
         """Return a control message as one unfragmented frame."""
@@ -123,9 +139,16 @@ class AsgiEncoding:
 
     def encode(self, json: bytes, place: Position | None = None) -> bytes | str:
         """Return the payload of one message."""
+        *_, payload = self.steps(json)
+        assert payload is not None
+        return payload
+
+    def steps(self, json: bytes, place: Position | None = None) -> Iterator[bytes | str | None]:
+        """Do the work of `encode` in steps; the last value is the payload."""
         if self._zlib_from is not None and len(json) >= self._zlib_from:
-            return _zlibbed(json, self._level)
-        return json.decode()
+            yield (yield from _zlibbed(json, self._level))
+        else:
+            yield json.decode()
 
     def encode_control(self, control: Control, place: Position | None = None) -> bytes | str:
         """Return the payload of a control message."""
@@ -136,8 +159,20 @@ class AsgiEncoding:
         return list(messages)
 
 
-def _zlibbed(json: bytes, level: int) -> bytes:
-    return b"\x00" + zlib.compress(json, level)
+def _zlibbed(json: bytes, level: int) -> Generator[None, None, bytes]:
+    return b"\x00" + (yield from _compressed(json, level, zlib.MAX_WBITS, zlib.Z_FINISH))
+
+
+def _compressed(json: bytes, level: int, window_bits: int, flush: int) -> Generator[None, None, bytes]:
+    """Compress in steps; return the same bytes as if it were done at once."""
+    compressor = zlib.compressobj(level, zlib.DEFLATED, window_bits)
+    rest = memoryview(json)
+    parts = [compressor.compress(rest[:_PIECE])]
+    while rest := rest[_PIECE:]:
+        yield
+        parts.append(compressor.compress(rest[:_PIECE]))
+    parts.append(compressor.flush(flush))
+    return b"".join(parts)
 
 
 def _framed(first: int, payload: bytes) -> bytes:

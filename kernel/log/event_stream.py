@@ -6,7 +6,7 @@ A message is a block of lines that ends with an empty one. An event has an `id`,
 events that the client's patterns left out, and the page does not notice it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from kernel.log.encodings import Ready, encode_json
 from kernel.messages.control import Control, EpochChanged, Gap, Ping
@@ -32,6 +32,10 @@ class EventStreamEncoding:
     def encode(self, json: bytes, place: Position) -> bytes:
         """Return the block of an event."""
         return b"%bdata: %b\n\n" % (_id(place), json.translate(_LINE_ENDS))
+
+    def steps(self, json: bytes, place: Position) -> Iterator[bytes]:
+        """Do the work of `encode`, in one step."""
+        yield self.encode(json, place)
 
     def encode_control(self, control: Control, place: Position | None = None) -> bytes:
         """Return the block of a control message; `place` is its `id`, but for a marker, which has none."""

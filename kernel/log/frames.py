@@ -3,7 +3,7 @@
 A `Frame` is one event, or a marker (`gap`, `epoch_changed`) that stands in the log like one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 import msgspec
@@ -29,7 +29,7 @@ class Frame:
     marker, which every client gets.
     """
 
-    __slots__ = ("_json", "_marker", "_ready", "_replayed", "entry", "names", "place")
+    __slots__ = ("_json", "_marker", "_ready", "_replayed", "_unfinished", "entry", "names", "place")
 
     def __init__(self, place: Position, json: bytes, entry: Entry | None = None, marker: Control | None = None) -> None:
         self.place = place
@@ -39,6 +39,7 @@ class Frame:
         self._json = json
         self._ready: dict[Encoding, Ready] = {}
         self._replayed: dict[Encoding, Ready] = {}
+        self._unfinished: dict[tuple[Encoding, bool], Iterator[Ready | None]] = {}
 
     @classmethod
     def of(cls, epoch: str, entry: Entry, number_field: bytes = b"sequence") -> "Frame":
@@ -96,36 +97,40 @@ class Frame:
         decoded: dict[str, Any] = msgspec.json.decode(self._json)
         return {**decoded, "replay": True} if replay else decoded
 
-    def ready(self, encoding: Encoding) -> Ready:
-        """Return the message in this encoding."""
-        made = self._ready.get(encoding)
-        if made is None:
-            marker = self._marker
-            made = (
-                encoding.encode(self._json, self.place)
-                if marker is None
-                else encoding.encode_control(marker, self.place)
-            )
-            self._ready[encoding] = made
+    def ready(self, encoding: Encoding, *, replay: bool = False) -> Ready:
+        """Return the message; with `replay` it has `"replay": true` if it is an event and the encoding marks those."""
+        while (made := self.advance(encoding, replay=replay)) is None:
+            pass
         return made
 
-    def made(self, encoding: Encoding) -> Ready | None:
-        """Return the message in this encoding if it was made before."""
-        return self._ready.get(encoding)
-
-    def is_made(self, encoding: Encoding, *, replay: bool) -> bool:
-        """Return True if `ready`, or with `replay` `replayed`, has made the message before."""
+    def made(self, encoding: Encoding, *, replay: bool = False) -> Ready | None:
+        """Return the message that `ready` returns, or None if it was not made before."""
         marked = replay and self.entry is not None and encoding.marks_replay
-        return encoding in (self._replayed if marked else self._ready)
+        return (self._replayed if marked else self._ready).get(encoding)
 
-    def replayed(self, encoding: Encoding) -> Ready:
-        """Return the message in this encoding, with `"replay": true` if it is an event and the encoding marks those."""
-        if self.entry is None or not encoding.marks_replay:
-            return self.ready(encoding)
-        made = self._replayed.get(encoding)
+    def advance(self, encoding: Encoding, *, replay: bool = False) -> Ready | None:
+        """Do one step of the work of `ready`; return the message once it is made, and None before.
+
+        If several receivers need the message at the same time, each step that one of them does counts for all.
+        """
+        marked = replay and self.entry is not None and encoding.marks_replay
+        variants = self._replayed if marked else self._ready
+        made = variants.get(encoding)
         if made is None:
-            made = self._replayed[encoding] = encoding.encode(self._json[:-1] + b',"replay":true}', self.place)
+            steps = self._unfinished.pop((encoding, marked), None)
+            if steps is None:
+                steps = self._steps(encoding, marked=marked)
+            made = next(steps)
+            if made is None:
+                self._unfinished[encoding, marked] = steps
+            else:
+                variants[encoding] = made
         return made
+
+    def _steps(self, encoding: Encoding, *, marked: bool) -> Iterator[Ready | None]:
+        if self._marker is not None:
+            return iter((encoding.encode_control(self._marker, self.place),))
+        return encoding.steps(self._json[:-1] + b',"replay":true}' if marked else self._json, self.place)
 
 
 def ready_control(control: Control, encoding: Encoding, place: Position | None = None) -> Joined:

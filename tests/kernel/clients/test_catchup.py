@@ -1,15 +1,18 @@
 """Replay and catch-up: a client that is not live reads the log and misses nothing that is still kept."""
 
 import asyncio
+import json
 import time
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kernel import Observer
-from kernel.clients import Client, Patterns, Resume
+from kernel.clients import Client, Patterns, Resume, pace
 from kernel.clients.client import ClientState
 from kernel.clients.close_reasons import SLOW_CLIENT
+from kernel.log import WireEncoding
 from kernel.log.event_stream import EventStreamEncoding
 from kernel.observer import Replayed
 from kernel.position import Position
@@ -619,7 +622,8 @@ async def test_catch_up_from_the_history(redis: FakeRedis) -> None:
 async def test_the_loop_runs_during_a_replay_with_hostile_patterns(redis: FakeRedis) -> None:
     """Patterns that take long to compare are compared in steps, and everything that matches is replayed."""
     redis.trim(0)
-    fill(redis, 5, type="worker_status", event_type="a" * 300)
+    for length in range(300, 305):
+        fill(redis, 1, type="worker_status", event_type="a" * length)
     async with replica(redis, RARE_CHECKS) as broadcaster:
         hostile = Patterns.of(["*a" * 126 + f"{number:04}" for number in range(100)])
         longest = turns = 0.0
@@ -632,6 +636,25 @@ async def test_the_loop_runs_during_a_replay_with_hostile_patterns(redis: FakeRe
         assert sink.outline == ["connected", "resync_ack"]
         assert longest < 0.05
         assert turns > 5
+
+
+async def test_the_loop_runs_while_a_replay_is_compressed(redis: FakeRedis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large messages are compressed in steps, and patterns that change meanwhile decide about them."""
+    monkeypatch.setattr(pace, "SECONDS", 0.0)
+    redis.trim(0)
+    fill(redis, 1, data='"%s"' % ("large " * 50_000))
+    fill(redis, 1, type="alert_created", data='"%s"' % ("large " * 50_000))
+    async with replica(redis, replace(RARE_CHECKS, chunk_bytes=1_000_000)) as broadcaster:
+        deflate = WireEncoding(None, deflate=True, level=6)
+        client, sink = join(broadcaster, encoding=deflate, resume=Resume("events", 250, E1), skips=lambda _: True)
+        turns = 0
+        while not sink.of("resync_ack"):
+            await asyncio.sleep(0)
+            turns += 1
+            if turns == 5:
+                broadcaster.hub.receive(client, json.dumps({"type": "subscribe", "data": {"events": ["alert.*"]}}))
+        assert turns > 300_000 // 2048
+        assert sink.outline == ["connected", "subscribed", "r252", "resync_ack"]
 
 
 async def test_a_slow_client_delays_nobody(redis: FakeRedis) -> None:

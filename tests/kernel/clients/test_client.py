@@ -4,7 +4,6 @@ import pytest
 
 from kernel.clients.client import Client, ClientState
 from kernel.clients.close_reasons import GOING_AWAY, MAX_AGE, CloseReason
-from kernel.clients.pace import SECONDS, Pace
 from kernel.clients.patterns import EVERYTHING, Patterns
 from kernel.log.encodings import AsgiEncoding, WireEncoding
 from kernel.log.event_stream import EventStreamEncoding
@@ -55,29 +54,6 @@ def test_close(reason: CloseReason, told: list[str]) -> None:
     client.close(reason)
     assert (sink.outline, sink.closed) == (told, reason)
     assert [(message["code"], message["reason"]) for message in sink.messages] == [tuple(reason)] * len(told)
-
-
-@pytest.mark.parametrize("replay", [False, True])
-def test_writing_as_much_as_time_permits(replay: bool) -> None:
-    """Frames that had to be encoded count, and the client stands at the last frame that was written."""
-    client, sink = client_at(3)
-    now = iter(range(100))
-    frames = events(4, 8)
-    assert client.write_some(frames, Pace(lambda: next(now) * SECONDS * 0.4), replay=replay)[1] == 3
-    assert (sink.numbers, sink.writes, client.place) == ([4, 5, 6], 1, Position("e", 6))
-    written, taken = client.write_some(frames[3:], Pace(lambda: next(now) * SECONDS * 0.4), replay=replay)
-    assert (written.messages, taken) == (2, 2)
-    other, _ = client_at(3)
-    assert other.write_some(frames, Pace(lambda: next(now) * SECONDS), replay=replay)[1] == 5, "all was ready"
-
-
-def test_long_names_take_time() -> None:
-    """A comparison that no verdict answers counts, even if the frame is not for the client."""
-    client, sink = client_at(3, Patterns.of(["x*y"]))
-    now = iter(range(100))
-    frames = [Frame.of("e", entry(number, type="worker_status", event_type="w" * 300)) for number in (4, 5)]
-    assert client.write_some(frames, Pace(lambda: next(now) * SECONDS))[1] == 1
-    assert (sink.writes, client.place) == (0, Position("e", 4))
 
 
 def test_take_is_one_write() -> None:

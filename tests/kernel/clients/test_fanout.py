@@ -1,5 +1,7 @@
 """Fan-out: a walk reaches every live client once, whatever happens between its steps."""
 
+from collections.abc import Iterator
+
 import pytest
 
 from kernel.clients import fanout, pace
@@ -17,9 +19,10 @@ ASGI = AsgiEncoding(None, level=6)
 ALERTS, NOTHING = Patterns.of(["alert.*"]), Patterns.of([])
 
 
-def frames(first: int, last: int, type: str = "event", data: str = "{}") -> list[Frame]:
+def frames(first: int, last: int, type: str = "event", data: str = "{}", traceparent: str | None = None) -> list[Frame]:
     """Return the frames of consecutive events."""
-    return [Frame.of("e", entry(number, type=type, data=data)) for number in range(first, last + 1)]
+    numbers = range(first, last + 1)
+    return [Frame.of("e", entry(number, type=type, data=data, traceparent=traceparent)) for number in numbers]
 
 
 class TimedSink(FakeSink):
@@ -36,16 +39,20 @@ class TimedSink(FakeSink):
 
 
 class SlowEncoding(AsgiEncoding):
-    """An encoding that takes 1 ms for each message."""
+    """An encoding that takes some steps of 1 ms for each message."""
 
-    def __init__(self, fleet: "Fanout") -> None:
+    def __init__(self, fleet: "Fanout", steps: int = 1) -> None:
         super().__init__(None, level=6)
         self._fleet = fleet
+        self._steps = steps
 
-    def encode(self, json: bytes, place: Position | None = None) -> bytes | str:
+    def steps(self, json: bytes, place: Position | None = None) -> Iterator[bytes | str | None]:
         """Encode a message, and let time pass."""
-        self._fleet.now += 0.001
-        return super().encode(json, place)
+        for step in range(self._steps):
+            if step:
+                yield None
+            self._fleet.now += 0.001
+        yield from super().steps(json)
 
 
 class Fanout:
@@ -162,14 +169,40 @@ def test_it_looks_at_the_clock_after_each_large_write(fleet: Fanout) -> None:
     assert steps(fleet.walk(frames(1, 1, data='"%s"' % ("x" * 1024 * 1024)))) == 10
 
 
-def test_it_yields_between_audiences(fleet: Fanout) -> None:
-    """Time is looked at now and then between audiences too, even if no frame is for them."""
+@pytest.mark.parametrize(("pattern", "recipients"), [("unknown", 0), ("event", 1000)])
+def test_it_yields_between_audiences(fleet: Fanout, pattern: str, recipients: int) -> None:
+    """Time is looked at now and then between audiences too, also if no frame is for them or recipients are counted."""
     for number in range(1000):
-        fleet.join(Patterns.of([f"unknown{number}"]))
+        fleet.join(Patterns.of([pattern, f"unknown{number}"]))
     steps(fleet.walk(frames(1, 1)))
     now = iter(range(10_000))
     fleet.timer = lambda: float(next(now))
-    assert 20 <= steps(fleet.walk(frames(2, 2))) <= 100
+    traced = frames(2, 2, traceparent="00-1-2-01")
+    walk = fleet.walk(traced)
+    assert 20 <= steps(walk) <= 100 + recipients // 16
+    assert walk.recipients(traced[0]) == recipients
+
+
+@pytest.mark.parametrize("encoded", [1, 20])
+def test_it_yields_while_it_encodes_one_message(fleet: Fanout, encoded: int) -> None:
+    """When one large message must be compressed, the event loop runs in between, and all clients get it in order."""
+    encoding = SlowEncoding(fleet, steps=20)
+    for _ in range(3):
+        fleet.join(encoding=encoding)
+    walk = fleet.walk(frames(1, encoded))
+    assert steps(walk) == 10 * encoded
+    assert [sink.numbers for _, sink in fleet.clients] == [list(range(1, encoded + 1))] * 3
+
+
+def test_reaching_is_refused(fleet: Fanout) -> None:
+    """A client is not given frames out of turn that must be compressed first; the walk writes them later."""
+    fleet.join(encoding=SlowEncoding(fleet, steps=20))
+    client, sink = fleet.clients[0]
+    walk = fleet.walk(frames(1, 1))
+    assert not walk.reach(client)
+    assert (fleet.now, sink.writes, walk.written.messages) == (0.0, 0, 0)
+    steps(walk)
+    assert (sink.numbers, walk.written.messages) == ([1], 1)
 
 
 def test_it_yields_while_it_encodes(fleet: Fanout) -> None:
@@ -188,8 +221,9 @@ def test_it_yields_while_it_compares_patterns(fleet: Fanout) -> None:
     _, sink = fleet.join(Patterns.of(["worker.a*"]))
     now = iter(range(100_000))
     fleet.timer = lambda: float(next(now))
-    long = Frame.of("e", entry(1, type="worker_status", event_type="worker." + "a" * 300))
-    other = Frame.of("e", entry(2, type="worker_status", event_type="a" * 300))
+    worker = {"type": "worker_status", "traceparent": "00-1-2-01"}
+    long = Frame.of("e", entry(1, event_type="worker." + "a" * 300, **worker))
+    other = Frame.of("e", entry(2, event_type="a" * 300, **worker))
     walk = fleet.walk([long, long, other])
     assert steps(walk) > 3 * 25
     assert sink.writes == 1
@@ -257,7 +291,7 @@ def test_reaching_out_of_turn(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(pace, "SECONDS", 0.0)
     for _ in range(3):
         fleet.join()
-    walk = fleet.walk(frames(1, 2))
+    walk = fleet.walk(frames(1, 2, traceparent="00-1-2-01"))
     going = iter(walk)
     while not fleet.clients[0][1].writes:
         next(going)
@@ -268,3 +302,4 @@ def test_reaching_out_of_turn(fleet: Fanout, monkeypatch: pytest.MonkeyPatch) ->
     assert len(list(going)) <= 1
     assert [(sink.numbers, sink.writes) for _, sink in fleet.clients] == [([1, 2], 1)] * 3
     assert walk.written.messages == 6
+    assert [walk.recipients(frame) for frame in walk.frames] == [3, 3]

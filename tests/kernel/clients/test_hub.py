@@ -21,11 +21,12 @@ from kernel.clients.hub import Hub
 from kernel.clients.patterns import EVERYTHING
 from kernel.log import AsgiEncoding, Joined, WireEncoding
 from kernel.log.check_requests import CheckRequests
+from kernel.log.frames import Frame
 from kernel.log.log import Log
 from kernel.observer import Observer
 from kernel.position import Position
 from kernel.resilience.circuit import CircuitState
-from tests.fakes import FakeRedis, FakeSink
+from tests.fakes import FakeRedis, FakeSink, entry
 from tests.history import matches, violations
 from tests.kernel.replicas import (
     FAST,
@@ -285,6 +286,38 @@ async def test_changing_patterns_during_a_walk(redis: FakeRedis) -> None:
         assert sink.outline == ["connected", "251", "subscribed"]
         for _, other in heartbeats:
             assert other.outline == ["connected", "ping", "251", "252"]
+
+
+async def test_changing_patterns_while_a_large_event_is_compressed(redis: FakeRedis) -> None:
+    """The change is not held up: the client falls behind, and its new patterns decide about the event."""
+    deflate = WireEncoding(None, deflate=True, level=6)
+    now = 0.0
+
+    def timer() -> float:
+        nonlocal now
+        now += 0.001
+        return now
+
+    log = Log(PausableTransport(redis), 20)
+    hub = Hub(log, checks=CheckRequests(), observer=Observer(), chunk=100, timer=timer)
+    log.ring.start(Position(E1, 1))
+    sinks = [FakeSink() for _ in range(3)]
+    clients = [hub.connect(sink, deflate) for sink in sinks]
+    large = Frame.of(E1, entry(2, '"%s"' % ("large " * 50_000)))
+    log.append([large])
+    delivery = asyncio.create_task(hub.deliver([large], 0.0))
+    await asyncio.sleep(0)
+    for client, pattern in zip(clients, ("event", "alert.*"), strict=False):
+        before = now
+        hub.receive(client, subscribe(pattern))
+        assert now - before < 0.01
+        assert client.state is ClientState.BEHIND
+    assert large.made(deflate) is None
+    await delivery
+    await eventually(lambda: all(client.state is ClientState.LIVE for client in clients))
+    outlines = [sink.outline for sink in sinks]
+    assert outlines == [["connected", "subscribed", "2"], ["connected", "subscribed"], ["connected", "2"]]
+    assert all(client.place == Position(E1, 2) for client in clients)
 
 
 @pytest.mark.usefixtures("slow_walk")

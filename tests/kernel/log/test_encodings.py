@@ -1,5 +1,7 @@
 """Encodings: the bytes of one message for each kind of client."""
 
+import math
+import random
 import zlib
 
 import pytest
@@ -86,6 +88,23 @@ def test_deflate() -> None:
     assert len(data) < 40
     inflated = zlib.decompressobj(-WINDOW_BITS).decompress(data[2:] + b"\x00\x00\xff\xff")
     assert inflated == b"x" * 128
+
+
+@pytest.mark.parametrize("encoding", [ZLIB, DEFLATE, AsgiEncoding(1024, level=6)])
+@pytest.mark.parametrize("length", [2000, 4096, 100_000])
+def test_large_messages_are_compressed_in_steps(encoding: WireEncoding | AsgiEncoding, length: int) -> None:
+    """At most 2 kB are compressed in one step, and the bytes are those of a compression in one go."""
+    json = b'"%s"' % bytes(random.Random(length).choices(b"events", k=length - 2))
+    *before, message = encoding.steps(json)
+    assert (len(before), set(before)) == (math.ceil(length / 2048) - 1, {None} if length > 2048 else set())
+    assert message == encoding.encode(json)
+    if encoding is DEFLATE:
+        compressor = zlib.compressobj(6, zlib.DEFLATED, -WINDOW_BITS)
+        payload = (compressor.compress(json) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    else:
+        payload = b"\x00" + zlib.compress(json, 6)
+    assert isinstance(message, bytes)
+    assert message.endswith(payload)
 
 
 def test_small_messages_stay_plain() -> None:

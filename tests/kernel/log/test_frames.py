@@ -1,6 +1,7 @@
 """Frames: the bytes of one message, encoded once."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,10 +22,10 @@ class Counting(AsgiEncoding):
         super().__init__(None, level=6)
         self.made: list[bytes] = []
 
-    def encode(self, json: bytes, place: Position | None = None) -> bytes | str:
-        """Count the message, and return it unchanged."""
+    def steps(self, json: bytes, place: Position | None = None) -> Iterator[bytes | str | None]:
+        """Count the message, and return it unchanged after two further steps."""
         self.made.append(json)
-        return json
+        yield from (None, None, json)
 
 
 # -- what is in a message
@@ -70,7 +71,7 @@ def test_the_old_name_of_the_number() -> None:
     """The number can have another name, live and replayed."""
     frame = Frame.of("e1", entry(), b"seq")
     assert frame.message(replay=False) == {"type": "event", "data": {"a": 1}, "seq": 42, "requires_ack": False}
-    assert json.loads(text_of(wire_frames(frame.replayed(PLAIN))[0]))["seq"] == 42
+    assert json.loads(text_of(wire_frames(frame.ready(PLAIN, replay=True))[0]))["seq"] == 42
 
 
 def test_a_null_timestamp_is_kept() -> None:
@@ -95,7 +96,8 @@ def test_strings_are_escaped() -> None:
 def test_replayed_event() -> None:
     """A replayed event is the live one with `"replay": true`."""
     frame = Frame.of("e1", entry())
-    live, replayed = (json.loads(text_of(wire_frames(make(PLAIN))[0])) for make in (frame.ready, frame.replayed))
+    messages = [frame.ready(PLAIN, replay=replay) for replay in (False, True)]
+    live, replayed = (json.loads(text_of(wire_frames(message)[0])) for message in messages)
     assert replayed == {**live, "replay": True}
     assert frame.message(replay=True) == replayed
 
@@ -114,7 +116,7 @@ def test_markers(marker: Frame, place: Position, message: dict[str, Any]) -> Non
     assert marker.names is None
     assert marker.entry is None
     assert json.loads(text_of(wire_frames(marker.ready(PLAIN))[0])) == message
-    assert marker.replayed(PLAIN) is marker.ready(PLAIN)
+    assert marker.ready(PLAIN, replay=True) is marker.ready(PLAIN)
 
 
 # -- made once
@@ -127,10 +129,24 @@ def test_each_variant_is_made_once_and_shared() -> None:
         assert encoding.made == []
         for _ in range(3):
             assert frame.ready(encoding) is frame.ready(encoding)
-            assert frame.replayed(encoding) is frame.replayed(encoding)
+            assert frame.ready(encoding, replay=True) is frame.ready(encoding, replay=True)
         assert len(encoding.made) == 2
         assert b'"replay":true' in encoding.made[1]
         assert b"replay" not in encoding.made[0]
+
+
+def test_receivers_share_the_steps() -> None:
+    """Of receivers that need a message at the same time, each does a part of the work, and none repeats it."""
+    frame, encoding = Frame.of("e1", entry()), Counting()
+    assert frame.advance(encoding) is None
+    assert frame.advance(encoding, replay=True) is None
+    assert frame.made(encoding) is None
+    assert frame.advance(encoding) is None
+    live = frame.advance(encoding)
+    assert live is not None
+    assert (frame.made(encoding), frame.made(encoding, replay=True)) == (live, None)
+    assert frame.ready(encoding, replay=True) != frame.ready(encoding) == live
+    assert len(encoding.made) == 2
 
 
 # -- control messages
