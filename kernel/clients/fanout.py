@@ -25,7 +25,6 @@ from typing import cast
 from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.pace import Pace
-from kernel.clients.patterns import Patterns
 from kernel.clients.selection import Selection, written
 from kernel.log.encodings import Encoding, Ready
 from kernel.log.frames import Frame
@@ -42,8 +41,7 @@ _LARGE_SHIFT = 14
 class Walk:
     """One delivery of `frames`, one at least, to the live clients.
 
-    `timer()` is in seconds on any clock. `end` is the place of the last frame. `reached` is the number of clients that
-    were written to, by their patterns.
+    `timer()` is in seconds on any clock. `end` is the place of the last frame.
     """
 
     __slots__ = (
@@ -56,7 +54,6 @@ class Walk:
         "_saved",
         "end",
         "frames",
-        "reached",
     )
 
     def __init__(self, frames: list[Frame], audiences: Audiences[Client, Encoding], timer: Callable[[], float]) -> None:
@@ -65,8 +62,10 @@ class Walk:
         self._audiences = audiences
         self._pace = Pace(timer)
         self._passed_over: set[Client] = set()
-        self.reached: dict[Patterns, int] = {}
-        self._recipients: dict[tuple[str, ...] | None, int] = {}
+        # Counted while the walk goes, for the names of events that belong to a trace; counting afterwards would compare
+        # them with all patterns in one step.
+        traced = (frame for frame in frames if frame.entry is not None and frame.entry.traceparent is not None)
+        self._recipients: dict[tuple[str, ...] | None, int] = {frame.names: 0 for frame in traced}
         self._messages = self._acks = self._saved = 0
 
     @property
@@ -112,7 +111,7 @@ class Walk:
                         yield
                         pace.restart()
             if reached:
-                self._note(audience.patterns, reached, written(wanted, messages, encoding))
+                self._note(reached, wanted, written(wanted, messages, encoding))
 
     def pass_over(self, client: Client) -> None:
         """Write no more to a client, because it joined or left an audience."""
@@ -128,21 +127,19 @@ class Walk:
             wanted = list(compress(self.frames, verdicts))
             if None in verdicts or not all(frame.made(client.encoding) for frame in wanted):
                 return False
-            self._note(client.patterns, 1, client.write(self.frames))
+            self._note(1, wanted, client.write(self.frames))
         self.pass_over(client)
         return True
 
     def recipients(self, frame: Frame) -> int:
-        """Return the number of clients to which a frame of this walk was written."""
-        names = frame.names
-        known = self._recipients.get(names)
-        if known is None:
-            matching = (n for patterns, n in self.reached.items() if names is None or patterns.matches(names))
-            known = self._recipients[names] = sum(matching)
-        return known
+        """Return the number of clients to which an event of this walk was written; it must belong to a trace."""
+        return self._recipients[frame.names]
 
-    def _note(self, patterns: Patterns, clients: int, written: Written) -> None:
-        self.reached[patterns] = self.reached.get(patterns, 0) + clients
+    def _note(self, clients: int, frames: list[Frame], written: Written) -> None:
+        """Add up what was written to each of these clients."""
         self._messages += written.messages * clients
         self._acks += written.acks_wanted * clients
         self._saved += written.saved * clients
+        if self._recipients:
+            for names in self._recipients.keys() & {frame.names for frame in frames}:
+                self._recipients[names] += clients

@@ -19,7 +19,7 @@ class RunResult(Protocol):
         ...
 
     def recipients(self, frame: Frame) -> int:
-        """Return how many clients this frame of the run was written to."""
+        """Return how many clients this event of the run was written to; it must belong to a trace."""
         ...
 
 

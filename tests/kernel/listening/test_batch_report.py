@@ -3,6 +3,8 @@
 import time
 from collections.abc import Iterable
 
+import pytest
+
 from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.fanout import Walk
@@ -79,7 +81,12 @@ def test_followed_events() -> None:
     assert {(each.trace, each.published_at, each.written_at) for each in followed} == {(TraceContext(TRACED), 0.5, 2.0)}
 
 
-def test_markers_reach_all() -> None:
-    """A marker counts every client as a recipient, whatever its patterns."""
-    marker = Frame.gap("e", 1, 2)
-    assert walked([marker], [EVERYTHING, Patterns.of(["alert.*"])]).recipients(marker) == 2
+def test_the_report_compares_no_patterns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipients of an event were counted by the walk: however many patterns there are, a report compares none."""
+    report = BatchReport(Following(), Position("e", 0), 1.0)
+    frames = [event(number, 0.5, type, TRACED) for number, type in enumerate(("event", "scene_change"), 1)]
+    walk = walked(frames, [Patterns.of(["event", f"camera{number}"]) for number in range(100)])
+    for comparison in ("known", "all_known", "matches", "steps"):
+        monkeypatch.delattr(Patterns, comparison)
+    report.add(frames, walk, 2.0)
+    assert [each.recipients for each in report.delivered(Position("e", 2), 2.0).followed] == [100, 0]
