@@ -356,27 +356,6 @@ MUTATIONS: Final = (
         ("tests/kernel/clients/test_replay.py", "tests/kernel/clients/test_catchup.py"),
     ),
     Mutation(
-        "a client goes live after the loop has run once more",
-        "kernel/clients/hub.py",
-        "            if step is Step.GO_LIVE:\n",
-        "            await asyncio.sleep(0)\n            if step is Step.GO_LIVE:\n",
-        ("tests/kernel/clients/test_hub.py",),
-    ),
-    Mutation(
-        "a failed walk leaves clients that it did not reach",
-        "kernel/clients/hub.py",
-        "            self._put_unreached_behind(walk)\n",
-        "",
-        ("tests/kernel/clients/test_hub.py",),
-    ),
-    Mutation(
-        "a replay asks Redis about nothing",
-        "kernel/clients/replay.py",
-        "            self.state = ReplayState.ASKING\n            return True\n",
-        "            self.state = ReplayState.ASKING\n",
-        ("tests/kernel/clients/test_replay.py", "tests/kernel/clients/test_catchup.py"),
-    ),
-    Mutation(
         "all of a client's message is decoded",
         "kernel/clients/commands.py",
         "    try:\n        return _read_fields(text)\n",
