@@ -26,7 +26,8 @@ from opentelemetry.trace import (
 from opentelemetry.util.types import AttributeValue
 
 from telemetry import names
-from telemetry.tracing import CURRENT, MOST_LINKS
+from telemetry.publish import CURRENT
+from telemetry.spans import MOST_LINKS
 
 __all__ = ["instrument_redis"]
 
@@ -93,7 +94,7 @@ class _CommandTracer(Tracer):
             raise
         finally:
             companions = publish.companions
-            span = self._tracer(publish.tracing.provider).start_span(
+            span = self._tracer(publish.provider).start_span(
                 name,
                 kind=kind,
                 attributes=command.attributes,
