@@ -49,10 +49,14 @@ class TraceContext(NamedTuple):
 
 
 class Publishing(msgspec.Struct, frozen=True):
-    """A publish starts; `types` are the wire types of its events, `trace` is the producer's."""
+    """A publish starts; `types` are the wire types of its events, `trace` is the producer's.
+
+    `id` is the id of the publish; if it has one event, that event has the same id.
+    """
 
     types: list[str]
     trace: TraceContext
+    id: str
 
 
 class Published(msgspec.Struct, frozen=True):
@@ -71,10 +75,16 @@ class Published(msgspec.Struct, frozen=True):
 
 
 class Failed(msgspec.Struct, frozen=True):
-    """A publish failed, or the circuit refused it; `error` is the name of the error's class."""
+    """A publish failed after `retries` retries and `seconds`; `error` is the name of the error's class.
+
+    `refused` says why no further attempt was made: "circuit open", "stopped", or "suspended" (the process slept too
+    long for another attempt under the same id). It is None if the retries were exhausted.
+    """
 
     types: list[str]
     error: str
+    retries: int
+    refused: str | None
     seconds: float
 
 
@@ -127,10 +137,12 @@ class Delivered(msgspec.Struct, frozen=True):
 class Replayed(msgspec.Struct, frozen=True):
     """A resume was answered with `count` messages from after `first` up to `last`.
 
+    `requested` is the number that the client named; it may be beyond the log, or of another epoch than `first`.
     `verdict` is "recovered", "gap_too_old", "epoch_changed" or "ahead"; `source` is "memory", or "redis" if the history
     was read.
     """
 
+    requested: int
     first: Position
     last: Position
     count: int
@@ -188,8 +200,12 @@ class Observer:
         """Surround a publish with all its retries; yields the trace context that its events will carry."""
         return nullcontext(publishing.trace)
 
-    def sharing(self, contexts: Sequence[Context]) -> Context | None:
-        """Choose the context in which a call runs that several publishes share; None: no preference."""
+    def sharing(self, contexts: Sequence[Context], waited: Sequence[float]) -> Context | None:
+        """Choose the context in which a call runs that publishes share; None: no preference.
+
+        The call is made next. It is that of one publish or several; `contexts` are theirs, and `waited` is for how many
+        seconds each of them waited for the calls before.
+        """
         return None
 
     def follows(self, traceparent: str) -> bool:
@@ -256,11 +272,11 @@ class Observers(Observer):
         surrounding = [each for each in self._active if type(each).publishing is not Observer.publishing]
         return _Surrounded(self, surrounding, publishing) if surrounding else nullcontext(publishing.trace)
 
-    def sharing(self, contexts: Sequence[Context]) -> Context | None:
+    def sharing(self, contexts: Sequence[Context], waited: Sequence[float]) -> Context | None:
         """Return the first choice that one of them makes."""
         for observer in self._active:
             try:
-                chosen = observer.sharing(contexts)
+                chosen = observer.sharing(contexts, waited)
             except Exception:
                 self._switch_off(observer, Observer.sharing.__name__)
             else:
@@ -379,7 +395,7 @@ class _Surrounded:
             else:
                 self._entered.append((observer, manager))
                 if trace != publishing.trace:
-                    publishing = Publishing(publishing.types, trace)
+                    publishing = Publishing(publishing.types, trace, publishing.id)
         return publishing.trace
 
     def __exit__(

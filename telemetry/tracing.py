@@ -80,7 +80,7 @@ class Tracing(Observer):
         span = self._tracer.start_span(self._publish, parent, SpanKind.PRODUCER, attributes)
         return Publish(self.provider, span, theirs) if span.is_recording() else nullcontext(theirs)
 
-    def sharing(self, contexts: Sequence[TaskContext]) -> TaskContext | None:
+    def sharing(self, contexts: Sequence[TaskContext], waited: Sequence[float]) -> TaskContext | None:
         """Return the context in which a call of Redis runs that several publishes share.
 
         It is the context of the first sampled publish, whose span becomes the parent of the call's span. The call's

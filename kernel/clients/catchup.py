@@ -125,9 +125,18 @@ class CatchUp:
             else:
                 replay.wrote(await self._write(replay.read(frames), replay=True))
         client.tell(replay.ack, client.place)
-        span = (self._begin, self._clock())
-        verdict = replay.verdict.value
-        self._observer.replayed(Replayed(replay.first, replay.target, replay.count, verdict, self._source, *span))
+        self._observer.replayed(
+            Replayed(
+                replay.requested,
+                replay.first,
+                replay.target,
+                replay.count,
+                replay.verdict.value,
+                self._source,
+                self._begin,
+                self._clock(),
+            )
+        )
         return None
 
     async def _write(self, frames: list[Frame], *, replay: bool = False) -> int:

@@ -112,6 +112,11 @@ class Replay:
         return False
 
     @property
+    def requested(self) -> int:
+        """The number after which the client asked for events."""
+        return self._resume.last_sequence
+
+    @property
     def started(self) -> bool:
         """True from `start` on."""
         return self.state in (ReplayState.READING, ReplayState.OVER)

@@ -10,8 +10,9 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import count
+from typing import Final
 
 import msgspec
 
@@ -58,6 +59,8 @@ class PublishOptions(msgspec.Struct, frozen=True, kw_only=True):
 
 _DEFAULT = PublishOptions()
 
+_REFUSALS: Final[Mapping[type[Exception], str]] = {CircuitOpen: "circuit open", NotStarted: "stopped"}
+
 
 class Receipt(msgspec.Struct, frozen=True):
     """The answer to a producer: the event's position, and the number of replicas that were subscribed then."""
@@ -69,6 +72,16 @@ class Receipt(msgspec.Struct, frozen=True):
 
 class ReplayedReceipt(Receipt, frozen=True):
     """The receipt of an earlier publish with the same idempotency key; nothing was published again."""
+
+
+class _Progress:
+    """The retries of a publish until now, and why no further attempt was made (see `Failed.refused`)."""
+
+    __slots__ = ("refused", "retries")
+
+    def __init__(self) -> None:
+        self.retries = 0
+        self.refused: str | None = None
 
 
 class Publisher:
@@ -154,33 +167,31 @@ class Publisher:
         types = [wire_type_of(message) for message in messages]
         producer = TraceContext(options.traceparent, options.tracestate, options.baggage)
         begin = self._clock()
-        try:
-            with self._observer.publishing(Publishing(types, producer)) as trace:
-                id = f"{self._name}-{next(self._numbers)}"
-                event_ids = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
-                events = [
-                    (event_id, encode_tail(message, data, event_id, trace, begin))
-                    for message, data, event_id in zip(messages, encoded, event_ids, strict=True)
-                ]
-                del encoded  # it may be large, and many publishes may wait for Redis
-                publication, retries = await self._send(Outgoing(id, options.idempotency_key, events), types)
-                epoch, first, size, subscribers, replayed = publication
-                seconds = self._clock() - begin
-                self._observer.published(
-                    Published(types, Position(epoch, first), subscribers, replayed, retries, seconds)
-                )
-        except BroadcasterError as error:
-            self._observer.failed(Failed(types, type(error.__cause__ or error).__name__, self._clock() - begin))
-            raise
+        id = f"{self._name}-{next(self._numbers)}"
+        progress = _Progress()
+        with self._observer.publishing(Publishing(types, producer, id)) as trace:
+            event_ids = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
+            events = [
+                (event_id, encode_tail(message, data, event_id, trace, begin))
+                for message, data, event_id in zip(messages, encoded, event_ids, strict=True)
+            ]
+            del encoded  # it may be large, and many publishes may wait for Redis
+            try:
+                publication = await self._send(Outgoing(id, options.idempotency_key, events), types, progress)
+            except BroadcasterError as error:
+                name, seconds = type(error.__cause__ or error).__name__, self._clock() - begin
+                self._observer.failed(Failed(types, name, progress.retries, progress.refused, seconds))
+                raise
+            epoch, first, size, subscribers, replayed = publication
+            seconds = self._clock() - begin
+            self._observer.published(
+                Published(types, Position(epoch, first), subscribers, replayed, progress.retries, seconds)
+            )
         made = ReplayedReceipt if replayed else Receipt
         return [made(first + index, epoch, subscribers) for index in range(size)]
 
-    async def _send(self, outgoing: Outgoing, types: list[str]) -> tuple[Publication, int]:
-        """Hand a publish to the transport, with retries.
-
-        Returns the publication and the number of retries. Raises BroadcastFailed, CircuitOpen or NotStarted.
-        """
-        retries = 0
+    async def _send(self, outgoing: Outgoing, types: list[str], progress: _Progress) -> Publication:
+        """Hand a publish to the transport, with retries; raises BroadcastFailed, CircuitOpen or NotStarted."""
         failure: TransportError | None = None
         # The time at which the first attempt began that may have reached Redis.
         sent_at: float | None = None
@@ -189,6 +200,7 @@ class Publisher:
             nonlocal failure, sent_at
             self._require()
             if sent_at is not None and self._elapsed() - sent_at > self._most_elapsed:
+                progress.refused = "suspended"
                 raise self._failed(failure)
             if failure is None:
                 await self._flow.enter(len(types), self._require)
@@ -216,12 +228,11 @@ class Publisher:
             return publication
 
         def retried(number: int, delay: float, error: Exception) -> None:
-            nonlocal retries
-            retries = number
+            progress.retries = number
             self._observer.retried(Retried(types, number, delay, type(error).__name__))
 
         try:
-            publication = await broadcast_with_retry(
+            return await broadcast_with_retry(
                 attempt,
                 types[0] if len(types) == 1 else "batch",
                 max_retries=self._max_retries,
@@ -232,11 +243,11 @@ class Publisher:
                 sleep=self._pause,
             )
         except (TransportError, CircuitOpen, NotStarted) as error:
+            progress.refused = _REFUSALS.get(type(error))
             if failure is None or (sent_at is None and not isinstance(error, TransportError)):
                 raise
             # Something may have been sent, so the answer must be that the publish failed and may have happened.
             raise self._failed(failure) from failure
-        return publication, retries
 
     def _failed(self, failure: TransportError | None) -> BroadcastFailed:
         return BroadcastFailed(str(failure), max(self._link.retry_after, self._base_delay))

@@ -22,7 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 
-__all__ = ["describe", "is_read_only", "transport_error"]
+__all__ = ["describe", "is_read_only", "response_code", "transport_error"]
 
 
 class _Failure(NamedTuple):
@@ -133,6 +133,21 @@ def is_read_only(error: BaseException) -> bool:
     return isinstance(error, ResponseError) and _code(error) == "READONLY"
 
 
+def response_code(error: BaseException) -> str | None:
+    """Return the code with which Redis answered a command (`NOREPLICAS`, `ERR`), None if it gave no answer.
+
+    A code has at most 20 letters; none of the text after it is returned.
+    """
+    inner: BaseException | None = error
+    while inner is not None:
+        if (answer := _answer(inner)) is not None:
+            # redis-py leaves a code that it does not know at the beginning of the text.
+            unknown = re.match(r"[A-Z]{2,20}(?= )", str(answer)) if answer.status_code is None else None
+            return _code(answer) or (unknown[0] if unknown else "ERR")
+        inner = inner.__cause__
+    return None
+
+
 def transport_error(error: BaseException) -> TransportError:
     """Return the kernel's error for one of redis-py's."""
     failure = _failure(error)
@@ -145,13 +160,20 @@ def transport_error(error: BaseException) -> TransportError:
 def _failure(error: BaseException) -> _Failure:
     inner: BaseException | None = error
     while inner is not None:
-        if isinstance(inner, ResponseError) or (isinstance(inner, RedisError) and inner.status_code is not None):
-            return _answered(inner)
+        if (answer := _answer(inner)) is not None:
+            return _answered(answer)
         # A TimeoutError without a number is that of a deadline, and says no more than the class of the outer one.
         if isinstance(inner, OSError) and inner.args and not (isinstance(inner, TimeoutError) and inner.errno is None):
             return _unanswered(inner)
         inner = inner.__cause__ or inner.__context__
     return _Failure(type(error).__name__, _CLASSES.get(type(error).__name__, ""))
+
+
+def _answer(error: BaseException) -> RedisError | None:
+    """Return the error if Redis answered it."""
+    if isinstance(error, RedisError) and (isinstance(error, ResponseError) or error.status_code is not None):
+        return error
+    return None
 
 
 def _answered(error: RedisError) -> _Failure:

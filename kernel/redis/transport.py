@@ -32,6 +32,7 @@ from kernel.redis.publish_queue import PendingPublish, PublishQueue
 from kernel.redis.script import Script
 from kernel.redis.subscriber import BROKEN, Subscriber
 from kernel.resilience.circuit import CircuitState
+from kernel.resilience.elapsed import elapsed
 
 __all__ = ["RedisTransport"]
 
@@ -213,7 +214,10 @@ class RedisTransport:
                 await pubsub.aclose()
 
     async def _send(self, group: Sequence[PendingPublish], seconds: float) -> Sequence[Any]:
-        context = self._observers.sharing([publish.context for publish in group])
+        now = elapsed()
+        context = self._observers.sharing(
+            [publish.context for publish in group], [now - publish.begin for publish in group]
+        )
         sending = self._script(
             self._publisher,
             [publish.record for publish in group],

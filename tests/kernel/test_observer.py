@@ -29,15 +29,15 @@ from kernel.position import Position
 
 HERE = Position("e", 1)
 THEIRS = TraceContext("00-1-2-01", "a=b", "c=d")
-PUBLISHING = Publishing(["event"], THEIRS)
+PUBLISHING = Publishing(["event"], THEIRS, "id-1")
 DETAILS = {
-    "sharing": [copy_context()],
+    "sharing": ([copy_context()], [0.1]),
     "published": Published(["event"], HERE, 2, False, 0, 0.1),
-    "failed": Failed(["event"], "TransportUnavailable", 0.1),
+    "failed": Failed(["event"], "TransportUnavailable", 1, None, 0.1),
     "retried": Retried(["event"], 1, 1.0, "TransportUnavailable"),
     "delivered": Delivered(HERE, HERE, 1.0, 2.0, 1, Written(3, 0, 0), [(0.5, 1)], []),
     "caught_up": Written(1, 0, 0),
-    "replayed": Replayed(HERE, HERE, 0, "recovered", "memory", 1.0, 2.0),
+    "replayed": Replayed(0, HERE, HERE, 0, "recovered", "memory", 1.0, 2.0),
     "acknowledged": Acknowledged(None),
     "left": 1,
     "refilled": Refilled(HERE, HERE),
@@ -48,7 +48,13 @@ DETAILS = {
     "listener_restarted": "connection lost",
     "drained": Drained(0, 1.0, 2.0),
 }
-"""Every hook that takes one detail, with an example of it."""
+"""Every hook that takes details, with an example of them: one, or a tuple of several."""
+
+
+def details_of(hook: str) -> tuple[object, ...]:
+    """Return the arguments of the example of a hook."""
+    detail = DETAILS[hook]
+    return detail if hook == "sharing" and isinstance(detail, tuple) else (detail,)
 
 
 class Notebook(Observer):
@@ -108,7 +114,7 @@ def test_every_hook_is_known() -> None:
 def test_hooks_do_nothing(hook: str) -> None:
     """An observer that overrides nothing is told everything and does nothing."""
     for observer in (Observer(), Observers(), Observers([Observer(), Observer()])):
-        assert getattr(observer, hook)(DETAILS[hook]) is None
+        assert getattr(observer, hook)(*details_of(hook)) is None
         assert not observer.follows("00-1-2-01")
 
 
@@ -191,8 +197,8 @@ def test_every_hook_reaches_every_observer() -> None:
     for hook in [*DETAILS, "slowed"]:
         setattr(Echo, hook, hook_named(hook))
     observers = Observers([Echo("first"), Echo("second")])
-    for hook, detail in DETAILS.items():
-        getattr(observers, hook)(detail)
+    for hook in DETAILS:
+        getattr(observers, hook)(*details_of(hook))
     observers.slowed()
     assert heard == [(name, hook) for hook in [*DETAILS, "slowed"] for name in ("first", "second")]
 
@@ -205,6 +211,7 @@ def test_observers_nest_around_a_publish() -> None:
         @contextmanager
         def publishing(self, publishing: Publishing) -> Iterator[TraceContext]:
             seen.append(publishing.trace)
+            assert (publishing.types, publishing.id) == (["event"], "id-1")
             yield TraceContext("00-5-6-01")
 
     with Observers([Host(), Inner(), Inner()]).publishing(PUBLISHING) as trace:
@@ -220,10 +227,10 @@ def test_the_first_choice_counts() -> None:
         def __init__(self, index: int) -> None:
             self.index = index
 
-        def sharing(self, contexts: Sequence[Context]) -> Context | None:
+        def sharing(self, contexts: Sequence[Context], waited: Sequence[float]) -> Context | None:
             return contexts[self.index]
 
-    assert Observers([Observer(), Chooser(1), Chooser(0)]).sharing(contexts) is contexts[1]
+    assert Observers([Observer(), Chooser(1), Chooser(0)]).sharing(contexts, [0.1, 0.2]) is contexts[1]
 
 
 @pytest.mark.parametrize("hook", ["sharing", "follows"])
@@ -234,7 +241,7 @@ def test_a_question_that_fails(hook: str, caplog: pytest.LogCaptureFixture) -> N
         def __init__(self, *, fails: bool) -> None:
             self.fails = fails
 
-        def sharing(self, contexts: Sequence[Context]) -> Context | None:
+        def sharing(self, contexts: Sequence[Context], waited: Sequence[float]) -> Context | None:
             if self.fails:
                 raise ZeroDivisionError
             return contexts[0]
@@ -248,7 +255,7 @@ def test_a_question_that_fails(hook: str, caplog: pytest.LogCaptureFixture) -> N
     observers = Observers([Asked(fails=True), Asked(fails=False)])
     for _ in range(2):
         if hook == "sharing":
-            assert observers.sharing([context]) is context
+            assert observers.sharing([context], [0.1]) is context
         else:
             assert observers.follows("00-1-2-01")
     assert caplog.text.count("switched off") == 1

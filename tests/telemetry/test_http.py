@@ -72,7 +72,7 @@ class Service:
 
     async def _answer(self, scope: Any, receive: Any, send: Any) -> None:
         given = dict(scope["headers"]).get(b"traceparent")
-        with self._tracing.publishing(Publishing(["event"], TraceContext(given and given.decode()))) as carried:
+        with self._tracing.publishing(Publishing(["event"], TraceContext(given and given.decode()), "id-1")) as carried:
             self.carried.append(carried)
         if self.error is not None:
             raise self.error

@@ -18,7 +18,7 @@ from tests.waiting import eventually
 async def test_a_published_batch(watch: Watch) -> None:
     """The publish of a batch has its first and last number, its epoch, and each of its types once."""
     types = ["b", "a", "b"]
-    with watch.tracing.publishing(Publishing(types, TraceContext())):
+    with watch.tracing.publishing(Publishing(types, TraceContext(), "id-1")):
         first = Position(epoch="e", sequence=41)
         watch.tracing.published(Published(types, first, subscribers=1, replayed=False, retries=0, seconds=0.1))
     (span,) = watch.spans
@@ -105,7 +105,7 @@ async def test_unsampled_publishes(redis: FakeRedis, unsampled: Watch) -> None:
 async def test_all_three_headers(watch: Watch) -> None:
     """The events of a sampled publish carry its span as traceparent, and tracestate and baggage as given."""
     theirs = TraceContext(header(7), "vendor=1,other=2", "site=north")
-    with watch.tracing.publishing(Publishing(["event"], theirs)) as carried:
+    with watch.tracing.publishing(Publishing(["event"], theirs, "id-1")) as carried:
         pass
     (publish,) = watch.spans
     assert publish.context is not None

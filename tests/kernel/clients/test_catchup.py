@@ -385,7 +385,7 @@ async def test_a_resync_does_not_repeat_what_comes_live(redis: FakeRedis) -> Non
 
 
 async def test_a_replay_is_observed(redis: FakeRedis) -> None:
-    """An observer is told of each replay: first and last position, count, verdict, source and times."""
+    """An observer is told of each replay: its range and what was asked for, count, verdict, source and times."""
 
     class Recorder(Observer):
         def __init__(self) -> None:
@@ -398,8 +398,11 @@ async def test_a_replay_is_observed(redis: FakeRedis) -> None:
     async with replica(redis, observer=recorder) as broadcaster:
         _, sink = join(broadcaster, resume=Resume("events", 245, E1))
         await acked(sink)
-    (seen,) = recorder.replays
-    assert (seen.first, seen.last, seen.count) == (Position(E1, 245), Position(E1, 250), 5)
+        _, ahead = join(broadcaster, resume=Resume("events", 999, E1))
+        await acked(ahead)
+    seen, beyond = recorder.replays
+    assert (seen.requested, seen.first, seen.last, seen.count) == (245, Position(E1, 245), Position(E1, 250), 5)
+    assert (beyond.requested, beyond.first, beyond.verdict) == (999, Position(E1, 250), "ahead")
     assert (seen.verdict, seen.source) == ("recovered", "memory")
     assert seen.begin <= seen.end
 

@@ -3,6 +3,7 @@
 import asyncio
 import tracemalloc
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import msgspec
@@ -38,7 +39,7 @@ from kernel import (
 from kernel.errors import NotSent
 from kernel.messages import MAX_BATCH
 from kernel.messages.messages import AlertDeletedMessage, EventMessage, ServiceStatusMessage
-from kernel.observer import Published, Retried
+from kernel.observer import Failed, Published, Publishing, Retried, TraceContext
 from tests.fakes import FakeRedis
 from tests.kernel.replicas import FAST, RARE_CHECKS, PausableTransport, fill, join, replica, transport_of
 from tests.virtual_time import eventually
@@ -117,11 +118,27 @@ FAMILIES: list[tuple[str, str, tuple[Any, ...]]] = [
 
 
 class Ears(Observer):
-    """Records publishes and retries."""
+    """Records publishes, retries and failures."""
 
     def __init__(self) -> None:
         self.publishes: list[Published] = []
         self.retries: list[Retried] = []
+        self.started: list[Publishing] = []
+        self.failures: list[Failed] = []
+
+    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
+        """Record it."""
+        self.started.append(publishing)
+        return super().publishing(publishing)
+
+    def failed(self, failed: Failed) -> None:
+        """Record it."""
+        self.failures.append(failed)
+
+    @property
+    def outcomes(self) -> list[tuple[str, int, str | None]]:
+        """The error of each failure, its retries, and why no further attempt was made."""
+        return [(failed.error, failed.retries, failed.refused) for failed in self.failures]
 
     def published(self, published: Published) -> None:
         """Record it."""
@@ -183,6 +200,15 @@ async def test_nobody_listens(redis: FakeRedis) -> None:
         receipt = await broadcaster.broadcast_event(EVENT)
         assert receipt.subscribers == 0
         redis.ears += subscriptions
+
+
+async def test_an_observer_has_the_ids(redis: FakeRedis, ears: Ears) -> None:
+    """An observer gets the id of each publish before it is sent; a single event has the same id."""
+    async with replica(redis, observer=ears) as broadcaster:
+        await broadcaster.broadcast_event(EVENT)
+        await broadcaster.broadcast_batch(batch(2))
+    first, second = (publishing.id for publishing in ears.started)
+    assert [id for id, _ in redis.history.values()] == [first, f"{second}-0", f"{second}-1"]
 
 
 async def test_a_batch(redis: FakeRedis, ears: Ears) -> None:
@@ -390,9 +416,9 @@ async def test_fate_unknown(redis: FakeRedis, ears: Ears) -> None:
         assert len(ears.retries) == 1
 
 
-async def test_retries_are_exhausted(redis: FakeRedis) -> None:
+async def test_retries_are_exhausted(redis: FakeRedis, ears: Ears) -> None:
     """After the last retry the publish fails, and says when to try again."""
-    async with replica(redis, RARE_CHECKS) as broadcaster:
+    async with replica(redis, RARE_CHECKS, observer=ears) as broadcaster:
         redis.fail(2)
         with pytest.raises(BroadcastFailed, match="no connection") as failed:
             await broadcaster.broadcast_event(EVENT)
@@ -400,6 +426,8 @@ async def test_retries_are_exhausted(redis: FakeRedis) -> None:
         metrics = broadcaster.get_broadcast_metrics()
         assert (metrics.failed_broadcasts, metrics.retries_exhausted, metrics.total_attempts) == (1, 1, 2)
         assert broadcaster.get_circuit_state().failure_count == 2
+        assert ears.outcomes == [("TransportUnavailable", 1, None)]
+        assert ears.failures[0].seconds >= RARE_CHECKS.base_delay
 
 
 async def test_validation_is_never_retried(redis: FakeRedis, ears: Ears) -> None:
@@ -424,10 +452,10 @@ async def test_a_batch_that_was_validated(redis: FakeRedis) -> None:
 # -- circuit
 
 
-async def test_the_circuit_opens(redis: FakeRedis) -> None:
+async def test_the_circuit_opens(redis: FakeRedis, ears: Ears) -> None:
     """Failed publishes open the circuit, and are then refused at once."""
     config = replace(RARE_CHECKS, max_retries=3, circuit_recovery_seconds=60.0)
-    async with replica(redis, config) as broadcaster:
+    async with replica(redis, config, observer=ears) as broadcaster:
         redis.fail(5, WriteRefused("OOM"))
         with pytest.raises(BroadcastFailed, match="OOM"):
             await broadcaster.broadcast_event(EVENT)
@@ -444,6 +472,12 @@ async def test_the_circuit_opens(redis: FakeRedis) -> None:
         assert len(redis.calls) == calls
         metrics = broadcaster.get_broadcast_metrics()
         assert (metrics.failed_broadcasts, metrics.retries_exhausted) == (3, 1)
+        # the second publish announced a retry, which the circuit then refused
+        assert ears.outcomes == [
+            ("WriteRefused", 3, None),
+            ("WriteRefused", 1, "circuit open"),
+            ("CircuitOpen", 0, "circuit open"),
+        ]
 
 
 async def test_the_last_failure_opens_the_circuit(redis: FakeRedis) -> None:
@@ -596,12 +630,12 @@ async def settled(broadcaster: EventBroadcaster, redis: FakeRedis) -> None:
     await eventually(lambda: redis.calls.count("position") >= 2)
 
 
-async def test_never_again_when_the_id_may_be_forgotten(redis: FakeRedis) -> None:
+async def test_never_again_when_the_id_may_be_forgotten(redis: FakeRedis, ears: Ears) -> None:
     """A publish that may have been sent is not sent again once Redis may have forgotten its id."""
     clock = Clock()
     transport = PausableTransport(redis)
     config = replace(RARE_CHECKS, max_retries=3)
-    broadcaster = EventBroadcaster(transport, config, elapsed=clock)
+    broadcaster = EventBroadcaster(transport, config, [ears], elapsed=clock)
     await settled(broadcaster, redis)
     for sleep, sent in ((config.retry_lifetime - config.position_check_seconds + 1, 1), (10.0, 2)):
         calls = redis.calls.count("publish")
@@ -617,6 +651,7 @@ async def test_never_again_when_the_id_may_be_forgotten(redis: FakeRedis) -> Non
         else:
             await publishing
         assert redis.calls.count("publish") == calls + sent
+    assert ears.outcomes == [("BroadcastFailed", 1, "suspended")]
     await broadcaster.stop()
 
 
@@ -682,13 +717,13 @@ async def test_a_partition(redis: FakeRedis) -> None:
 
 
 @pytest.mark.parametrize("end", ["end_publishes", "stop"])
-async def test_the_end_of_publishes(redis: FakeRedis, end: str) -> None:
+async def test_the_end_of_publishes(redis: FakeRedis, ears: Ears, end: str) -> None:
     """Publishes that wait for Redis, for a retry or for room fail at once; those that may be in Redis say so."""
     config = replace(
         RARE_CHECKS, most_ahead=3, base_delay=60.0, max_delay=60.0, flow_patience_seconds=60.0, max_retries=3
     )
     transport = PausableTransport(redis)
-    broadcaster = EventBroadcaster(transport, config)
+    broadcaster = EventBroadcaster(transport, config, [ears])
     await settled(broadcaster, redis)
     redis.fail()
     retrying = asyncio.create_task(broadcaster.broadcast_event(EVENT))
@@ -706,6 +741,12 @@ async def test_the_end_of_publishes(redis: FakeRedis, end: str) -> None:
             broadcaster.end_publishes()
         outcomes = await asyncio.gather(retrying, sent, queued, too_many, return_exceptions=True)
     assert [type(error) for error in outcomes] == [BroadcastFailed, BroadcastFailed, NotStarted, NotStarted]
+    assert sorted(ears.outcomes) == [
+        ("NotStarted", 0, "stopped"),
+        ("NotStarted", 0, "stopped"),
+        ("TransportUnavailable", 0, "stopped"),
+        ("TransportUnavailable", 1, "stopped"),
+    ]
     with pytest.raises(NotStarted):
         await broadcaster.broadcast_event(EVENT)
     assert (redis.place.sequence, broadcaster.counters.retries) == (1, 1)

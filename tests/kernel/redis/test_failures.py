@@ -13,7 +13,7 @@ from redis.exceptions import AuthenticationError, RedisError, ResponseError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
-from kernel.redis.failures import describe, is_read_only, transport_error
+from kernel.redis.failures import describe, is_read_only, response_code, transport_error
 from kernel.redis.transport import RedisTransport
 from tests import processes
 from tests.scripted_redis import ScriptedRedis
@@ -291,6 +291,35 @@ def test_other_errors(error: Exception, name: str) -> None:
     """Errors that no server here causes are named too; the texts of others do not get into the line."""
     assert describe(error).startswith(name)
     assert SECRET not in describe(error) + str(transport_error(error))
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ResponseError("NOREPLICAS Not enough good replicas to write."), "NOREPLICAS"),
+        (ResponseError("command not allowed when used memory > 'maxmemory'.", status_code="OOM"), "OOM"),
+        (ResponseError("Error running script (call to f_1): @user_script:1: -OOM command not allowed"), "OOM"),
+        (ResponseError(f"WRONGTYPE Operation against '{SECRET}'"), "WRONGTYPE"),
+        (ResponseError(f"unknown command '{SECRET}'", status_code="ERR"), "ERR"),
+        (ResponseError(f"OTHER '{SECRET}'", status_code="ERR"), "ERR"),
+        (ResponseError(SECRET.upper()), "ERR"),
+        (ResponseError(SECRET.upper() * 5 + " "), "ERR"),
+        (wrapped(AuthenticationError(SECRET, status_code="WRONGPASS")), "WRONGPASS"),
+        (wrapped(ConnectionResetError("OOM ")), None),
+        (TimeoutError(), None),
+    ],
+)
+def test_response_codes(error: Exception, code: str | None) -> None:
+    """The code of an answer is its first word in capitals, `ERR` if it has none, and None if there was no answer."""
+    assert response_code(error) == code
+
+
+async def test_the_code_of_a_server(start: Start) -> None:
+    """The code that a server answers is found in the error that redis-py makes of it."""
+    for line, code in (("min-replicas-to-write 1", "NOREPLICAS"), ("replicaof 127.0.0.1 1", "READONLY")):
+        with redis_py.Redis(port=start(line)) as client, pytest.raises(RedisError) as refused:
+            client.set("key", SECRET)
+        assert response_code(refused.value) == code
 
 
 def test_read_only() -> None:

@@ -735,11 +735,13 @@ class Host(Observer):
     def __init__(self, wanted: str) -> None:
         self.wanted = wanted
         self.shared: list[list[str]] = []
+        self.waited: list[list[float]] = []
 
-    def sharing(self, contexts: Sequence[Context]) -> Context | None:
+    def sharing(self, contexts: Sequence[Context], waited: Sequence[float]) -> Context | None:
         """Record which publishes share a call, and choose one."""
         names = [context.run(NAME.get) for context in contexts]
         self.shared.append(names)
+        self.waited.append(list(waited))
         return contexts[names.index(self.wanted)] if self.wanted in names else None
 
 
@@ -767,6 +769,24 @@ async def test_a_call_runs_in_the_context_that_is_chosen(
         await asyncio.gather(*(named(transport, name) for name in ("first", "second", "third")))
     assert host.shared[-1] == ["first", "second", "third"]
     assert seen == ["second" if wanted == "second" else "first"]
+
+
+async def test_the_wait_for_a_call_is_reported(redis_url: str) -> None:
+    """An observer is told for how many seconds each publish waited for the call before it."""
+    host = Host("nobody")
+    async with Proxy(redis_url) as proxy, connected(proxy.url, observers=[host]) as transport:
+        await publish(transport, "script is loaded")
+        await proxy.set_mode(ProxyMode.DEAF)
+        first = asyncio.create_task(transport.publish(outgoing("first"), FRESH))
+        await asyncio.sleep(0)
+        others = [asyncio.create_task(transport.publish(outgoing(name), FRESH)) for name in ("second", "third")]
+        await asyncio.sleep(0.2)
+        await proxy.set_mode(ProxyMode.PASS)
+        await asyncio.gather(first, *others)
+    (alone,), later = host.waited[-2:]
+    assert 0 <= alone < 0.1
+    assert len(later) == 2
+    assert all(0.2 <= seconds < 5 for seconds in later)
 
 
 async def test_a_call_in_a_chosen_context_is_given_up(each_redis_url: str) -> None:
