@@ -38,7 +38,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
     application has the routes of metrics and health. It answers the requests that arrive on that port, and no others.
     """
     release = version("event-broadcaster")
-    telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, version=release)
+    telemetry = Telemetry(os.environ, channel=settings.redis_event_channel, redis_url=redis_url, version=release)
     broadcaster = _broadcaster(settings, redis_url, telemetry.observers)
     state = State({"broadcaster": broadcaster})
 
@@ -72,6 +72,7 @@ def create_app(settings: Settings, redis_url: str) -> Litestar:
     app = litestar(
         route_handlers=public if settings.internal_port is not None else [*public, *operation],
         openapi_config=openapi_config(settings, version=release),
+        after_exception=telemetry.after_exception,
         lifespan=[lifespan],
     )
     if settings.internal_port is not None:

@@ -18,10 +18,9 @@ _MOST_SPANS: Final = 16
 class DeliverySpans:
     """Creates the spans of delivered events, in the traces of their publishes."""
 
-    def __init__(self, tracer: Tracer, channel: str) -> None:
+    def __init__(self, tracer: Tracer, channel: str, replica: str) -> None:
         self._tracer = tracer
-        self._name = names.DELIVER.format(channel)
-        self._processing = names.messaging(channel, "deliver", "process")
+        self._processing = {**names.messaging(channel, "deliver", "process"), names.REPLICA: replica}
 
     def record(self, delivered: Delivered) -> None:
         """Create a span for each sampled event, in the trace of the event.
@@ -36,13 +35,13 @@ class DeliverySpans:
             for event in sampled:
                 attributes: Attributes = {
                     **self._processing,
-                    "messaging.message.id": event.id,
+                    names.MESSAGE_ID: event.id,
                     names.EVENT_TYPE: event.type,
                     names.SEQUENCE: event.position.sequence,
                     names.EPOCH: event.position.epoch,
                     names.RECIPIENTS: event.recipients,
                 }
-                self._consume([event], attributes, delivered.begin, event.written_at)
+                self._consume(names.DELIVER[event.type], [event], attributes, delivered.begin, event.written_at)
         else:
             attributes = {
                 **self._processing,
@@ -53,16 +52,18 @@ class DeliverySpans:
                 names.EVENT_TYPES: sorted({event.type for event in sampled}),
                 names.RECIPIENTS: delivered.written.messages,
             }
-            self._consume(sampled, attributes, delivered.begin, delivered.end)
+            self._consume(names.DELIVER.batch, sampled, attributes, delivered.begin, delivered.end)
 
-    def _consume(self, events: Sequence[DeliveredEvent], attributes: Attributes, begin: float, end: float) -> None:
+    def _consume(
+        self, name: str, events: Sequence[DeliveredEvent], attributes: Attributes, begin: float, end: float
+    ) -> None:
         """Create one span for these events, as a child of the publish of the first, linked to all their publishes."""
         published_at = events[0].published_at
         if published_at is not None:
-            attributes[names.QUEUED] = max(0.0, begin - published_at)
+            attributes[names.AGE] = names.seconds(max(0.0, begin - published_at))
         # One link for each publish: the events of a publish have the same context.
         origins = dict.fromkeys((event.trace.traceparent, event.trace.tracestate) for event in events)
         contexts = [remote(*origin) for origin in list(origins)[:MOST_LINKS]]
         links = [Link(context) for context in contexts]
         parent = set_span_in_context(NonRecordingSpan(contexts[0]), ROOT)
-        record_span(self._tracer, self._name, begin, end, attributes, SpanKind.CONSUMER, links, parent)
+        record_span(self._tracer, name, begin, end, attributes, SpanKind.CONSUMER, links, parent)

@@ -6,6 +6,8 @@ from typing import Final
 
 __all__ = ["UNKNOWN_PROPAGATORS"]
 
+_STABLE: Final = "OTEL_SEMCONV_STABILITY_OPT_IN"
+
 
 def _leave_out_unknown_propagators() -> list[str]:
     """Remove propagators that are not installed from `OTEL_PROPAGATORS`, and return their names.
@@ -23,4 +25,13 @@ def _leave_out_unknown_propagators() -> list[str]:
     return unknown
 
 
+def _prefer_stable_names() -> None:
+    """Let spans of Redis have the stable names of the database conventions, unless the operator has chosen.
+
+    The instrumentation takes `server.address` and `server.port` from the conventions for HTTP.
+    """
+    os.environ.setdefault(_STABLE, "database,http")
+
+
+_prefer_stable_names()
 UNKNOWN_PROPAGATORS: Final = _leave_out_unknown_propagators()

@@ -5,18 +5,28 @@ one also creates a span per ASGI message, two metrics and header attributes, non
 """
 
 from collections.abc import Awaitable, Callable, Iterable
+from time import time_ns
 from typing import Any, Final
 
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.propagate import get_global_textmap
 from opentelemetry.propagators.textmap import Getter
-from opentelemetry.trace import INVALID_SPAN, Span, SpanKind, StatusCode, TracerProvider, set_span_in_context
+from opentelemetry.trace import (
+    INVALID_SPAN,
+    Span,
+    SpanKind,
+    StatusCode,
+    TracerProvider,
+    get_current_span,
+    set_span_in_context,
+)
 from opentelemetry.util.types import AttributeValue
 
+from kernel import MessageInvalid
 from telemetry import names
 from telemetry.sampling import UNTRACED, EarlySampler
 
-__all__ = ["http_spans"]
+__all__ = ["http_spans", "record_problem"]
 
 _App = Callable[[Any, Any, Any], Awaitable[None]]
 _Pairs = Iterable[tuple[bytes, bytes]]
@@ -33,6 +43,7 @@ class _RawHeaders(Getter[_Pairs]):
 
 _getter: Final = _RawHeaders()
 _ROOT: Final = Context()
+_MOST_USER_AGENT: Final = 200  # of the characters of a client's User-Agent header
 
 
 def http_spans(provider: TracerProvider, sampler: EarlySampler, version: str) -> Callable[[_App], _App]:
@@ -60,38 +71,62 @@ def http_spans(provider: TracerProvider, sampler: EarlySampler, version: str) ->
             }
             context = _ROOT
             span: Span = INVALID_SPAN
-            if not fields.isdisjoint([header for header, _ in headers]):
+            if scope["client"] is not None:  # None for a Unix socket
+                attributes["client.address"] = scope["client"][0]
+            given = dict(headers)
+            agent = given.get(b"user-agent")
+            if agent is not None:
+                attributes["user_agent.original"] = agent[:_MOST_USER_AGENT].decode("latin-1")
+            if not fields.isdisjoint(given):
                 context = propagator.extract(headers, getter=_getter)
                 span = tracer.start_span(name, context, SpanKind.SERVER, attributes)
             elif sampler.decide(name, SpanKind.SERVER, attributes):
                 span = tracer.start_span(name, _ROOT, SpanKind.SERVER, attributes)
-            recording = span.is_recording()
+            answer = _Answer(span, send) if span.is_recording() else None
             token = attach(set_span_in_context(span, context) if span is not INVALID_SPAN else UNTRACED)
             try:
-                await app(scope, receive, _noting(span, send) if recording else send)
+                await app(scope, receive, answer or send)
             except Exception as error:
                 span.set_attribute(names.ERROR_TYPE, type(error).__name__)
                 span.set_status(StatusCode.ERROR)
                 raise
             finally:
                 detach(token)
-                span.end()
+                span.end(None if answer is None else answer.sent_at)
 
         return traced
 
     return wrap
 
 
-def _noting(span: Span, send: Callable[[Any], Awaitable[None]]) -> Callable[[Any], Awaitable[None]]:
-    """Wrap `send` so that the response's status is recorded on the span; 500 and above is an error."""
+class _Answer:
+    """The `send` of a request whose span is recorded.
 
-    async def noting(message: Any) -> None:  # noqa: ANN401  ASGI
+    It records the response's status on the span; 500 and above is an error. `sent_at` is the time in nanoseconds just
+    before the last part of the answer is sent, None before. The span ends then, because its client may have the answer
+    before `send` returns, and would otherwise seem to end first.
+    """
+
+    __slots__ = ("_send", "_span", "sent_at")
+
+    def __init__(self, span: Span, send: Callable[[Any], Awaitable[None]]) -> None:
+        self._span = span
+        self._send = send
+        self.sent_at: int | None = None
+
+    async def __call__(self, message: Any) -> None:  # noqa: ANN401  ASGI
         if message["type"] == "http.response.start":
             status = message["status"]
-            span.set_attribute("http.response.status_code", status)
+            self._span.set_attribute("http.response.status_code", status)
             if status >= 500:
-                span.set_attribute(names.ERROR_TYPE, str(status))
-                span.set_status(StatusCode.ERROR)
-        await send(message)
+                self._span.set_attribute(names.ERROR_TYPE, str(status))
+                self._span.set_status(StatusCode.ERROR)
+        elif not message.get("more_body", False):
+            self.sent_at = time_ns()
+        await self._send(message)
 
-    return noting
+
+async def record_problem(error: Exception, scope: object) -> None:
+    """Record the first invalid field of a refused request on its span, if it has one; "body" is the whole body."""
+    if isinstance(error, MessageInvalid):
+        get_current_span().set_attribute(names.PROBLEM, error.errors[0].field or "body")

@@ -9,8 +9,9 @@ from typing import Final
 from opentelemetry.context import Context, attach, detach
 from opentelemetry.trace import Span, SpanContext, StatusCode, TracerProvider, set_span_in_context
 
-from kernel.observer import TraceContext
+from kernel.observer import Failed, Published, TraceContext
 from telemetry import names
+from telemetry.spans import Attributes
 
 __all__ = ["CURRENT", "Publish"]
 
@@ -18,19 +19,36 @@ __all__ = ["CURRENT", "Publish"]
 class Publish:
     """One publish and its span, which is the current span while the publish is in progress.
 
-    Several publishes may share one call of Redis. `companions` are then set on the first of them, to the others.
-    `attempt` is the span of the last Redis command that was sent for this publish.
+    `id` is that of its event, None for a batch. `attempt` is the span of the last Redis command that was sent for this
+    publish.
+
+    Publishes may share one call of Redis. On the first that is sampled, `companions` are then the other sampled ones,
+    and `publishes` is the number of all.
     """
 
-    __slots__ = ("_retry", "_theirs", "_token", "attempt", "companions", "provider", "span")
+    __slots__ = (
+        "_retry",
+        "_theirs",
+        "_token",
+        "_waited",
+        "attempt",
+        "companions",
+        "id",
+        "provider",
+        "publishes",
+        "span",
+    )
 
-    def __init__(self, provider: TracerProvider, span: Span, theirs: TraceContext) -> None:
+    def __init__(self, provider: TracerProvider, span: Span, theirs: TraceContext, id: str | None) -> None:
         self.provider = provider
         self.span = span
+        self.id = id
         self.companions: Sequence[Publish] = ()
+        self.publishes = 1
         self.attempt: SpanContext | None = None
         self._retry: tuple[Span, int] | None = None
         self._theirs = theirs
+        self._waited: float | None = None
 
     def __enter__(self) -> TraceContext:
         self._token: tuple[Token[Context], Token[Publish | None]] = (
@@ -61,11 +79,52 @@ class Publish:
         self._retry = span, time_ns() + round(seconds * 1e9)
 
     def end_retry(self) -> None:
-        """End the span of the retry: at the time when the retry was due, or now if the publish ends earlier."""
+        """End the span of the retry when the retry was due, or now if that is earlier.
+
+        It is earlier if the publish ends before, and if the timer of the retry fires a moment too early. The retry must
+        end before the next attempt begins, or a trace viewer takes the retry for the cause of what follows.
+        """
         if self._retry is not None:
             span, due = self._retry
             self._retry = None
             span.end(min(due, time_ns()))
+
+    def sending(self, waited: float) -> None:
+        """Note that the publish is about to be sent, after it has waited for the calls before for these seconds."""
+        self.end_retry()
+        self._waited = waited if self._waited is None else self._waited + waited
+
+    def published(self, published: Published) -> None:
+        """Add the outcome to the span."""
+        outcome: Attributes = {
+            names.SEQUENCE: published.first.sequence,
+            names.EPOCH: published.first.epoch,
+            names.SUBSCRIBERS: published.subscribers,
+        }
+        if len(published.types) > 1:
+            outcome[names.LAST_SEQUENCE] = published.first.sequence + len(published.types) - 1
+        if published.retries:
+            outcome[names.RETRIES] = published.retries
+        if published.replayed:
+            outcome[names.REPEATED] = True
+        self._end(outcome, known=not published.replayed)
+
+    def failed(self, failed: Failed) -> None:
+        """Add to the span how often the publish was tried, and why no more often."""
+        outcome: Attributes = {}
+        if failed.retries:
+            outcome[names.RETRIES] = failed.retries
+        if failed.refused is not None:
+            outcome[names.REFUSED] = failed.refused
+        self._end(outcome, known=True)
+
+    def _end(self, outcome: Attributes, *, known: bool) -> None:
+        """Add these attributes to the span; `known` is false if the event has the id of an earlier publish."""
+        if known and self.id is not None:
+            outcome[names.MESSAGE_ID] = self.id
+        if self._waited is not None:
+            outcome[names.WAITED] = names.seconds(self._waited)
+        self.span.set_attributes(outcome)
 
 
 CURRENT: Final[ContextVar[Publish | None]] = ContextVar("event_broadcaster_publish", default=None)

@@ -2,7 +2,7 @@
 
 The instrumentation patches redis-py as a whole; it gets a tracer from this module. A command outside a sampled publish
 (position checks, reads of the history, the subscription) gets no span. The span of a command that several publishes
-share is a child of the first of them, and linked to the others.
+share is a child of the first of them and linked to the others, and those are linked to it.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from time import time_ns
 from typing import Any, Final
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from opentelemetry.instrumentation.redis import RedisInstrumentor
@@ -25,11 +26,12 @@ from opentelemetry.trace import (
 )
 from opentelemetry.util.types import AttributeValue
 
+from kernel.redis import response_code
 from telemetry import names
 from telemetry.publish import CURRENT
 from telemetry.spans import MOST_LINKS
 
-__all__ = ["instrument_redis"]
+__all__ = ["instrument_redis", "server_attributes"]
 
 _STATEMENTS: Final = {"db.statement", "db.query.text"}
 
@@ -44,6 +46,7 @@ class _CommandSpan(NonRecordingSpan):
         super().__init__(INVALID_SPAN.get_span_context())
         self.name = name
         self.attributes: dict[str, AttributeValue] = {}
+        self.code: str | None = None
 
     def is_recording(self) -> bool:
         """Return True: the instrumentation sets no attributes otherwise."""
@@ -54,8 +57,11 @@ class _CommandSpan(NonRecordingSpan):
         self.attributes[key] = str(value).partition(" ?")[0] if key in _STATEMENTS else value
 
     def failed(self, error: Exception) -> None:
-        """Keep the name of the error's class."""
+        """Keep the name of the error's class, and the code of an answer without its text, which may quote a payload."""
         self.attributes[names.ERROR_TYPE] = type(error).__name__
+        self.code = response_code(error)
+        if self.code is not None:
+            self.attributes[names.RESPONSE_CODE] = self.code
 
 
 class _CommandTracer(Tracer):
@@ -94,6 +100,7 @@ class _CommandTracer(Tracer):
             raise
         finally:
             companions = publish.companions
+            command.attributes[names.PUBLISHES] = publish.publishes
             span = self._tracer(publish.provider).start_span(
                 name,
                 kind=kind,
@@ -102,9 +109,12 @@ class _CommandTracer(Tracer):
                 start_time=begin,
             )
             if names.ERROR_TYPE in command.attributes:
-                span.set_status(StatusCode.ERROR)
-            for each in (publish, *companions):
-                each.attempt = span.get_span_context()
+                span.set_status(StatusCode.ERROR, command.code)
+            context = publish.attempt = span.get_span_context()
+            for companion in companions:
+                companion.attempt = context
+                if companion.span.is_recording():  # False after the publish was cancelled
+                    companion.span.add_link(context)
             span.end()
 
     def _tracer(self, provider: TracerProvider) -> Tracer:
@@ -118,6 +128,14 @@ class _Provider(TracerProvider):
     def get_tracer(self, *args: Any, **kwargs: Any) -> Tracer:  # noqa: ANN401  as the instrumentation calls it
         """Return the tracer for the instrumentation."""
         return _CommandTracer(*args, *kwargs.values())
+
+
+def server_attributes(url: str) -> dict[str, AttributeValue]:
+    """Return the attributes that say where the Redis with this URL is."""
+    parts = urlsplit(url)
+    if parts.scheme == "unix":
+        return {"server.address": parts.path}
+    return {"server.address": parts.hostname or "localhost", "server.port": parts.port or 6379}
 
 
 def instrument_redis() -> None:

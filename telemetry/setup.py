@@ -20,9 +20,9 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from kernel import EventBroadcaster, Observer
 from telemetry.environment import UNKNOWN_PROPAGATORS
 from telemetry.export import ExportHealth, PeriodicExport, ReportingSpanExporter, quieten, unfinished
-from telemetry.http import http_spans
+from telemetry.http import http_spans, record_problem
 from telemetry.metrics import Meter, watch_loop
-from telemetry.redis import instrument_redis
+from telemetry.redis import instrument_redis, server_attributes
 from telemetry.sampling import EarlySampler
 from telemetry.tracing import Tracing
 
@@ -43,36 +43,41 @@ _KUBERNETES: Final = {
 }
 _OTLP: Final = {"http/protobuf": "otlp_proto_http", "grpc": "otlp_proto_grpc"}
 
+ExceptionHook = Callable[[Exception, Any], Awaitable[None]]
 Middleware = Callable[[Any], Callable[[Any, Any, Any], Awaitable[None]]]
 
 
 class Telemetry:
     """Tracing and metric export of one application.
 
-    `observers` are for the kernel, `middleware` is for the HTTP routes; both are empty while tracing is off. `environ`
-    holds the `OTEL_*` variables. A variable that cannot be used is logged as an error, and its signal is not exported.
+    `observers` are for the kernel, `middleware` is for the HTTP routes, and `after_exception` is called with each error
+    that they raise; all are empty while tracing is off. `environ` holds the `OTEL_*` variables. A variable that cannot
+    be used is logged as an error, and its signal is not exported.
     """
 
-    def __init__(self, environ: Mapping[str, str], *, channel: str, version: str) -> None:
-        self._resource = _resource(environ, version)
+    def __init__(self, environ: Mapping[str, str], *, channel: str, redis_url: str, version: str) -> None:
+        self._instance = str(uuid.uuid4())
+        self._resource = _resource(environ, version, self._instance)
         self._version = version
         self.observers: list[Observer] = []
         self.middleware: list[Middleware] = []
+        self.after_exception: list[ExceptionHook] = []
         spans: list[SpanExporter] = _exporters(environ, "traces")
         self._metrics: list[MetricExporter] = _exporters(environ, "metrics")
         self._interval = _interval(environ)
         # Blocking shutdown calls, by the object that reports their outcome.
         self._shutdowns: dict[ExportHealth, Callable[[], None]] = {}
         self._watch: asyncio.Task[None] | None = None
+        self._tracing: Tracing | None = None
         if spans or self._metrics:
             quieten()
         if spans:
             try:
-                self._trace(spans, channel)
+                self._trace(spans, channel, redis_url)
             except ValueError as error:  # the SDK rejected the value of a variable
                 _logger.error("traces are not exported: %s", error)
 
-    def _trace(self, exporters: Sequence[SpanExporter], channel: str) -> None:
+    def _trace(self, exporters: Sequence[SpanExporter], channel: str, redis_url: str) -> None:
         sampler = EarlySampler(TracerProvider(shutdown_on_exit=False).sampler)
         provider = TracerProvider(sampler, self._resource, shutdown_on_exit=False, id_generator=sampler)
         for exporter in exporters:
@@ -83,7 +88,15 @@ class Telemetry:
         instrument_redis()
         for name in UNKNOWN_PROPAGATORS:
             _logger.warning("OTEL_PROPAGATORS: propagator %r is not installed, ignoring it", name)
-        self.observers = [Tracing(provider, channel, self._version)]
+        self._tracing = Tracing(
+            provider,
+            channel=channel,
+            version=self._version,
+            replica=_short_name(self._resource, self._instance),
+            server=server_attributes(redis_url),
+        )
+        self.observers = [self._tracing]
+        self.after_exception = [record_problem]
         self.middleware = [http_spans(provider, sampler, self._version)]
 
     def start(self, broadcaster: EventBroadcaster) -> None:
@@ -99,6 +112,8 @@ class Telemetry:
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.wait([self._watch])
+        if self._tracing is not None:
+            self._tracing.stop()
         for health in await unfinished(self._shutdowns, FLUSH_SECONDS):
             health.note(False, f"the last export took longer than {FLUSH_SECONDS:g} s")
 
@@ -135,13 +150,24 @@ def _exporters(environ: Mapping[str, str], signal: str) -> list[Any]:
     return made
 
 
-def _resource(environ: Mapping[str, str], version: str) -> Resource:
-    own = {"service.name": _SERVICE, "service.version": version, "service.instance.id": str(uuid.uuid4())}
+def _resource(environ: Mapping[str, str], version: str, instance: str) -> Resource:
+    own = {"service.name": _SERVICE, "service.version": version, "service.instance.id": instance}
     # Jaeger takes the host from host.name; without one it warns of clock skew between spans of one host.
     own["host.name"] = environ.get("NODE_NAME") or socket.gethostname()
     own |= {name: environ[variable] for name, variable in _KUBERNETES.items() if environ.get(variable)}
     made = Resource.create({**own, **OTELResourceDetector().detect().attributes})
     return _IdentityHashedResource(made.attributes, made.schema_url)
+
+
+def _short_name(resource: Resource, generated: str) -> str:
+    """Return a name of this replica that is short enough to be read in a list of spans.
+
+    It is the end of the pod's name ("x2x4z" of "event-broadcaster-7d9f8b-x2x4z"), or else the id of the instance: as
+    the operator has set it, or the beginning of the `generated` one.
+    """
+    pod = str(resource.attributes.get("k8s.pod.name", ""))
+    instance = str(resource.attributes["service.instance.id"])
+    return pod.rpartition("-")[2] or (instance.partition("-")[0] if instance == generated else instance)
 
 
 class _IdentityHashedResource(Resource):

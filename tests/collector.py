@@ -29,7 +29,10 @@ PATIENCE = 20.0
 
 @dataclass(frozen=True)
 class Span:
-    """One span as it was received; times are in seconds since 1970, ids in hexadecimal, `parent` "" for a root."""
+    """One span as it was received; times are in seconds since 1970, ids in hexadecimal, `parent` "" for a root.
+
+    `description` is that of the status. `events` have a name and attributes.
+    """
 
     name: str
     trace: str
@@ -39,9 +42,11 @@ class Span:
     begin: float
     end: float
     failed: bool
+    description: str
     state: str
     attributes: dict[str, Any]
     links: list[tuple[str, str]]
+    events: list[tuple[str, dict[str, Any]]]
     resource: dict[str, Any] = field(repr=False)
 
     @property
@@ -166,9 +171,11 @@ def _span(span: SpanMessage, resource: dict[str, Any]) -> Span:
         begin=span.start_time_unix_nano / 1e9,
         end=span.end_time_unix_nano / 1e9,
         failed=span.status.code == Status.STATUS_CODE_ERROR,
+        description=span.status.message,
         state=span.trace_state,
         attributes=_values(span.attributes),
         links=[(link.trace_id.hex(), link.span_id.hex()) for link in span.links],
+        events=[(event.name, _values(event.attributes)) for event in span.events],
         resource=resource,
     )
 

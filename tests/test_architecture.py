@@ -48,7 +48,15 @@ DOORS = {
 SEE_ALL = {"handlers/app.py", "handlers/__main__.py", "handlers/server/server.py"}
 # Outside its package, a name is imported from the root of the package or from a part that is listed here.
 SHARED = {
-    "kernel": ["kernel", "kernel.observer", "kernel.counters", "kernel.clients", "kernel.log", "kernel.messages"],
+    "kernel": [
+        "kernel",
+        "kernel.observer",
+        "kernel.counters",
+        "kernel.clients",
+        "kernel.log",
+        "kernel.messages",
+        "kernel.redis",
+    ],
     "telemetry": ["telemetry"],
 }
 # Inside the kernel: what each package imports of the others, as in the table of its README. Arrows point one way.

@@ -22,7 +22,7 @@ async def _stop() -> None:
 
 
 def _no_telemetry(*_: Any, **__: Any) -> SimpleNamespace:
-    return SimpleNamespace(observers=[], middleware=[], start=lambda _: None, stop=_stop)
+    return SimpleNamespace(observers=[], middleware=[], after_exception=[], start=lambda _: None, stop=_stop)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from telemetry.tracing import Tracing
 from tests.fakes import FakeRedis
 
 CHANNEL = "c"
+SERVER = {"server.address": "cache", "server.port": 6379}
 DATA = SceneChangeData(id=1, camera_id="door", detected_at="now", change_type="unknown", similarity_score=0.5)
 
 
@@ -28,7 +29,7 @@ class Watch:
         self._exporter = InMemorySpanExporter()
         provider.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.provider = provider
-        self.tracing = Tracing(provider, CHANNEL, "1")
+        self.tracing = Tracing(provider, channel=CHANNEL, version="1", replica="x2x4z", server=SERVER)
 
     @property
     def spans(self) -> list[ReadableSpan]:

@@ -1,5 +1,7 @@
 """The server span of an HTTP request, and the sampling decision made before it."""
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
@@ -18,8 +20,9 @@ from opentelemetry.sdk.trace.sampling import (
 )
 from opentelemetry.trace import SpanKind, StatusCode, format_trace_id, get_current_span
 
+from kernel import FieldError, MessageInvalid
 from kernel.observer import Publishing, TraceContext
-from telemetry.http import http_spans
+from telemetry.http import http_spans, record_problem
 from telemetry.sampling import EarlySampler
 from telemetry.tracing import Tracing
 
@@ -53,19 +56,24 @@ class Service:
         self.provider = TracerProvider(early, shutdown_on_exit=False, id_generator=early)
         self.exporter = InMemorySpanExporter()
         self.provider.add_span_processor(SimpleSpanProcessor(self.exporter))
-        self._tracing = Tracing(self.provider, "c", "1")
+        self._tracing = Tracing(self.provider, channel="c", version="1", replica="r", server={})
         self._app = http_spans(self.provider, early, "1")(self._answer)
         self.carried: list[TraceContext] = []
+        self.sent_at: list[int] = []
         self.status = 202
         self.error: Exception | None = None
+        self.client: tuple[str, int] | None = ("10.0.0.7", 4711)
 
     async def get(self, *headers: tuple[bytes, bytes], type: str = "http") -> list[Any]:
         """Make a request and return the ASGI messages that were sent."""
         scope = {"type": type, "method": "POST", "path_template": "/x/{y}", "path": "/x/1", "scheme": "http"}
+        scope |= {"client": self.client}
         sent: list[Any] = []
 
         async def send(message: Any) -> None:
             sent.append(message)
+            self.sent_at.append(time.time_ns())
+            await asyncio.sleep(0.002)
 
         await self._app({**scope, "headers": [(b"host", b"here"), *headers]}, None, send)
         return sent
@@ -75,8 +83,11 @@ class Service:
         with self._tracing.publishing(Publishing(["event"], TraceContext(given and given.decode()), "id-1")) as carried:
             self.carried.append(carried)
         if self.error is not None:
+            await record_problem(self.error, scope)
             raise self.error
         await send({"type": "http.response.start", "status": self.status})
+        await send({"type": "http.response.body", "body": b"first", "more_body": True})
+        await send({"type": "http.response.body", "body": b"last"})
 
     @property
     def names(self) -> list[str]:
@@ -93,7 +104,7 @@ async def test_decided_once() -> None:
     assert len(sampler.asked) == len(set(sampler.asked)) == 9
     servers = [span for span in service.exporter.get_finished_spans() if span.kind is SpanKind.SERVER]
     assert [span.context.trace_id for span in servers if span.context] == sampler.asked[2::3]
-    assert service.names == ["publish c", "POST /x/{y}"] * 3
+    assert service.names == ["publish event", "POST /x/{y}"] * 3
     traced = [carried.traceparent for carried in service.carried]
     assert [header is not None for header in traced] == [False, False, True] * 3
     assert [format_trace_id(id) in str(header) for id, header in zip(sampler.asked, traced, strict=True)] == [
@@ -112,7 +123,7 @@ async def test_a_share() -> None:
     assert 400 <= len(service.names) / 2 <= 600
 
 
-@pytest.mark.parametrize(("flag", "names"), [("1", ["publish c", "POST /x/{y}"]), ("0", [])])
+@pytest.mark.parametrize(("flag", "names"), [("1", ["publish event", "POST /x/{y}"]), ("0", [])])
 @pytest.mark.parametrize("root", [ALWAYS_ON, ALWAYS_OFF])
 async def test_its_producer_decides(root: Sampler, flag: str, names: list[str]) -> None:
     """A request with a traceparent is traced exactly if its producer sampled the trace."""
@@ -162,9 +173,55 @@ async def test_a_crash(sampler: Sampler) -> None:
         assert spans[-1].events == ()
 
 
+async def test_the_end() -> None:
+    """The span ends just before the last part of the answer is sent, so that it does not outlive its client's."""
+    service = Service(ALWAYS_ON)
+    await service.get()
+    span = service.exporter.get_finished_spans()[-1]
+    _, first, last = service.sent_at
+    assert span.end_time is not None
+    assert first < span.end_time <= last
+
+
+@pytest.mark.parametrize("client", [("10.0.0.7", 4711), None])
+async def test_the_client(client: tuple[str, int] | None) -> None:
+    """The address of the peer, if it has one, and the beginning of its User-Agent header are attributes."""
+    service = Service(ALWAYS_ON)
+    service.client = client
+    await service.get((b"user-agent", b"camera/1.0 \xe9" + b"x" * 10_000))
+    attributes = service.exporter.get_finished_spans()[-1].attributes or {}
+    assert attributes.get("client.address") == (client and "10.0.0.7")
+    agent = str(attributes["user_agent.original"])
+    assert agent.startswith("camera/1.0 \xe9xxx")
+    assert len(agent) == 200
+    await service.get()
+    assert "user_agent.original" not in (service.exporter.get_finished_spans()[-1].attributes or {})
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (MessageInvalid([FieldError("data.id", "must be a string"), FieldError("type", "is unknown")]), "data.id"),
+        (MessageInvalid([FieldError("", "the body must be JSON")]), "body"),
+        (KeyError("data.id"), None),
+    ],
+)
+@pytest.mark.parametrize("sampler", [ALWAYS_ON, ALWAYS_OFF])
+async def test_a_problem(sampler: Sampler, error: Exception, problem: str | None) -> None:
+    """The first invalid field of a refused request is an attribute; its text is not, as it may quote the value."""
+    service = Service(sampler)
+    service.error = error
+    with pytest.raises(type(error)):
+        await service.get()
+    for span in service.exporter.get_finished_spans():
+        attributes = span.attributes or {}
+        assert attributes.get("event_broadcaster.problem") == (problem if span.kind is SpanKind.SERVER else None)
+        assert "must be" not in str(attributes)
+
+
 async def test_http_alone() -> None:
     """A WebSocket connection gets no span."""
     service = Service(ALWAYS_ON)
     await service.get(type="websocket")
     # The span is that of the publish that `Service` makes.
-    assert service.names == ["publish c"]
+    assert service.names == ["publish event"]

@@ -1,6 +1,7 @@
 """Set-up from the `OTEL_*` variables: when tracing is on or off, and what happens for values that cannot be used."""
 
 import logging
+import re
 import socket
 import sys
 from collections.abc import Callable
@@ -10,9 +11,12 @@ import pytest
 from opentelemetry.instrumentation.redis import RedisInstrumentor
 from opentelemetry.sdk.trace import TracerProvider
 
+from kernel.observer import CircuitMoved, Delivered, DeliveredEvent, TraceContext, Written
+from kernel.position import Position
 from telemetry import Telemetry
 from telemetry.tracing import Tracing
 from tests import processes
+from tests.collector import Collector, tree
 from tests.system.replica import ROOT, clean_environment
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"}
@@ -27,7 +31,7 @@ def make(monkeypatch: pytest.MonkeyPatch) -> Make:
     def make(environ: dict[str, str]) -> Telemetry:
         for name, value in environ.items():
             monkeypatch.setenv(name, value)
-        return Telemetry(environ, channel="c", version="1.2.3")
+        return Telemetry(environ, channel="c", redis_url="redis://cache:6380/1", version="1.2.3")
 
     return make
 
@@ -110,6 +114,7 @@ async def test_off_is_free(make: Make) -> None:
     assert not RedisInstrumentor().is_instrumented_by_opentelemetry
     assert telemetry.observers == []
     assert telemetry.middleware == []
+    assert telemetry.after_exception == []
     await telemetry.stop()
 
 
@@ -130,6 +135,47 @@ async def test_host_name(make: Make, given: dict[str, str], host: str) -> None:
     assert isinstance(observer.provider, TracerProvider)
     assert observer.provider.resource.attributes["host.name"] == host
     assert await traces(telemetry)
+
+
+@pytest.mark.parametrize(
+    ("given", "replica"),
+    [
+        ({"POD_NAME": "event-broadcaster-7d9f8b-x2x4z"}, "x2x4z"),
+        ({"POD_NAME": "alone", "OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=blue-1"}, "alone"),
+        ({"OTEL_RESOURCE_ATTRIBUTES": "service.instance.id=blue-1"}, "blue-1"),
+        ({}, "[0-9a-f]{8}"),
+    ],
+)
+async def test_the_name_of_the_replica(make: Make, given: dict[str, str], replica: str) -> None:
+    """A delivery has the end of the pod's name, or the id of the instance; of an id that is generated the beginning."""
+    trace = TraceContext(f"00-{1:032x}-{1:016x}-01")
+    event = DeliveredEvent(Position("e", 1), "id", "event", trace, 1.0, 1.5, 1)
+    with Collector() as collector:
+        telemetry = make({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces", **given})
+        (observer,) = telemetry.observers
+        observer.delivered(Delivered(Position("e", 0), Position("e", 1), 1.0, 2.0, 1, Written(1, 0, 0), [], [event]))
+        assert await traces(telemetry)
+    (span,) = collector.spans
+    assert re.fullmatch(replica, span.attributes["event_broadcaster.replica"])
+
+
+async def test_an_outage_ends_with_the_service(make: Make) -> None:
+    """The span of an outage that is not over is exported at the stop."""
+    with Collector() as collector:
+        telemetry = make({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"{collector.url}/v1/traces"})
+        (observer,) = telemetry.observers
+        observer.circuit_moved(CircuitMoved("closed", "open", "down", 5))
+        assert await traces(telemetry)
+    assert tree(collector.spans) == ["circuit open !", "  circuit closed -> open"]
+    assert collector.named("circuit open", event_broadcaster_unfinished=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "left"), [({}, "database,http"), ({"OTEL_SEMCONV_STABILITY_OPT_IN": "http"}, "http")]
+)
+def test_stable_names(given: dict[str, str], left: str) -> None:
+    """Spans of Redis have the stable names of the conventions, unless the operator has chosen others."""
+    assert imported(given, "print(os.environ['OTEL_SEMCONV_STABILITY_OPT_IN'])") == left
 
 
 def imported(environ: dict[str, str], code: str) -> str:
@@ -166,7 +212,7 @@ def test_unknown_propagators_are_named() -> None:
     """Propagators that are not installed are logged by name if tracing is on."""
     code = (
         "import logging; logging.basicConfig(format='%(levelname)s %(message)s', stream=__import__('sys').stdout); "
-        "telemetry.Telemetry(os.environ, channel='c', version='1')"
+        "telemetry.Telemetry(os.environ, channel='c', redis_url='redis://', version='1')"
     )
     environ = {"OTEL_PROPAGATORS": "b3,tracecontext", "OTEL_TRACES_EXPORTER": "console"}
     assert imported(environ, code) == "WARNING OTEL_PROPAGATORS: propagator 'b3' is not installed, ignoring it"

@@ -1,17 +1,20 @@
 """The observer that creates spans: publishes and their retries, and nothing for what is not sampled."""
 
 import asyncio
+import time
 from contextlib import suppress
+from contextvars import copy_context
 
+import pytest
 from msgspec.structs import replace
 from opentelemetry.trace import StatusCode, format_span_id, format_trace_id
 
-from kernel import PublishOptions
-from kernel.observer import Published, Publishing, TraceContext
+from kernel import CircuitOpen, PublishOptions
+from kernel.observer import Failed, Published, Publishing, Retried, TraceContext
 from kernel.position import Position
 from tests.fakes import FakeRedis
 from tests.kernel.replicas import RARE_CHECKS, join, replica
-from tests.telemetry.conftest import DATA, Watch, attempt, header, parent, value
+from tests.telemetry.conftest import DATA, SERVER, Watch, attempt, header, parent, value
 from tests.waiting import eventually
 
 
@@ -22,8 +25,49 @@ async def test_a_published_batch(watch: Watch) -> None:
         first = Position(epoch="e", sequence=41)
         watch.tracing.published(Published(types, first, subscribers=1, replayed=False, retries=0, seconds=0.1))
     (span,) = watch.spans
+    assert span.name == "publish batch"
     assert (value(span, "sequence"), value(span, "last"), value(span, "epoch")) == (41, 43, "e")
     assert value(span, "types") == ("a", "b")
+    assert "messaging.message.id" not in (span.attributes or {})
+
+
+@pytest.mark.parametrize("repeated", [False, True])
+def test_a_single_publish(watch: Watch, repeated: bool) -> None:
+    """A publish has the id of its event and the address of Redis; a repeated one has no id of its own."""
+    with watch.tracing.publishing(Publishing(["event"], TraceContext(), "id-1")):
+        first = Position(epoch="e", sequence=41)
+        watch.tracing.published(Published(["event"], first, 1, replayed=repeated, retries=0, seconds=0.1))
+    (span,) = watch.spans
+    assert span.name == "publish event"
+    attributes = span.attributes or {}
+    assert attributes.get("messaging.message.id") == (None if repeated else "id-1")
+    assert {name: attributes[name] for name in SERVER} == SERVER
+    assert "event_broadcaster.waited_seconds" not in attributes
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_wait_for_calls(watch: Watch, fails: bool) -> None:
+    """A publish has the seconds for which its attempts waited for the calls before, rounded to microseconds."""
+    with watch.tracing.publishing(Publishing(["event"], TraceContext(), "id-1")):
+        for seconds in (0.25, 0.1000004):
+            assert watch.tracing.sharing([copy_context()], [seconds])
+        if fails:
+            watch.tracing.failed(Failed(["event"], "TransportUnavailable", 1, None, 0.5))
+        else:
+            watch.tracing.published(Published(["event"], Position("e", 1), 1, replayed=False, retries=1, seconds=0.5))
+    (span,) = watch.spans
+    assert value(span, "waited_seconds") == 0.35
+
+
+def test_a_timer_that_fires_early(watch: Watch) -> None:
+    """A retry ends before the next attempt is sent, even if that is sooner than the retry was due."""
+    with watch.tracing.publishing(Publishing(["event"], TraceContext(), "id-1")):
+        watch.tracing.retried(Retried(["event"], 1, 60.0, "TransportUnavailable"))
+        watch.tracing.sharing([copy_context()], [0.0])
+        sent_at = time.time_ns()
+    (retry,) = watch.named("retry event")
+    assert retry.end_time is not None
+    assert retry.end_time <= sent_at
 
 
 async def test_retries(redis: FakeRedis, watch: Watch) -> None:
@@ -32,8 +76,8 @@ async def test_retries(redis: FakeRedis, watch: Watch) -> None:
     async with replica(redis, config, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
-    (publish,) = watch.named("publish c")
-    first, second = watch.named("retry c")
+    (publish,) = watch.named("publish scene_change")
+    first, second = watch.named("retry scene_change")
     assert publish.status.status_code is StatusCode.UNSET
     assert parent(publish) == header(7)
     assert value(publish, "retries") == 2
@@ -42,24 +86,47 @@ async def test_retries(redis: FakeRedis, watch: Watch) -> None:
     for span in (first, second):
         assert span.start_time is not None
         assert span.end_time is not None
-        delay = value(span, "delay")
+        delay = value(span, "delay_seconds")
         assert isinstance(delay, float)
+        assert delay == round(delay, 6)
         assert delay - 0.01 <= (span.end_time - span.start_time) / 1e9 < delay + 1
-        assert value(span, "type") == "TransportUnavailable"
+        assert value(span, "cause") == "TransportUnavailable"
+        assert "error.type" not in (span.attributes or {})
     assert first.end_time is not None
     assert second.start_time is not None
     assert first.end_time <= second.start_time
 
 
 async def test_a_failure(redis: FakeRedis, watch: Watch) -> None:
-    """The span of a failed publish is an error with the class of its cause as `error.type`."""
+    """The span of a failed publish is an error with its retries and the class of its cause as `error.type`."""
     async with replica(redis, RARE_CHECKS, observer=watch.tracing) as broadcaster:
         redis.fail(2)
         await attempt(broadcaster)
-    (publish,) = watch.named("publish c")
+    (publish,) = watch.named("publish scene_change")
     assert publish.status.status_code is StatusCode.ERROR
     assert (publish.attributes or {})["error.type"] == "TransportUnavailable"
-    assert len(watch.named("retry c")) == 1
+    assert len(watch.named("retry scene_change")) == 1
+    assert value(publish, "retries") == 1
+    assert value(publish, "id")
+    assert "event_broadcaster.refused" not in (publish.attributes or {})
+
+
+async def test_a_failure_because_the_circuit_opened(redis: FakeRedis, watch: Watch) -> None:
+    """If the last attempt was not made, the span says why; a publish that is refused at once has no retries."""
+    config = replace(RARE_CHECKS, circuit_failure_threshold=1, circuit_recovery_seconds=60.0)
+    async with replica(redis, config, observer=watch.tracing) as broadcaster:
+        redis.fail()
+        await attempt(broadcaster)
+        with suppress(CircuitOpen):
+            await attempt(broadcaster)
+    tried, refused = watch.named("publish scene_change")
+    assert [value(span, "refused") for span in (tried, refused)] == ["circuit open"] * 2
+    assert [(span.attributes or {})["error.type"] for span in (tried, refused)] == [
+        "TransportUnavailable",
+        "CircuitOpen",
+    ]
+    assert value(tried, "retries") == 1
+    assert "event_broadcaster.retries" not in (refused.attributes or {})
 
 
 async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> None:
@@ -72,7 +139,7 @@ async def test_a_publish_that_is_given_up(redis: FakeRedis, watch: Watch) -> Non
         publishing.cancel()
         with suppress(asyncio.CancelledError):
             await publishing
-    (publish,), (retry,) = watch.named("publish c"), watch.named("retry c")
+    (publish,), (retry,) = watch.named("publish scene_change"), watch.named("retry scene_change")
     assert (publish.attributes or {})["error.type"] == "CancelledError"
     assert publish.end_time is not None
     assert retry.end_time is not None
@@ -96,7 +163,7 @@ async def test_unsampled_publishes(redis: FakeRedis, unsampled: Watch) -> None:
     assert theirs["traceparent"] == header(7, sampled=False)
     # the event may be delivered before the answer to its publish arrives
     deliver, publish = sorted(unsampled.spans, key=lambda span: span.name)
-    assert (publish.name, deliver.name) == ("publish c", "deliver c")
+    assert (publish.name, deliver.name) == ("publish scene_change", "deliver scene_change")
     assert parent(publish) == header(7)
     assert deliver.parent is not None
     assert sampled["traceparent"] == parent(deliver)
