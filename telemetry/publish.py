@@ -15,6 +15,9 @@ from telemetry.spans import Attributes
 
 __all__ = ["CURRENT", "Publish"]
 
+# A publish that waits for no other call still waits for the event loop, for fractions of a millisecond.
+_LEAST_WAIT: Final = 0.001
+
 
 class Publish:
     """One publish and its span, which is the current span while the publish is in progress.
@@ -48,7 +51,7 @@ class Publish:
         self.attempt: SpanContext | None = None
         self._retry: tuple[Span, int] | None = None
         self._theirs = theirs
-        self._waited: float | None = None
+        self._waited = 0.0
 
     def __enter__(self) -> TraceContext:
         self._token: tuple[Token[Context], Token[Publish | None]] = (
@@ -92,7 +95,7 @@ class Publish:
     def sending(self, waited: float) -> None:
         """Note that the publish is about to be sent, after it has waited for the calls before for these seconds."""
         self.end_retry()
-        self._waited = waited if self._waited is None else self._waited + waited
+        self._waited += waited
 
     def published(self, published: Published) -> None:
         """Add the outcome to the span."""
@@ -122,7 +125,7 @@ class Publish:
         """Add these attributes to the span; `known` is false if the event has the id of an earlier publish."""
         if known and self.id is not None:
             outcome[names.MESSAGE_ID] = self.id
-        if self._waited is not None:
+        if self._waited >= _LEAST_WAIT:
             outcome[names.WAITED] = names.seconds(self._waited)
         self.span.set_attributes(outcome)
 

@@ -29,24 +29,21 @@ from opentelemetry.util.types import AttributeValue
 from kernel.redis import response_code
 from telemetry import names
 from telemetry.publish import CURRENT
-from telemetry.spans import MOST_LINKS
+from telemetry.spans import MOST_LINKS, Attributes
 
 __all__ = ["instrument_redis", "server_attributes"]
 
 _STATEMENTS: Final = {"db.statement", "db.query.text"}
+# Attributes that the conventions for databases do not have.
+_LEFT_OUT: Final = {"db.redis.args_length", "network.transport"}
 
 
 class _CommandSpan(NonRecordingSpan):
-    """Collects the attributes that the instrumentation sets; the real span is created from them when the command ends.
+    """Collects the attributes that the instrumentation sets; the real span is created when the command has ended."""
 
-    Setting ten attributes one by one would cost as much as creating the span.
-    """
-
-    def __init__(self, name: str) -> None:
+    def __init__(self) -> None:
         super().__init__(INVALID_SPAN.get_span_context())
-        self.name = name
-        self.attributes: dict[str, AttributeValue] = {}
-        self.code: str | None = None
+        self.attributes: Attributes = {}
 
     def is_recording(self) -> bool:
         """Return True: the instrumentation sets no attributes otherwise."""
@@ -54,14 +51,20 @@ class _CommandSpan(NonRecordingSpan):
 
     def set_attribute(self, key: str, value: AttributeValue) -> None:
         """Keep the attribute; of a statement only the command, as each of its arguments (hundreds) is shown as "?"."""
-        self.attributes[key] = str(value).partition(" ?")[0] if key in _STATEMENTS else value
+        if key not in _LEFT_OUT:
+            self.attributes[key] = str(value).partition(" ?")[0] if key in _STATEMENTS else value
 
-    def failed(self, error: Exception) -> None:
-        """Keep the name of the error's class, and the code of an answer without its text, which may quote a payload."""
-        self.attributes[names.ERROR_TYPE] = type(error).__name__
-        self.code = response_code(error)
-        if self.code is not None:
-            self.attributes[names.RESPONSE_CODE] = self.code
+
+class _Commands:
+    """The spans of the commands that one provider traces.
+
+    All its commands go to the same Redis, so that those of one name have the same attributes. The instrumentation
+    computes them for the first only.
+    """
+
+    def __init__(self, tracer: Tracer) -> None:
+        self.tracer = tracer
+        self.attributes: dict[str, Attributes] = {}
 
 
 class _CommandTracer(Tracer):
@@ -69,7 +72,7 @@ class _CommandTracer(Tracer):
 
     def __init__(self, *scope: Any) -> None:  # noqa: ANN401  what `get_tracer` takes
         self._scope = scope
-        self._tracers: WeakKeyDictionary[TracerProvider, Tracer] = WeakKeyDictionary()
+        self._commands: WeakKeyDictionary[TracerProvider, _Commands] = WeakKeyDictionary()
 
     def start_span(self, *args: Any, **kwargs: Any) -> Span:  # noqa: ANN401  not used
         """Return a span that records nothing; the instrumentation does not use this method."""
@@ -88,28 +91,37 @@ class _CommandTracer(Tracer):
         if publish is None:
             yield INVALID_SPAN
             return
-        command = _CommandSpan(name)
+        commands = self._of(publish.provider)
+        failure: Attributes = {}
         begin = time_ns()
         try:
-            yield command
+            if name in commands.attributes:
+                yield INVALID_SPAN
+            else:
+                first = _CommandSpan()
+                commands.attributes[name] = first.attributes
+                yield first
         except asyncio.CancelledError:  # asyncio.timeout() enforces the deadline by cancelling
-            command.failed(TimeoutError())
+            failure = _failure(TimeoutError())
             raise
         except Exception as error:
-            command.failed(error)
+            failure = _failure(error)
             raise
         finally:
             companions = publish.companions
-            command.attributes[names.PUBLISHES] = publish.publishes
-            span = self._tracer(publish.provider).start_span(
+            attributes = {**commands.attributes[name], **failure}
+            if publish.publishes > 1:
+                attributes[names.PUBLISHES] = publish.publishes
+            span = commands.tracer.start_span(
                 name,
                 kind=kind,
-                attributes=command.attributes,
+                attributes=attributes,
                 links=[Link(companion.span.get_span_context()) for companion in companions[:MOST_LINKS]],
                 start_time=begin,
             )
-            if names.ERROR_TYPE in command.attributes:
-                span.set_status(StatusCode.ERROR, command.code)
+            if failure:
+                code = failure.get(names.RESPONSE_CODE)
+                span.set_status(StatusCode.ERROR, None if code is None else str(code))
             context = publish.attempt = span.get_span_context()
             for companion in companions:
                 companion.attempt = context
@@ -117,11 +129,20 @@ class _CommandTracer(Tracer):
                     companion.span.add_link(context)
             span.end()
 
-    def _tracer(self, provider: TracerProvider) -> Tracer:
-        tracer = self._tracers.get(provider)
-        if tracer is None:
-            tracer = self._tracers[provider] = provider.get_tracer(*self._scope)
-        return tracer
+    def _of(self, provider: TracerProvider) -> _Commands:
+        commands = self._commands.get(provider)
+        if commands is None:
+            commands = self._commands[provider] = _Commands(provider.get_tracer(*self._scope))
+        return commands
+
+
+def _failure(error: Exception) -> Attributes:
+    """Return the name of the error's class, and the code of an answer without its text, which may quote a payload."""
+    attributes: Attributes = {names.ERROR_TYPE: type(error).__name__}
+    code = response_code(error)
+    if code is not None:
+        attributes[names.RESPONSE_CODE] = code
+    return attributes
 
 
 class _Provider(TracerProvider):

@@ -164,8 +164,8 @@ MUTATIONS: Final = (
     Mutation(
         "the span of a retry outlives the next attempt",
         "telemetry/publish.py",
-        "        self.end_retry()\n        self._waited",
-        "        self._waited",
+        "        self.end_retry()\n        self._waited += waited\n",
+        "        self._waited += waited\n",
         ("tests/telemetry/test_tracing.py",),
     ),
     Mutation(

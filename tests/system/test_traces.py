@@ -102,7 +102,7 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
     }
     assert (publish.kind, publish.failed, publish.links) == ("producer", False, [])
     attributes = dict(publish.attributes)
-    assert 0 <= attributes.pop("event_broadcaster.waited_seconds") < 20
+    attributes.pop("event_broadcaster.waited_seconds", None)  # from a millisecond on
     message_id = attributes.pop("messaging.message.id")
     assert attributes == place | messaging | where | {
         "messaging.operation.name": "publish",
@@ -111,10 +111,7 @@ async def test_a_publish(traced: tuple[Replica, Replica], collector: Collector, 
         "event_broadcaster.subscribers": 2,
     }
     assert (command.kind, command.failed, command.links) == ("client", False, [])
-    assert command.attributes["db.system.name"] == "redis"
-    assert command.attributes["db.query.text"] == "EVALSHA"
-    assert command.attributes["event_broadcaster.publishes"] == 1
-    assert where.items() <= command.attributes.items()
+    assert command.attributes == where | {"db.system.name": "redis", "db.query.text": "EVALSHA"}
     assert "alert" not in json.dumps(command.attributes)
 
     for name in ("one", "two"):
@@ -184,11 +181,11 @@ async def test_publishes_that_share_a_call(traced: tuple[Replica, Replica], coll
     carried = [span for span in publishes if span.links]
     assert len(carried) > 20
     for span in carried:
-        assert 0 < span.attributes["event_broadcaster.waited_seconds"] < 5
+        assert 0.001 <= span.attributes["event_broadcaster.waited_seconds"] < 5
         (link,) = span.links
         assert span.context in commands[link].links
         assert not [child for child in spans if child.parent == span.id and child.name == "EVALSHA"]
-    assert sum(command.attributes["event_broadcaster.publishes"] for command in commands.values()) == 30
+    assert sum(command.attributes.get("event_broadcaster.publishes", 1) for command in commands.values()) == 30
     assert len(carried) + len(commands) == 30
     for trace, at in ended:
         assert only_span(collector.trace(trace), SERVER).end <= at

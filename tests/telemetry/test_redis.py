@@ -58,6 +58,8 @@ async def test_a_shared_call(redis_url: str, watch: Watch) -> None:
     assert attributes["db.query.text"] == "EVALSHA"
     assert attributes["db.system.name"] == "redis"
     assert attributes["server.address"]
+    (alone,) = watch.named("EVALSHA")[-2:-1]
+    assert {**(alone.attributes or {}), "event_broadcaster.publishes": 5} == attributes
     assert not [name for name in attributes if name.startswith("net.") or name in ("db.system", "db.statement")]
     assert attributes["event_broadcaster.publishes"] == 5
     assert linked(first) == []

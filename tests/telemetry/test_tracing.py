@@ -59,6 +59,15 @@ def test_the_wait_for_calls(watch: Watch, fails: bool) -> None:
     assert value(span, "waited_seconds") == 0.35
 
 
+def test_a_wait_for_the_loop_alone(watch: Watch) -> None:
+    """A publish that was sent within a millisecond has not waited."""
+    with watch.tracing.publishing(Publishing(["event"], TraceContext(), "id-1")):
+        assert watch.tracing.sharing([copy_context()], [0.0009])
+        watch.tracing.published(Published(["event"], Position("e", 1), 1, replayed=False, retries=0, seconds=0.1))
+    (span,) = watch.spans
+    assert "event_broadcaster.waited_seconds" not in (span.attributes or {})
+
+
 def test_a_timer_that_fires_early(watch: Watch) -> None:
     """A retry ends before the next attempt is sent, even if that is sooner than the retry was due."""
     with watch.tracing.publishing(Publishing(["event"], TraceContext(), "id-1")):
