@@ -53,7 +53,7 @@ MUTATIONS: Final = (
     Mutation(
         "a publish that waits holds its data twice",
         "kernel/publishing/publisher.py",
-        "                del encoded  # it may",
+        "            del encoded  # it may",
         "                pass  # it may",
         ("tests/kernel/publishing/test_publisher.py -k memory_of",),
     ),

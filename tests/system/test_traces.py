@@ -181,9 +181,6 @@ async def test_publishes_that_share_a_call(traced: tuple[Replica, Replica], coll
     publishes = [span for span in spans if span.name == PUBLISH]
     carried = [span for span in publishes if span.links]
     assert carried
-    # those that arrived during the first call waited until it was answered
-    waited = [span.attributes.get("event_broadcaster.waited_seconds", 0) for span in carried]
-    assert 0.01 < max(waited) < 5
     for span in carried:
         (link,) = span.links
         assert span.context in commands[link].links
