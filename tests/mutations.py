@@ -54,7 +54,7 @@ MUTATIONS: Final = (
         "a publish that waits holds its data twice",
         "kernel/publishing/publisher.py",
         "            del encoded  # it may",
-        "                pass  # it may",
+        "            pass  # it may",
         ("tests/kernel/publishing/test_publisher.py -k memory_of",),
     ),
     Mutation(
