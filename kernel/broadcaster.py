@@ -131,7 +131,7 @@ class EventBroadcaster:
     ) -> None:
         config = config or BroadcasterConfig()
         delays = (config.base_delay, config.max_delay)
-        self.counters = Counters()
+        self.counters = Counters(clock)
         self._clock = clock
         self._observer = observer = Observers([self.counters, *observers])
         self._transport = transport

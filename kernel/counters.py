@@ -3,9 +3,10 @@
 `telemetry` reads them, and defines their public names and formats.
 """
 
+import time
 from bisect import bisect_left
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from kernel.messages.messages import MESSAGE_TYPES
 from kernel.observer import (
@@ -21,7 +22,7 @@ from kernel.observer import (
     Written,
 )
 
-__all__ = ["OTHER", "Counters", "Histogram"]
+__all__ = ["OTHER", "Counters", "Exemplar", "Histogram"]
 
 # The key for unknown close codes and message types, so that outside input cannot make the tables grow.
 OTHER: Final = "other"
@@ -36,18 +37,28 @@ _BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.
 _LONG_BOUNDS: Final = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
 
 
+class Exemplar(NamedTuple):
+    """A measured value, the `traceparent` of the event that it was measured on, and its time in seconds since 1970."""
+
+    value: float
+    traceparent: str
+    at: float
+
+
 class Histogram:
     """A histogram with fixed buckets, and the sum of the values.
 
     `counts[i]` is the number of values that are at most `bounds[i]` and above the bound before; the last count, one
-    more than there are bounds, is that of the values above all bounds.
+    more than there are bounds, is that of the values above all bounds. `exemplars[i]` is the newest exemplar of that
+    bucket; a bucket without one has no entry.
     """
 
-    __slots__ = ("bounds", "counts", "sum")
+    __slots__ = ("bounds", "counts", "exemplars", "sum")
 
     def __init__(self, bounds: Sequence[float] = _BOUNDS) -> None:
         self.bounds = bounds
         self.counts = [0] * (len(bounds) + 1)
+        self.exemplars: dict[int, Exemplar] = {}
         self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
@@ -56,14 +67,22 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += times
         self.sum += value * times
 
+    def exemplify(self, value: float, traceparent: str, at: float) -> None:
+        """Keep a value that `observe` has counted as the exemplar of its bucket."""
+        value = max(0.0, value)
+        self.exemplars[bisect_left(self.bounds, value)] = Exemplar(value, traceparent, at)
+
 
 class Counters(Observer):
     """All counters, each since the start of the process.
 
     The web layer increases `accepts` and calls `closed`, because the kernel sees neither handshakes nor close codes.
+    `publish_duration` and `delivery_lag` have exemplars: events whose trace an observer follows. `clock()` is in
+    seconds since 1970.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
         self.accepts = 0
         self.closes = dict.fromkeys([*map(str, _CODES), OTHER], 0)
         self.published_events = dict.fromkeys([*MESSAGE_TYPES, OTHER], 0)
@@ -96,12 +115,12 @@ class Counters(Observer):
         """Count the events and the duration; a publish answered from an idempotency record has no new events."""
         if not published.replayed:
             _add(self.published_events, published.types)
-        self.publish_duration.observe(published.seconds)
+        self._ended(published)
 
     def failed(self, failed: Failed) -> None:
         """Count the events and the duration."""
         _add(self.failed_events, failed.types)
-        self.publish_duration.observe(failed.seconds)
+        self._ended(failed)
 
     def retried(self, retried: Retried) -> None:
         """Count the retry."""
@@ -114,6 +133,11 @@ class Counters(Observer):
         self._write(delivered.written)
         for seconds, events in delivered.lags:
             self.delivery_lag.observe(seconds, events)
+        # the events of one publish have the same lag
+        newest = {e.written_at - e.published_at: e for e in delivered.followed if e.published_at is not None}
+        for lag, event in newest.items():
+            if event.trace.traceparent is not None:
+                self.delivery_lag.exemplify(lag, event.trace.traceparent, event.written_at)
 
     def caught_up(self, written: Written) -> None:
         """Count the messages written to clients that caught up."""
@@ -156,6 +180,11 @@ class Counters(Observer):
     def listener_restarted(self, reason: str) -> None:
         """Count the restart."""
         self.listener_restarts += 1
+
+    def _ended(self, publish: Published | Failed) -> None:
+        self.publish_duration.observe(publish.seconds)
+        if publish.traceparent is not None:
+            self.publish_duration.exemplify(publish.seconds, publish.traceparent, self._clock())
 
     def _write(self, written: Written) -> None:
         self.deliveries += written.messages

@@ -63,7 +63,8 @@ class Published(msgspec.Struct, frozen=True):
     """A publish succeeded after `retries` retries and `seconds`.
 
     Its events have the numbers from `first.sequence` on. `subscribers` is how many replicas Redis handed them to;
-    `replayed` is true if an idempotency key was known, so that nothing was published again.
+    `replayed` is true if an idempotency key was known, so that nothing was published again. `traceparent` is that of
+    its events if an observer follows it.
     """
 
     types: list[str]
@@ -72,6 +73,7 @@ class Published(msgspec.Struct, frozen=True):
     replayed: bool
     retries: int
     seconds: float
+    traceparent: str | None = None
 
 
 class Failed(msgspec.Struct, frozen=True):
@@ -79,6 +81,8 @@ class Failed(msgspec.Struct, frozen=True):
 
     `refused` says why no further attempt was made: "circuit open", "stopped", or "suspended" (the process slept too
     long for another attempt under the same id). It is None if the retries were exhausted.
+
+    `traceparent` is that of its events if an observer follows it.
     """
 
     types: list[str]
@@ -86,6 +90,7 @@ class Failed(msgspec.Struct, frozen=True):
     retries: int
     refused: str | None
     seconds: float
+    traceparent: str | None = None
 
 
 class Retried(msgspec.Struct, frozen=True):
@@ -209,7 +214,7 @@ class Observer:
         return None
 
     def follows(self, traceparent: str) -> bool:
-        """Return True to be told of the delivery of each single event with this trace context."""
+        """Return True to be told of each single delivery, and of the trace of each publish, with this context."""
         return False
 
     def published(self, published: Published) -> None:

@@ -622,6 +622,20 @@ MUTATIONS: Final = (
         ("tests/kernel/redis/test_failures.py",),
     ),
     Mutation(
+        "every publish is an exemplar, followed or not",
+        "kernel/publishing/publisher.py",
+        "        if trace.traceparent is not None and self._observer.follows(trace.traceparent):\n",
+        "        if trace.traceparent is not None:\n",
+        ("tests/kernel/publishing/test_publisher.py -k followed",),
+    ),
+    Mutation(
+        "an exemplar stays when there is a newer one",
+        "kernel/counters.py",
+        "        self.exemplars[bisect_left(self.bounds, value)] = Exemplar(value, traceparent, at)\n",
+        "        self.exemplars.setdefault(bisect_left(self.bounds, value), Exemplar(value, traceparent, at))\n",
+        ("tests/kernel/test_counters.py",),
+    ),
+    Mutation(
         "the end of publishes leaves those that wait for a retry",
         "kernel/publishing/publisher.py",
         "                await self._ended.wait()\n",

@@ -165,11 +165,12 @@ class Publisher:
             if size > self._event_max_bytes:
                 raise EventTooLarge(self._event_max_bytes, index if batch else None)
         types = [wire_type_of(message) for message in messages]
-        producer = TraceContext(options.traceparent, options.tracestate, options.baggage)
+        trace = TraceContext(options.traceparent, options.tracestate, options.baggage)
         begin = self._clock()
         id = f"{self._name}-{next(self._numbers)}"
         progress = _Progress()
-        with self._observer.publishing(Publishing(types, producer, id)) as trace:
+        with self._observer.publishing(Publishing(types, trace, id)) as trace:
+            followed = self._followed(trace)
             event_ids = [id] if len(messages) == 1 else [f"{id}-{index}" for index in range(len(messages))]
             events = [
                 (event_id, encode_tail(message, data, event_id, trace, begin))
@@ -180,12 +181,12 @@ class Publisher:
                 publication = await self._send(Outgoing(id, options.idempotency_key, events), types, progress)
             except BroadcasterError as error:
                 name, seconds = type(error.__cause__ or error).__name__, self._clock() - begin
-                self._observer.failed(Failed(types, name, progress.retries, progress.refused, seconds))
+                self._observer.failed(Failed(types, name, progress.retries, progress.refused, seconds, followed))
                 raise
             epoch, first, size, subscribers, replayed = publication
             seconds = self._clock() - begin
             self._observer.published(
-                Published(types, Position(epoch, first), subscribers, replayed, progress.retries, seconds)
+                Published(types, Position(epoch, first), subscribers, replayed, progress.retries, seconds, followed)
             )
         made = ReplayedReceipt if replayed else Receipt
         return [made(first + index, epoch, subscribers) for index in range(size)]
@@ -248,6 +249,12 @@ class Publisher:
                 raise
             # Something may have been sent, so the answer must be that the publish failed and may have happened.
             raise self._failed(failure) from failure
+
+    def _followed(self, trace: TraceContext) -> str | None:
+        """Return the traceparent if an observer follows it."""
+        if trace.traceparent is not None and self._observer.follows(trace.traceparent):
+            return trace.traceparent
+        return None
 
     def _failed(self, failure: TransportError | None) -> BroadcastFailed:
         return BroadcastFailed(str(failure), max(self._link.retry_after, self._base_delay))

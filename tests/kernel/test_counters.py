@@ -1,9 +1,10 @@
 """The counters of one replica: each changes when its cause occurs."""
 
 import pytest
+from msgspec.structs import replace
 
-from kernel.counters import OTHER, Counters, Histogram
-from kernel.observer import Delivered, Published, Written
+from kernel.counters import OTHER, Counters, Exemplar, Histogram
+from kernel.observer import Delivered, DeliveredEvent, Published, TraceContext, Written
 from kernel.position import Position
 from tests.fakes import FakeRedis
 from tests.kernel.replicas import RARE_CHECKS, fill, replica
@@ -46,6 +47,27 @@ def test_deliveries(counters: Counters) -> None:
     # a clock of another replica that is ahead gives a lag of 0, not a negative one
     assert counters.delivery_lag.sum == pytest.approx(1.0 + 0.0 + 0.5)
     assert counters.fanout_duration.sum == pytest.approx(0.6)
+
+
+def test_exemplars() -> None:
+    """Followed publishes and deliveries are exemplars of their buckets; a newer one replaces an older one."""
+    counters = Counters(lambda: 7.0)
+    counters.published(Published(["event"], HERE, 2, False, 0, 0.25))
+    assert counters.publish_duration.exemplars == {}
+    counters.published(Published(["event"], HERE, 2, False, 0, 0.25, "older"))
+    counters.published(Published(["event"], HERE, 2, False, 0, 0.2, "newer"))
+    counters.failed(replace(DETAILS["failed"], seconds=60.0, traceparent="slow"))  # type: ignore[type-var]
+    bucket, last = counters.publish_duration.bounds.index(0.25), len(counters.publish_duration.bounds)
+    assert counters.publish_duration.exemplars == {bucket: Exemplar(0.2, "newer", 7.0), last: Exemplar(60, "slow", 7.0)}
+
+    events = [(None, "unstamped"), (98.0, None), (99.0, "first"), (99.2, "second"), (100.5, "ahead")]
+    followed = [DeliveredEvent(HERE, "id", "event", TraceContext(trace), at, 100.0, 1) for at, trace in events]
+    counters.delivered(Delivered(HERE, HERE, 99.9, 100.5, 5, Written(5, 0, 0), [(1.0, 5)], followed))
+    exemplars = counters.delivery_lag.exemplars
+    assert exemplars.keys() == {0, counters.delivery_lag.bounds.index(1.0)}
+    assert exemplars.pop(0) == Exemplar(0.0, "ahead", 100.0)
+    (lag,) = exemplars.values()
+    assert lag == Exemplar(pytest.approx(0.8), "second", 100.0)
 
 
 def test_the_rest(counters: Counters) -> None:

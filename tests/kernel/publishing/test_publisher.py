@@ -3,7 +3,7 @@
 import asyncio
 import tracemalloc
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import msgspec
@@ -278,6 +278,45 @@ async def test_trace_context(redis: FakeRedis) -> None:
         kept = redis.history[1][1]
         assert b'"tracestate":"a=b"' in kept
         assert b'"baggage":"c=d"' in kept
+
+
+class Follower(Observer):
+    """Follows the trace context that it gives to each publish, and records the one that it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[str | None] = []
+
+    def publishing(self, publishing: Publishing) -> AbstractContextManager[TraceContext]:
+        """Continue the trace of the producer, if there is one."""
+        theirs = publishing.trace
+        return nullcontext(theirs if theirs.traceparent is None else TraceContext(f"{theirs.traceparent}, continued"))
+
+    def follows(self, traceparent: str) -> bool:
+        """Return True for the context of this observer, of a sampled producer."""
+        return traceparent == "00-ab-cd-01, continued"
+
+    def published(self, published: Published) -> None:
+        """Record it."""
+        self.told.append(published.traceparent)
+
+    def failed(self, failed: Failed) -> None:
+        """Record it."""
+        self.told.append(failed.traceparent)
+
+
+async def test_followed_publishes(redis: FakeRedis) -> None:
+    """An observer is told the trace context of a publish that it follows, whether the publish succeeds or fails."""
+    follower = Follower()
+    async with replica(redis, RARE_CHECKS, observer=follower) as broadcaster:
+        for traceparent in ("00-ab-cd-01", "00-ab-cd-00", None):
+            options = PublishOptions(traceparent=traceparent)
+            await broadcaster.broadcast_event(EVENT, options=options)
+            redis.fail(2)
+            with pytest.raises(BroadcastFailed):
+                await broadcaster.broadcast_event(EVENT, options=options)
+    followed = "00-ab-cd-01, continued"
+    assert follower.told == [followed, followed, None, None, None, None]
+    assert {each.traceparent for each in broadcaster.counters.publish_duration.exemplars.values()} == {followed}
 
 
 @pytest.mark.parametrize(
