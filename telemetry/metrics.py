@@ -5,6 +5,7 @@ number; all other work is done when the metrics are read.
 """
 
 import asyncio
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from time import time_ns
 from typing import Any, Final, NamedTuple
@@ -17,14 +18,19 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar
 
 from kernel import CircuitState, EventBroadcaster
 from kernel.counters import Histogram
+from telemetry.contexts import SAMPLED
 from telemetry.logs import dropped_lines
 
 __all__ = ["METRICS", "Exposition", "Meter", "Metric", "watch_loop"]
 
 _PREFIX: Final = "event_broadcaster_"
+_OPENMETRICS: Final = "application/openmetrics-text"
+# The units of Prometheus, and their UCUM codes for OTLP.
+_UNITS: Final = {"seconds": "s", "bytes": "By"}
 
 _Value = float | Histogram
 _Labelled = Mapping[Any, _Value]
@@ -45,8 +51,9 @@ class Metric(NamedTuple):
 
     @property
     def unit(self) -> str:
-        """The unit in OTLP (a UCUM code), "" if it has none."""
-        return "s" if self.name.endswith("_seconds") else "By" if "_bytes" in self.name else ""
+        """The unit, with which the name ends (before `_total`): "seconds", "bytes" or ""."""
+        last = self.name.removesuffix("_total").rpartition("_")[2]
+        return last if last in _UNITS else ""
 
     def samples(self, broadcaster: EventBroadcaster) -> Iterator[tuple[tuple[str, ...], Any]]:
         """Yield pairs of label values and the value measured for them."""
@@ -129,7 +136,7 @@ METRICS: Final = (
 
 
 class Exposition(Collector):
-    """All metrics of one broadcaster as Prometheus (or OpenMetrics) text."""
+    """All metrics of one broadcaster as Prometheus text, or as OpenMetrics with exemplars."""
 
     def __init__(self, broadcaster: EventBroadcaster) -> None:
         self._broadcaster = broadcaster
@@ -137,8 +144,8 @@ class Exposition(Collector):
         self._registry.register(self)
 
     def __call__(self, accept: str) -> tuple[bytes, str]:
-        """Return the text in the best format that the `Accept` header allows, and its content type."""
-        encode, content_type = choose_encoder(accept)
+        """Return the text in the format that the `Accept` header prefers, and its content type."""
+        encode, content_type = choose_encoder(_OPENMETRICS if _prefers_openmetrics(accept) else "")
         return encode(self._registry), content_type
 
     def collect(self) -> Iterable[Any]:
@@ -152,12 +159,12 @@ class Exposition(Collector):
     def _family(self, metric: Metric) -> Any:  # noqa: ANN401  the families share no base with these methods
         samples = metric.samples(self._broadcaster)
         if metric.kind == "histogram":
-            family: Any = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels)
+            family: Any = HistogramMetricFamily(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
             for values, histogram in samples:
                 family.add_metric(values, list(_buckets(histogram)), histogram.sum)
             return family
         make = GaugeMetricFamily if metric.kind == "gauge" else CounterMetricFamily
-        family = make(metric.name, metric.help, labels=metric.labels)
+        family = make(metric.name, metric.help, labels=metric.labels, unit=metric.unit)
         for values, value in samples:
             family.add_metric(values, float(value))
         return family
@@ -175,7 +182,7 @@ class Meter:
     def data(self) -> otlp.MetricsData:
         """Return every metric with its current values."""
         now = time_ns()
-        metrics = [otlp.Metric(m.name, m.help, m.unit, self._points(m, now)) for m in METRICS]
+        metrics = [otlp.Metric(m.name, m.help, _UNITS.get(m.unit, ""), self._points(m, now)) for m in METRICS]
         scopes = [otlp.ScopeMetrics(self._scope, metrics, "")]
         return otlp.MetricsData([otlp.ResourceMetrics(self._resource, scopes, "")])
 
@@ -210,8 +217,33 @@ async def watch_loop(histogram: Histogram, interval: float = 0.25) -> None:
         histogram.observe(loop.time() - due)
 
 
-def _buckets(histogram: Histogram) -> Iterator[tuple[str, float]]:
+def _buckets(histogram: Histogram) -> Iterator[tuple[str, float] | tuple[str, float, Exemplar]]:
     total = 0
-    for bound, count in zip((*histogram.bounds, "+Inf"), list(histogram.counts), strict=True):
+    for index, (bound, count) in enumerate(zip((*histogram.bounds, "+Inf"), list(histogram.counts), strict=True)):
         total += count
-        yield str(bound), float(total)
+        exemplar = _exemplar(histogram, index)
+        yield (str(bound), float(total), exemplar) if exemplar else (str(bound), float(total))
+
+
+def _exemplar(histogram: Histogram, bucket: int) -> Exemplar | None:
+    found = histogram.exemplars.get(bucket)
+    sampled = found and SAMPLED.fullmatch(found.traceparent)
+    return Exemplar({"trace_id": sampled[1]}, found.value, found.at) if found and sampled else None
+
+
+def _prefers_openmetrics(accept: str) -> bool:
+    """Return True if the header names OpenMetrics 1.0.0, with at least the quality of the Prometheus text.
+
+    A wildcard names no format, so it stands for the Prometheus text. A malformed quality counts as 0.
+    """
+    qualities: dict[str, float] = {}
+    for given in accept.lower().split(","):
+        name, *rest = (part.strip() for part in given.split(";"))
+        parameters = {key.strip(): value.strip(' "') for key, _, value in (part.partition("=") for part in rest)}
+        if name == _OPENMETRICS and parameters.get("version", "1.0.0") not in ("1.0.0", "0.0.1"):
+            continue
+        quality = parameters.get("q", "1")
+        number = float(quality) if re.fullmatch(r"[01](\.\d{0,3})?", quality) else 0.0
+        qualities[name] = max(number, qualities.get(name, 0.0))
+    text = next((qualities[name] for name in ("text/plain", "text/*", "*/*") if name in qualities), 0.0)
+    return 0 < qualities.get(_OPENMETRICS, 0.0) >= text

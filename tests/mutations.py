@@ -626,7 +626,7 @@ MUTATIONS: Final = (
         "kernel/publishing/publisher.py",
         "        if trace.traceparent is not None and self._observer.follows(trace.traceparent):\n",
         "        if trace.traceparent is not None:\n",
-        ("tests/kernel/publishing/test_publisher.py -k followed",),
+        ("tests/kernel/publishing/test_publisher.py -k followed", "tests/telemetry/test_metrics.py"),
     ),
     Mutation(
         "an exemplar stays when there is a newer one",

@@ -18,7 +18,7 @@ def metrics_route(expose: Callable[[str], tuple[bytes, str]]) -> HTTPRouteHandle
         "/metrics",
         http_method=_METHODS,
         summary="Metrics",
-        description="Prometheus text format, or OpenMetrics if the client accepts it.",
+        description="Prometheus text format, or OpenMetrics with exemplars if the client prefers it.",
         tags=["operation"],
         sync_to_thread=False,
     )
