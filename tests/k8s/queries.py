@@ -51,10 +51,11 @@ _SCRAPED = {"namespace", "pod", "le"}
 
 
 class Query(NamedTuple):
-    """A PromQL expression and its place in the manifests."""
+    """A PromQL expression and its place in the manifests; `exemplars` if the panel also shows exemplars."""
 
     where: str
     text: str
+    exemplars: bool = False
 
     @property
     def series(self) -> set[str]:
@@ -88,7 +89,7 @@ def queries() -> list[Query]:
             text = (
                 target["expr"].replace("$__rate_interval", "1m").replace("$namespace", NAMESPACE).replace("$pod", ".*")
             )
-            found.append(Query(f"dashboard: {panel['title']}", text))
+            found.append(Query(f"dashboard: {panel['title']}", text, target.get("exemplar", False)))
     for group in one(production, "PrometheusRule")["spec"]["groups"]:
         found += [Query(f"alert: {rule['alert']}", rule["expr"]) for rule in group["rules"]]
     for rule in yaml.safe_load((K8S / "components/hpa-prometheus-adapter/adapter-rules.yaml").read_text())["rules"]:

@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,7 @@ import yaml
 
 from handlers.openapi.examples import EXAMPLES
 from tests import processes
+from tests.collector import Collector
 from tests.k8s.queries import NAMESPACE, PROMISED, queries
 from tests.k8s.tools import K8S, MONITORING, built, one, run, tool
 from tests.system.client import connected
@@ -118,14 +121,17 @@ def test_keda_asks_for_one_pods_share(tmp_path: Path) -> None:
 
 @contextmanager
 def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
-    """Run a Prometheus that scrapes one replica every second, with the labels that a scrape in a cluster adds."""
+    """Run a Prometheus that scrapes one replica every second, with the labels that a scrape in a cluster adds.
+
+    It keeps exemplars.
+    """
     binary = tool("prometheus", "Debian's package prometheus")
     labels = {"namespace": NAMESPACE, "pod": "a"}
     job = {"job_name": "replica", "static_configs": [{"targets": [target], "labels": labels}]}
     config = {"global": {"scrape_interval": "1s", "scrape_timeout": "1s"}, "scrape_configs": [job]}
     (folder / "prometheus.yaml").write_text(json.dumps(config))
     command = [binary, f"--config.file={folder / 'prometheus.yaml'}", f"--storage.tsdb.path={folder / 'data'}"]
-    command.append(f"--web.listen-address=127.0.0.1:{port}")
+    command += [f"--web.listen-address=127.0.0.1:{port}", "--enable-feature=exemplar-storage"]
     client = httpx.Client(verify=False, trust_env=False, base_url=f"http://127.0.0.1:{port}")
     with processes.running(command, stderr=subprocess.DEVNULL), client as http:
         yield http
@@ -133,15 +139,24 @@ def prometheus(target: str, port: int, folder: Path) -> Iterator[httpx.Client]:
 
 def asked(http: httpx.Client, query: str) -> list[Any]:
     """Return the result of a query; an empty list while Prometheus is starting."""
+    data = _data(http, "/api/v1/query", query=query)
+    return data["result"] if data else []
+
+
+def exemplars(http: httpx.Client, query: str) -> list[Any]:
+    """Return the exemplars for the series in a query, by series; an empty list while Prometheus is starting."""
+    return _data(http, "/api/v1/query_exemplars", query=query, start=0, end=time.time() + 60) or []
+
+
+def _data(http: httpx.Client, path: str, **parameters: str | float) -> Any:
     try:
-        answer = http.get("/api/v1/query", params={"query": query})
+        answer = http.get(path, params=parameters)
     except httpx.TransportError:
-        return []
+        return None
     if answer.status_code == 503:
-        return []
-    assert answer.status_code == 200, (query, answer.text)
-    found: list[Any] = answer.json()["data"]["result"]
-    return found
+        return None
+    assert answer.status_code == 200, (parameters, answer.text)
+    return answer.json()["data"]
 
 
 async def test_prometheus_answers(
@@ -163,6 +178,34 @@ async def test_prometheus_answers(
         if kind == "keda":  # KEDA requires exactly one number
             ((_, value),) = (sample["value"] for sample in answer)
             assert math.isfinite(float(value)), query
+
+
+async def test_exemplars_lead_to_traces(
+    start: ReplicaFactory, valkey: str, channel: str, tmp_path: Path, unused_ports: tuple[int, int]
+) -> None:
+    """A real Prometheus has an exemplar for each panel that shows some; its `trace_id` is that of the event's trace."""
+    shown = {query.text: name for query in queries() if query.exemplars for name in query.series}
+    assert sorted(shown.values()) == [f"{_E}delivery_lag_seconds_bucket", f"{_E}publish_duration_seconds_bucket"]
+    sampled, unsampled = os.urandom(16).hex(), os.urandom(16).hex()
+    with Collector() as collector:
+        traced = {"otel_exporter_otlp_endpoint": collector.url, "otel_bsp_schedule_delay": 20}
+        replica = start(redis_url=valkey, redis_event_channel=channel, **traced)
+        for trace, flag in ((sampled, 1), (unsampled, 0)):
+            headers = {"traceparent": f"00-{trace}-00f067aa0ba902b7-0{flag}"}
+            answer = await replica.request("POST", "/broadcast/alert/deleted", json={"id": "x"}, headers=headers)
+            assert answer.status_code == 202, answer.text
+        await replica.delivers(answer.json()["sequence"])
+        with prometheus(f"127.0.0.1:{replica.port}", unused_ports[0], tmp_path) as http:
+            await eventually(lambda: all(exemplars(http, query) for query in shown), 30)
+            found = {name: exemplars(http, query) for query, name in shown.items()}
+        replica.stop()
+        assert collector.spans
+    for name, answers in found.items():
+        ((labels, points),) = ((series["seriesLabels"], series["exemplars"]) for series in answers)
+        assert (labels["__name__"], labels["namespace"], labels["pod"]) == (name, NAMESPACE, "a")
+        assert [point["labels"] for point in points] == [{"trace_id": sampled}]
+        assert 0 < float(points[0]["value"]) <= float(labels["le"])
+    assert {span.trace for span in collector.spans if span.name.startswith(("publish", "deliver"))} == {sampled}
 
 
 def test_dashboard() -> None:
