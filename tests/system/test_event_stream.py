@@ -145,6 +145,18 @@ async def test_drain(start: ReplicaFactory, valkey: str, channel: str) -> None:
     assert await asyncio.to_thread(replica.ended) == 0
 
 
+async def test_outlives_requests(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """The time limits of requests and of idle connections end neither a stream nor a waiting poll."""
+    limits = {"http_keep_alive_seconds": 0.3, "http_request_seconds": 0.3}
+    replica = start(redis_url=valkey, redis_event_channel=channel, **limits)
+    async with event_stream(replica) as stream:
+        await stream.named("connected")
+        answer = await replica.request("GET", "/events/poll?since=0&wait=1")
+        assert answer.json()["events"] == []
+        await publish(replica, "a")
+        await stream.named("message")
+
+
 async def test_too_old(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """A stream that has reached the greatest age says so in its last message."""
     replica = start(redis_url=valkey, redis_event_channel=channel, websocket_max_age_seconds=0.3)
