@@ -83,7 +83,7 @@ class EventStream:
     def lost(self) -> None:
         """Note that the connection is lost."""
         self._open.set()
-        self.on_blocked = None
+        self.on_blocked = self._flow.on_paused = None
         if self._timer is not None:
             self._timer.cancel()
 

@@ -82,7 +82,6 @@ class HttpProtocol(HttpToolsProtocol):
         self._idle_until = 0.0
         self._request_timer: asyncio.TimerHandle | None = None
         self._linger_timer: asyncio.TimerHandle | None = None
-        self._extensions = {EXTENSION: self}
         self.on_lost: Callable[[], None] | None = None
 
     # What asyncio calls.
@@ -112,6 +111,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.on_lost is not None:
             self.on_lost()
         super().connection_lost(exc)
+        self._break_cycles()
 
     def data_received(self, data: bytes) -> None:
         """Parse received data within the limits."""
@@ -131,6 +131,14 @@ class HttpProtocol(HttpToolsProtocol):
         else:
             if self._reading is not _IDLE or not self._answering:
                 self._rest()
+
+    def _break_cycles(self) -> None:
+        """Free this object without the garbage collector, which rarely looks at objects that have lived for a while."""
+        self.parser = None  # type: ignore[assignment]  # as uvicorn does at the end of a connection
+        self.on_lost = None
+        for cycle in (self.cycle, self._running):
+            if cycle is not None:
+                cycle.scope.pop("extensions", None)
 
     def evict(self) -> None:
         """End the connection at once."""
@@ -178,7 +186,7 @@ class HttpProtocol(HttpToolsProtocol):
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":  # asks about the server as a whole
             self.url = b"/"
         super().on_headers_complete()
-        self.scope["extensions"] = self._extensions  # type: ignore[typeddict-item]  # values are any objects
+        self.scope["extensions"] = {EXTENSION: self}  # type: ignore[dict-item]  # values are any objects
         self._reading = _BODY
         self._size.begin()
         self.headers = []  # the request has its own; trailers, which come after the body, are dropped
@@ -345,3 +353,4 @@ class HttpProtocol(HttpToolsProtocol):
         self.handle_websocket_upgrade()
         if after_head and not wrapped.is_closing():
             wrapped.get_protocol().data_received(after_head)
+        self._break_cycles()
