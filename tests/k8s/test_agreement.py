@@ -514,7 +514,7 @@ def test_dev_runs() -> None:
 
 def test_additions_of_the_readme(tmp_path: Path) -> None:
     """Production builds with the additions in k8s/README.md: a Secret with a hash, a label, and tolerations."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
+    text, *_ = re.findall(r"```yaml\n(.*?)```", (K8S / "README.md").read_text(), re.DOTALL)
     overlay = with_components(tmp_path, "overlays/production", lambda names: names)
     path = overlay / "kustomization.yaml"
     before, added = json.loads(path.read_text()), yaml.safe_load(text)

@@ -326,8 +326,8 @@ def refused(change: Document, version: str = FOR[1]) -> str:
 )
 def test_refusals(change: Document, place: str, reason: str) -> None:
     """A wrong value is refused, and the error names its place; each version of helm words it differently."""
-    *_, line = refused(change).strip().splitlines()
-    assert all(name in line for name in [*place.split(), reason]), line
+    error = refused(change)
+    assert any(all(name in line for name in [*place.split(), reason]) for line in error.splitlines()), error
 
 
 def test_schema_has_every_setting() -> None:
