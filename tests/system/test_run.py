@@ -259,14 +259,15 @@ def test_all_addresses(start: ReplicaFactory, valkey: str, channel: str) -> None
 
 
 async def test_options_of_the_root(replica: Replica) -> None:
-    """`OPTIONS /`, the default health check of HAProxy, is a 204; otherwise nothing is there."""
+    """`OPTIONS /`, the default health check of HAProxy, is a 204; GET leads to the console."""
     answer = await replica.request("OPTIONS", "/")
     assert (answer.status_code, answer.content) == (204, b"")
     async with raw_http(replica) as raw:
         for request_ in (b"OPTIONS * HTTP/1.1\r\nHost: localhost\r\n\r\n", b"OPTIONS / HTTP/1.0\r\n\r\n"):
             await raw.send(request_)
             assert (await raw.answer()).status == 204
-    assert (await replica.request("GET", "/")).status_code == 404
+    answer = await replica.request("GET", "/")
+    assert (answer.status_code, answer.headers["location"]) == (307, "/console")
 
 
 def test_port_in_use(replica: Replica) -> None:
