@@ -73,7 +73,7 @@ export interface Status {
 }
 
 export interface Options {
-  /** Patterns such as `alert.*`; without any, all events. */
+  /** Patterns such as `alert.*`, at most 100; without any, those in the URL's `events`, else all events. */
   events?: string[];
   /** The token of the server, or a function that returns one for each connection. */
   token?: string | (() => string | Promise<string>);
@@ -81,7 +81,8 @@ export interface Options {
   apiKey?: string;
   /**
    * Where to start: "memory" (default) with the next event; "session" with the position that an earlier page of this tab
-   * has stored, if any; a position after that one.
+   * has stored for this URL and these patterns, if any; a position after that one. By default the `since` and `epoch` of
+   * the URL count, if it has them.
    */
   resume?: "memory" | "session" | Position;
   /** "auto" (default) takes server-sent events if two WebSockets in a row could not be opened. */
@@ -107,20 +108,35 @@ export interface Stream extends EventTarget, AsyncIterable<Message> {
   readonly status: Status;
   /** The position of the last message that was read. */
   readonly position: Position | null;
-  /** Receive the events that match these patterns too. */
+  /** Receive the events that match these patterns too. Throws a RangeError if a pattern is invalid. */
   subscribe(events: string[]): void;
   /** Receive those of these patterns no longer; without patterns, receive everything. */
   unsubscribe(events?: string[]): void;
   /** Acknowledge an event and all before it. */
   ack(message: EventMessage): void;
-  /** Close for good; loops end. */
+  /** Close for good; loops end, and messages that they have not taken are dropped. */
   close(): void;
   addEventListener<K extends keyof StreamEvents>(
     type: K,
     listener: (event: StreamEvents[K]) => void,
     options?: boolean | AddEventListenerOptions,
   ): void;
+  addEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | AddEventListenerOptions,
+  ): void;
+  removeEventListener<K extends keyof StreamEvents>(
+    type: K,
+    listener: (event: StreamEvents[K]) => void,
+    options?: boolean | EventListenerOptions,
+  ): void;
+  removeEventListener(
+    type: string,
+    listener: EventListenerOrEventListenerObject | null,
+    options?: boolean | EventListenerOptions,
+  ): void;
 }
 
-/** Connect; `url` is that of `/ws/events` or `/events`. */
+/** Connect; `url` is that of `/ws/events` or `/events`, or of the service. Throws if it or a pattern is invalid. */
 export function connect(url: string | URL, options?: Options): Stream;

@@ -17,7 +17,12 @@
  * Three positions, each an epoch and a number, make it complete. `#seen` is the last event that has arrived; events up to
  * it are repeats and are dropped. `#from` is where a replay started whose verdict is still unknown; the next connection
  * resumes from there, because only the verdict says whether something is lost. `position` is the last message that the
- * reader has taken; it is what is stored, so a page that is loaded again misses nothing that it had not read.
+ * reader has taken; it is stored, with the `#from` of that moment, so a page that is loaded again misses nothing that it
+ * had not read, verdicts included.
+ *
+ * The number of an event belongs to the epoch that its connection named last: in `connected`, in `epoch_changed`, which
+ * the server sends before a replay of another epoch too, or in the verdict. A replica may be late and name an older epoch
+ * at first; `#seen` leaves its own epoch only for an event, a marker or a verdict of another one.
  *
  * A reader that falls behind by 10,000 messages pauses the connection, which resumes once it has caught up. So the
  * memory is bounded, and nothing is lost while the server's history has it.
@@ -25,11 +30,15 @@
 
 const FIRST_DELAY = 500;
 const LONGEST_DELAY = 30_000;
+const GRACE = 1000; // how long after the announced end of a connection the server may take to close it
 const HEARTBEAT = 30_000; // the interval, until two heartbeats were seen
+const INTERVALS = 3; // the longest of the last ones counts: a page that was busy sees several heartbeats at once
 const SHORTEST_HEARTBEAT = 1000;
 const LONGEST_HEARTBEAT = 120_000;
 const MOST_QUEUED = 10_000;
 const MOST_UNVERIFIED = 3; // replays that end before their verdict, until the next one starts at `#seen`
+const MOST_PATTERNS = 100;
+const LONGEST_PATTERN = 256;
 const NOTHING = "-"; // a pattern that no event matches
 
 const UNAUTHORIZED = [1008];
@@ -49,14 +58,13 @@ class Stream extends EventTarget {
   #seen = { epoch: "", number: null };
   #from = null;
   #unverified = 0;
-  #replica = 0; // `lastSeq` of `connected`
-  #position = null;
+  #position = null; // with `from`, if the verdict on it was unknown
   #connection = null;
   #attempts = 0;
   #failures = 0; // WebSockets in a row that could not be opened
   #timer = null; // the next connection
   #watch = null; // notices a connection on which nothing arrives
-  #interval = 0; // of the heartbeats, 0 until it was measured
+  #intervals = []; // between the last heartbeats
   #heartbeatAt = 0; // on this connection, 0 before the first
   #heardAt = 0;
   #ack = 0;
@@ -72,9 +80,15 @@ class Stream extends EventTarget {
   constructor(url, options) {
     super();
     this.#url = new URL(url, globalThis.location?.href);
+    if (!/^(ws|http)s?:$/.test(this.#url.protocol)) throw new TypeError(`not a WebSocket or HTTP URL: ${url}`);
     this.#options = options;
-    this.#patterns = options.events?.length ? new Set(lower(options.events)) : null;
-    this.#restore(options.resume ?? "memory");
+    const query = this.#url.searchParams;
+    const events = options.events ?? query.get("events")?.split(",");
+    this.#patterns = events?.length ? union(null, events) : null;
+    this.#restore(options.resume ?? (query.has("since") ? { epoch: query.get("epoch"), sequence: +query.get("since") } : ""));
+    // They belong to this object, or cannot be read by it.
+    for (const name of ["events", "since", "epoch", "last_event_id", "format"]) query.delete(name);
+    this.#url.hash = "";
     this.#listen("online", () => this.#hurry(true));
     this.#listen("pageshow", () => this.#hurry(false));
     this.#listen("pagehide", () => this.#save());
@@ -85,14 +99,11 @@ class Stream extends EventTarget {
 
   /** The position of the last message that was read, `{ epoch, sequence }`, or null. */
   get position() {
-    return this.#position;
+    return this.#position && { epoch: this.#position.epoch, sequence: this.#position.sequence };
   }
 
   subscribe(events) {
-    this.#change(() => {
-      this.#patterns = new Set([...(this.#patterns ?? []), ...lower(events)]);
-      this.#patterns.delete(NOTHING);
-    });
+    if (events.length) this.#change(() => (this.#patterns = union(this.#patterns, events)));
   }
 
   /** Remove patterns; without a list all of them, which means to receive everything again. */
@@ -108,11 +119,14 @@ class Stream extends EventTarget {
 
   /** Acknowledge an event and all before it; over server-sent events acks cannot be sent, and are ignored. */
   ack(message) {
+    // A message of an epoch that has ended may still be in the queue.
+    if (this.#position && this.#position.epoch !== this.#seen.epoch) return;
     this.#ack = Math.max(this.#ack, numberOf(message) ?? 0);
     this.#sendAck();
   }
 
   close() {
+    this.#queue = [];
     this.#end("closed by the application");
   }
 
@@ -137,22 +151,23 @@ class Stream extends EventTarget {
   #open() {
     clearTimeout(this.#timer);
     this.#timer = null;
+    const opening = (this.#connection = { closed: false, opened: false, epoch: "", last: 0 });
+    this.#heartbeatAt = 0;
+    this.#heardAt = Date.now();
+    this.#listenOn(opening);
     this.#become("connecting", "");
-    const opening = (this.#connection = { closed: false });
+    if (opening.closed) return; // by a listener
     this.#credentials().then(
       (credentials) => {
         if (opening.closed) return;
         const { transport = "auto" } = this.#options;
         const sse = transport === "sse" || (transport === "auto" && (this.#failures > 1 || !globalThis.WebSocket));
         this.#sent = new Set(this.#patterns);
-        this.#heartbeatAt = 0;
         if (sse) this.#openStream(opening, credentials);
         else this.#openSocket(opening, credentials);
       },
-      (error) => opening.closed || this.#lost(opening, 0, `the token function failed: ${error?.message ?? error}`),
+      (error) => this.#lost(opening, 0, `the token function failed: ${error?.message ?? error}`),
     );
-    this.#heardAt = Date.now();
-    this.#listenOn(opening, this.#patience);
   }
 
   async #credentials() {
@@ -175,18 +190,23 @@ class Stream extends EventTarget {
 
   #openSocket(connection, credentials) {
     const key = credentials.apiKey;
-    const socket = new WebSocket(this.#address(false, credentials), key ? [`api-key-b64.${base64url(key)}`] : []);
-    let opened = false;
+    let socket;
+    connection.socket = true;
+    try {
+      socket = new WebSocket(this.#address(false, credentials), key ? [`api-key-b64.${base64url(key)}`] : []);
+    } catch (error) {
+      this.#lost(connection, 0, error.message); // a browser's policy, for example
+      return;
+    }
     connection.send = (message) => socket.readyState === 1 && socket.send(JSON.stringify(message));
     connection.close = () => socket.close();
     socket.onopen = () => {
-      opened = true;
+      connection.opened = true;
       this.#failures = 0;
     };
     socket.onmessage = (event) => this.#receive(connection, event.data);
-    socket.onclose = (event) => {
-      if (!opened) this.#failures += 1;
-      this.#lost(connection, event.code, event.reason || `the connection was closed with code ${event.code}`);
+    socket.onclose = ({ code, reason }) => {
+      this.#lost(connection, code, reason || `the connection was closed with code ${code}`);
     };
   }
 
@@ -206,7 +226,7 @@ class Stream extends EventTarget {
           if (block.data) this.#receive(connection, block.data);
           else {
             this.#heardAt = Date.now();
-            if (block.id) this.#heartbeat(...positionIn(block.id));
+            if (block.id) this.#heartbeat(connection, ...positionIn(block.id));
           }
         }
         this.#failures = Math.min(this.#failures, 1); // try a WebSocket again
@@ -229,7 +249,6 @@ class Stream extends EventTarget {
   #lost(connection, code, reason) {
     if (connection !== this.#connection) return;
     this.#disconnect();
-    if (this.status.state === "closed") return;
     code = connection.closing ?? code;
     const refused = code >= 400 && code < 500 && ![...EXPIRED, ...PASSING].includes(code);
     const renewable = EXPIRED.includes(code) && typeof this.#options.token === "function";
@@ -237,9 +256,10 @@ class Stream extends EventTarget {
       this.#end(reason);
       return;
     }
-    if (this.#from && ++this.#unverified >= MOST_UNVERIFIED) this.#from = null;
-    if (connection.drained && !this.#attempts) this.#retry(0, reason);
-    else this.#retry(Math.max(connection.retryAfter || 0, this.#delay()), reason);
+    if (connection.socket && !connection.opened) this.#failures += 1;
+    if (this.status.state === "replaying" && ++this.#unverified >= MOST_UNVERIFIED) this.#from = null;
+    const drained = connection.drained && !this.#attempts; // the server has chosen the time at random
+    this.#retry(drained ? 0 : (connection.retryAfter || 0) + this.#delay(), reason);
   }
 
   #delay() {
@@ -247,8 +267,8 @@ class Stream extends EventTarget {
   }
 
   #retry(delay, reason) {
-    this.#become("waiting", reason, { delay });
     this.#timer = setTimeout(() => this.#open(), delay);
+    this.#become("waiting", reason, { delay });
   }
 
   #disconnect() {
@@ -267,23 +287,23 @@ class Stream extends EventTarget {
     const { state } = this.status;
     const silent = Date.now() - this.#heardAt > this.#patience;
     if (state === "waiting" && this.#timer) this.#open();
-    else if ((state === "live" || state === "replaying") && (renew || silent)) {
+    else if (this.#connection && (renew || silent)) {
       this.#disconnect();
       this.#open();
     }
   }
 
   get #patience() {
-    return 2.5 * (this.#interval || HEARTBEAT);
+    const longest = Math.max(...this.#intervals, SHORTEST_HEARTBEAT);
+    return 2.5 * (this.#intervals.length ? Math.min(longest, LONGEST_HEARTBEAT) : HEARTBEAT);
   }
 
   /** Give a connection up on which nothing arrives for 2½ heartbeats. */
-  #listenOn(connection, delay) {
-    this.#watch = setTimeout(() => {
-      const left = this.#heardAt + this.#patience - Date.now();
-      if (left > 0) this.#listenOn(connection, left);
-      else this.#lost(connection, 0, "nothing arrived for 2½ heartbeats");
-    }, delay);
+  #listenOn(connection) {
+    clearTimeout(this.#watch);
+    const left = this.#heardAt + this.#patience - Date.now();
+    if (left <= 0) this.#lost(connection, 0, "nothing arrived for 2½ heartbeats");
+    else this.#watch = setTimeout(() => this.#listenOn(connection), left);
   }
 
   #end(reason) {
@@ -291,7 +311,7 @@ class Stream extends EventTarget {
     this.#disconnect();
     for (const remove of this.#cleanup.splice(0)) remove();
     this.#save();
-    if (this.status.state !== "closed") this.#become("closed", reason);
+    this.#become("closed", reason);
     for (const reader of this.#readers.splice(0)) reader({ done: true, value: undefined });
   }
 
@@ -300,76 +320,88 @@ class Stream extends EventTarget {
   #receive(connection, text) {
     if (connection !== this.#connection) return;
     this.#heardAt = Date.now();
-    const message = JSON.parse(text);
+    let message;
+    try {
+      message = JSON.parse(text);
+    } catch {
+      this.#lost(connection, 0, "what has arrived is not JSON");
+      return;
+    }
     const number = numberOf(message);
     switch (message.type) {
       case "connected":
-        this.#connected(message);
+        this.#connected(connection, message);
         return;
       case "ping":
-        this.#heartbeat(message.epoch, message.lastSeq);
+        this.#heartbeat(connection, message.epoch, message.lastSeq);
         connection.send?.({ type: "pong" });
         return;
       case "resync_ack":
-        this.#verdict(message);
+        this.#verdict(connection, message);
         return;
       case "gap":
-        this.#seen.number = Math.max(this.#seen.number ?? 0, message.to);
+        if (!this.#pass(connection.epoch, message.to)) return;
         break;
       case "epoch_changed":
-        this.#enter(message.epoch);
+        connection.epoch = message.epoch;
+        connection.last = 0;
+        if (!this.#enter(message.epoch)) return;
         break;
-      case "system.shutdown":
+      case "system.shutdown": {
         connection.drained = true;
-        // The server closes the connection by then; a moment later, do not wait for it any longer.
-        connection.timer = setTimeout(() => this.#lost(connection, 1012, "the server stops"), message.data.delay_ms + 1000);
+        clearTimeout(connection.timer);
+        const left = (message.data?.delay_ms ?? 0) + GRACE;
+        connection.timer = setTimeout(() => this.#lost(connection, 1012, "the server stops"), left);
         return;
+      }
       case "closing":
         connection.closing = message.code;
-        connection.drained = message.code === 1012;
         return;
       case "error":
-        if (message.details?.retry_after_ms) {
-          setTimeout(() => this.#send(this.#sent, true), message.details.retry_after_ms);
-        }
         this.#dispatch("error", message);
+        if (message.details?.retry_after_ms) {
+          // Whatever was refused, the next connection asks for all of it.
+          connection.retryAfter = message.details.retry_after_ms;
+          this.#lost(connection, 0, message.message);
+        }
         return;
       default:
         if (number === undefined) {
           if (message.type !== "service_status") return; // an answer to a command
-        } else if (this.#seen.number !== null && number <= this.#seen.number) return; // a repeat
-        else this.#seen.number = number;
+        } else if (!this.#pass(connection.epoch, number)) return;
     }
     this.#deliver(message, number !== undefined);
   }
 
-  #connected({ epoch, lastSeq }) {
-    this.#replica = lastSeq;
+  #connected(connection, { epoch, lastSeq }) {
     const kept = this.#seen.number !== null;
-    if (kept) this.#from ??= { ...this.#seen };
-    if (epoch && kept) this.#enter(epoch);
-    else if (epoch) {
+    connection.epoch = epoch;
+    connection.last = lastSeq;
+    if (kept) {
+      this.#seen.epoch ||= epoch;
+      this.#from ??= { ...this.#seen };
+    } else if (epoch) {
       this.#seen = { epoch, number: lastSeq };
       this.#move();
     }
-    const connection = this.#connection;
     this.#synchronize();
-    if (connection !== this.#connection) return; // opened again
+    if (connection.closed) return; // opened again
     this.#sendAck();
     if (kept) this.#become("replaying", "");
     else this.#live();
   }
 
-  #verdict(ack) {
-    const lost = !ack.recovered;
+  #verdict(connection, ack) {
+    connection.epoch = ack.epoch;
     this.#enter(ack.epoch);
-    if (lost && !ack.gap_too_old && !ack.epoch_changed) this.#seen.number = this.#replica;
+    if (ack.gap_too_old) this.#pass(ack.epoch, ack.oldest_available - 1);
+    else if (!ack.recovered && !ack.epoch_changed) this.#seen.number = connection.last;
     // After several replays without a verdict, this one is about the last part alone.
     const unknown = this.#unverified >= MOST_UNVERIFIED;
     this.#from = null;
     this.#unverified = 0;
     this.#deliver(unknown ? { ...ack, recovered: false } : ack, false);
-    this.#live();
+    if (!connection.closed && this.status.state === "replaying") this.#live();
   }
 
   #live() {
@@ -377,43 +409,50 @@ class Stream extends EventTarget {
     this.#become("live", "");
   }
 
+  /** Go over to an epoch; false if that is no news, because its numbers go on. */
   #enter(epoch) {
-    // The first epoch that is seen does not make the number void with which the application started.
-    if (this.#seen.epoch && this.#seen.epoch !== epoch) {
-      this.#seen.number = 0;
-      this.#ack = 0;
-    }
+    const { epoch: before, number } = this.#seen;
     this.#seen.epoch = epoch;
+    // The first epoch that is seen does not make the number void with which the application started.
+    if (before === epoch || (!before && number !== null)) return false;
+    if (before) this.#seen.number = this.#ack = 0;
+    return true;
   }
 
-  #heartbeat(epoch, number) {
+  /** Move on to a number; false if it was passed before, so what has it is a repeat. */
+  #pass(epoch, number) {
+    this.#enter(epoch);
+    if (this.#seen.number !== null && number <= this.#seen.number) return false;
+    this.#seen.number = number;
+    return true;
+  }
+
+  #heartbeat(connection, epoch, number) {
     if (this.#heartbeatAt) {
-      // The longest one counts: a page that was busy sees several at once.
-      const longest = Math.max(this.#interval, this.#heardAt - this.#heartbeatAt, SHORTEST_HEARTBEAT);
-      this.#interval = Math.min(longest, LONGEST_HEARTBEAT);
+      this.#intervals = [...this.#intervals, this.#heardAt - this.#heartbeatAt].slice(-INTERVALS);
+      this.#listenOn(connection);
     }
     this.#heartbeatAt = this.#heardAt;
-    if (!epoch) return;
-    this.#enter(epoch);
-    this.#seen.number = Math.max(this.#seen.number ?? 0, number);
+    // Until a replay starts, a late replica is in an epoch that is not the stream's.
+    if (!epoch || (this.status.state === "replaying" && epoch !== this.#seen.epoch)) return;
+    connection.epoch = epoch;
+    this.#pass(epoch, number);
     if (!this.#queue.length) this.#move();
     else this.#queue.at(-1).position = this.#place();
   }
 
   #deliver(message, event) {
     const position = this.#place();
-    this.#dispatch(event ? "message" : message.type, message);
     const [reader] = this.#readers.splice(0, 1);
-    if (reader) {
-      this.#move(position);
-      reader({ done: false, value: message });
-    } else if (this.#iterated || !this.#listened) {
-      this.#queue.push({ message, position });
-      if (this.#queue.length >= MOST_QUEUED && this.#connection) {
-        this.#disconnect();
-        this.#become("waiting", `${MOST_QUEUED} messages have not been read yet`);
-      }
-    } else this.#move(position);
+    const queued = !reader && (this.#iterated || !this.#listened);
+    if (queued) this.#queue.push({ message, position });
+    else this.#move(position);
+    reader?.({ done: false, value: message });
+    this.#dispatch(event ? "message" : message.type, message);
+    if (this.#queue.length >= MOST_QUEUED && this.#connection) {
+      this.#disconnect();
+      this.#become("waiting", `${MOST_QUEUED} messages have not been read yet`);
+    }
   }
 
   #next() {
@@ -432,6 +471,7 @@ class Stream extends EventTarget {
   }
 
   #become(state, reason, more) {
+    if (this.status.state === "closed") return;
     this.status = { state, reason, ...more };
     this.#dispatch("status", this.status);
   }
@@ -449,24 +489,18 @@ class Stream extends EventTarget {
     const sent = this.#sent;
     const wanted = this.#patterns ?? new Set();
     if (wanted.size === sent.size && [...wanted].every((pattern) => sent.has(pattern))) return;
-    if (this.#connection.send) this.#send(this.#patterns, false);
-    else {
+    const { send } = this.#connection;
+    if (!send) {
       this.#disconnect();
       this.#open();
+      return;
     }
-  }
-
-  /** Tell the server of the patterns that it does not know yet, with `again` of all. */
-  #send(patterns, again) {
-    const known = again ? new Set() : this.#sent;
-    const send = this.#connection?.send;
-    if (!send) return;
-    const removed = [...known].filter((pattern) => !patterns?.has(pattern));
-    const added = [...(patterns ?? [])].filter((pattern) => !known.has(pattern));
-    // Patterns are added first, so that the last one is never removed by name: that would stop all events.
+    const removed = [...sent].filter((pattern) => !wanted.has(pattern));
+    const added = [...wanted].filter((pattern) => !sent.has(pattern));
+    // Patterns are added first, so that there is always one: without any, the server would send everything or nothing.
     if (added.length) send({ type: "subscribe", data: { events: added } });
-    if (removed.length) send({ type: "unsubscribe", data: patterns ? { events: removed } : {} });
-    this.#sent = new Set(patterns);
+    if (removed.length) send({ type: "unsubscribe", data: this.#patterns ? { events: removed } : {} });
+    this.#sent = new Set(wanted);
   }
 
   #sendAck() {
@@ -477,7 +511,7 @@ class Stream extends EventTarget {
 
   #place() {
     const { epoch, number } = this.#seen;
-    return number === null ? null : { epoch, sequence: number };
+    return number === null ? null : { epoch, sequence: number, from: this.#from };
   }
 
   #move(position = this.#place()) {
@@ -490,17 +524,19 @@ class Stream extends EventTarget {
     if (resume === "session") {
       try {
         const storage = globalThis.sessionStorage;
-        const { href } = this.#url;
-        this.#store = { storage, key: `event-broadcaster:${href}`, timer: null };
-        position = JSON.parse(storage.getItem(this.#store.key));
+        // Streams with other patterns are at other positions.
+        const key = `event-broadcaster:${this.#url.href} ${[...(this.#patterns ?? [])]}`;
+        const text = storage.getItem(key);
+        this.#store = { storage, key, timer: null };
+        position = JSON.parse(text);
       } catch {
-        this.#store = null; // no storage, or none that may be used
+        // There is no storage, it may not be used, or what it has is not a position: start with the next event.
       }
     }
-    if (Number.isSafeInteger(position?.sequence)) {
-      this.#seen = { epoch: position.epoch ?? "", number: position.sequence };
-      this.#position = this.#place();
-    }
+    if (!Number.isSafeInteger(position?.sequence) || position.sequence < 0) return;
+    this.#seen = { epoch: position.epoch ?? "", number: position.sequence };
+    this.#from = position.from ?? null;
+    this.#position = this.#place();
   }
 
   #save() {
@@ -557,6 +593,16 @@ function positionIn(id) {
 
 function numberOf(message) {
   return message.type === "connected" ? undefined : (message.sequence ?? message.seq);
+}
+
+/** Add patterns to a set; the server would take a query with one that is invalid for one without any. */
+function union(patterns, events) {
+  const all = new Set([...(patterns ?? []), ...lower(events)]);
+  all.delete(NOTHING);
+  const wrong = [...all].find((pattern) => !pattern || pattern.length > LONGEST_PATTERN || pattern.includes(","));
+  if (wrong !== undefined) throw new RangeError(`a pattern has 1 to ${LONGEST_PATTERN} characters and no comma: "${wrong}"`);
+  if (all.size > MOST_PATTERNS) throw new RangeError(`at most ${MOST_PATTERNS} patterns, not ${all.size}`);
+  return all;
 }
 
 function lower(events) {
