@@ -61,6 +61,9 @@ export function streams(connect, report) {
     read({ name }) {
       read(name, running.get(name));
     },
+    place({ name }) {
+      report({ name, position: running.get(name).stream.position });
+    },
     random({ value }) {
       Math.random = () => value;
     },

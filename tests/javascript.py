@@ -126,11 +126,6 @@ class Listener:
         await eventually(lambda: frame in self.frames, _PATIENCE)
         assert self.frames[-1] == frame
 
-    def stands_at(self, epoch: str, sequence: int) -> bool:
-        """True if its position is in this epoch, at `sequence` or later."""
-        place = self.position
-        return place is not None and place["epoch"] == epoch and place["sequence"] >= sequence
-
     def record(self, patterns: Sequence[str] | None) -> ClientRecord:
         """Return what the application was told, as one connection for the history checker.
 

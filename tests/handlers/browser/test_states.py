@@ -338,7 +338,7 @@ async def test_back_off(connect: Connect, javascript: JavaScript, server: Script
 
 
 async def test_not_json(server: ScriptedServer, connect: Connect) -> None:
-    """What is not JSON ends the connection, not the program."""
+    """A message that is not JSON ends the connection, not the program."""
     listener = connect()
     await (await live(server, listener)).send("<html>")
     await server.peer(2)
