@@ -131,7 +131,8 @@ async def _answer_preflight(send: Send, headers: Headers, asked: str) -> None:
 def _adding(headers: Headers, send: Send) -> Send:
     async def send_with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message.get("headers", ()), *headers]
+            # A copy, because a route may send the same message to every client.
+            message = {**message, "headers": [*message.get("headers", ()), *headers]}
         await send(message)
 
     return send_with_headers
