@@ -58,10 +58,14 @@ class Received(NamedTuple):
 
 
 class Listener:
-    """One stream: everything that it has reported, in order; `name` identifies it among those of its program."""
+    """One stream: everything that it has reported, in order.
 
-    def __init__(self, name: str) -> None:
+    `name` identifies it among those of its program; `patterns` are those that it connects with, None for everything.
+    """
+
+    def __init__(self, name: str, patterns: Sequence[str] | None = None) -> None:
         self.name = name
+        self.patterns = patterns
         self.received: list[Received] = []
         self.numbers: list[int] = []
         """The numbers of the events."""
@@ -97,6 +101,12 @@ class Listener:
             self.ended = report.get("ended", self.ended)
             self.threw = report.get("threw", self.threw)
 
+    def connection(self, url: str, **options: object) -> Frame:
+        """Return the values of the command `connect` that starts it."""
+        if self.patterns is not None:
+            options = {"events": self.patterns, **options}
+        return {"name": self.name, "url": url, "options": options}
+
     @property
     def frames(self) -> list[Frame]:
         """The messages."""
@@ -126,7 +136,7 @@ class Listener:
         await eventually(lambda: frame in self.frames, _PATIENCE)
         assert self.frames[-1] == frame
 
-    def record(self, patterns: Sequence[str] | None) -> ClientRecord:
+    def record(self) -> ClientRecord:
         """Return what the application was told, as one connection for the history checker.
 
         The reconnects are invisible to the application: an event comes once, in order, or its loss is announced. A
@@ -156,7 +166,7 @@ class Listener:
                 if "sequence" in frame and "replay" not in frame:
                     replayed = len(frames)
         assert not untold, "the application was not told of a new epoch"
-        return ClientRecord(self.name, patterns, [Connection("client.js", None, "", frames)])
+        return ClientRecord(self.name, self.patterns, [Connection("client.js", None, "", frames)])
 
 
 class JavaScript:
@@ -189,11 +199,13 @@ class JavaScript:
         self._process.stdin.write(json.dumps({"do": do, **values}) + "\n")
         assert self._done.acquire(timeout=_PATIENCE)
 
-    def connect(self, url: str, **values: object) -> Listener:
-        """Start a stream; `values` are those of the command, `options` among them."""
-        listener = Listener(f"stream {next(self._numbers)}")
+    def connect(
+        self, url: str, options: Frame | None = None, patterns: Sequence[str] | None = None, **values: object
+    ) -> Listener:
+        """Start a stream; `values` are others of the command."""
+        listener = Listener(f"stream {next(self._numbers)}", patterns)
         self.listeners[listener.name] = listener
-        self.command("connect", name=listener.name, url=url, **values)
+        self.command("connect", **listener.connection(url, **(options or {})), **values)
         return listener
 
     def call(self, listener: Listener, method: str, *values: object) -> None:
