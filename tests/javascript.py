@@ -156,10 +156,8 @@ class Listener:
             if frame["type"] == "resync_ack":
                 untold &= not frame.get("epoch_changed")
                 if frame.get("gap_too_old"):
-                    first = 1 if frame.get("epoch_changed") else frame["last_sequence"] + 1
-                    numbers = [each["sequence"] for each in frames[replayed:] if "sequence" in each]
-                    last = min([frame["oldest_available"], *numbers]) - 1
-                    frames.insert(replayed, {"type": "gap", "from": first, "to": last})
+                    asked = 0 if frame.get("epoch_changed") else frame["last_sequence"]
+                    frames[replayed:] = _with_gaps(frames[replayed:], asked, frame["oldest_available"])
                 replayed = len(frames)
             elif frame["type"] != "epoch_changed":
                 frames.append({name: value for name, value in frame.items() if name != "replay"})
@@ -167,6 +165,21 @@ class Listener:
                     replayed = len(frames)
         assert not untold, "the application was not told of a new epoch"
         return ClientRecord(self.name, self.patterns, [Connection("client.js", None, "", frames)])
+
+
+def _with_gaps(replayed: list[Frame], asked: int, oldest: int) -> list[Frame]:
+    """Return these frames with gaps for the numbers after `asked` and before `oldest` that are not among them.
+
+    Several replays may have been cut off before the verdict, with the loss between them.
+    """
+    found = []
+    for frame in [*replayed, {"sequence": oldest}]:
+        number = min(frame.get("sequence", frame.get("from")), oldest)
+        if number > asked + 1:
+            found.append({"type": "gap", "from": asked + 1, "to": number - 1})
+        asked = max(asked, frame.get("sequence", frame.get("to")))
+        found.append(frame)
+    return found[:-1]
 
 
 class JavaScript:

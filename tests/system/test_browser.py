@@ -21,7 +21,7 @@ async def listen(page: Page, url: str) -> None:
 
 
 async def test_page(start: ReplicaFactory, tmp_path: Path) -> None:
-    """Through faults, sleep, the loss of its network and reloads, a page gets every event once, or is told of the loss."""
+    """Through faults, sleep and reloads, a page gets every event once and in order, or is told of the loss."""
     rng = random.Random(1)
     async with FaultEnvironment(start) as env, Switch(env.replicas, rng) as switch:
         env.tolerate = TOLERATED

@@ -1,6 +1,6 @@
 """The client for browsers under faults, in Node.js: the history checker judges what the application was told.
 
-`JAVASCRIPT_SEEDS=1,2,3` runs these seeds instead of the one of the normal run, and `JAVASCRIPT_FAULTS=20` as many random
+`JAVASCRIPT_SEEDS=1,2,3` runs these seeds instead of the normal one, and `JAVASCRIPT_FAULTS=20` as many random
 faults after one of each kind.
 """
 
