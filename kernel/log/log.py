@@ -14,6 +14,7 @@ its place.
 import asyncio
 from collections import OrderedDict
 from collections.abc import Iterable
+from functools import partial
 from typing import NamedTuple
 
 from kernel.log.envelope import Announcement
@@ -254,9 +255,14 @@ class Log:
         task = self._reading.get(key)
         if task is None:
             task = self._reading[key] = asyncio.create_task(self._read(epoch, first, end, known, keep=keep))
-            task.add_done_callback(lambda _: self._reading.pop(key, None))
+            task.add_done_callback(partial(self._read_over, key))
         # a reader that is cancelled must not cancel the read of the others
         return await asyncio.shield(task)
+
+    def _read_over(self, key: tuple[str, int, int], task: "asyncio.Task[_Read]") -> None:
+        self._reading.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # asyncio logs an error that nobody asks for, and all readers may have given up
 
     async def _read(self, epoch: str, first: int, end: int, known: tuple[int, str], *, keep: bool) -> _Read:
         witness, id = known

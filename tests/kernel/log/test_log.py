@@ -1,6 +1,7 @@
 """The log: judges announcements, and reads older events from Redis in pages that readers share."""
 
 import asyncio
+import gc
 
 import pytest
 from hypothesis import given, settings
@@ -435,6 +436,22 @@ async def test_a_read_that_fails() -> None:
     assert [type(answer) for answer in answers] == [TransportUnavailable] * 3
     assert len(await world.log.after(at(0))) == 100
     assert world.reads == 2
+
+
+async def test_a_read_that_fails_after_its_readers_gave_up(caplog: pytest.LogCaptureFixture) -> None:
+    """A read that fails when nobody waits for it any more is no error of the service."""
+    world = World(150)
+    world.transport.before["read"].clear()
+    reader = asyncio.create_task(world.log.after(at(0)))
+    await eventually(lambda: world.transport.in_progress["read"] == 1)
+    reader.cancel()
+    await asyncio.wait([reader])
+    world.redis.fail()
+    world.transport.before["read"].set()
+    await eventually(lambda: world.transport.in_progress["read"] == 0)
+    gc.collect()
+    assert caplog.records == []
+    assert len(await world.log.after(at(0))) == 100
 
 
 async def test_kept_pages_are_bounded() -> None:
