@@ -25,11 +25,19 @@ __all__ = ["Page", "open_page"]
 _COMMANDS: Final = Path(javascript.__file__).with_suffix(".mjs")
 _OPTIONS: Final = ("--headless", "--no-sandbox", "--disable-gpu", "--no-proxy-server", "--remote-debugging-port=0")
 
-# The page takes commands by `run`, and reports by the function that DevTools adds.
+# The page takes commands by `run`, and reports by the function that DevTools adds. The last reports of a page that is
+# loaded again may be lost, so the next page repeats them.
 _PAGE: Final = """<!DOCTYPE html><title>Listener</title><script type="module">
 import { connect } from "SERVICE/client.js";
 COMMANDS
-globalThis.run = streams(connect, (message) => report(JSON.stringify(message)));
+let { number, last } = JSON.parse(sessionStorage.getItem("reports") ?? '{"number":0,"last":[]}');
+last.forEach((text) => report(text));
+globalThis.run = streams(connect, (message) => {
+  const text = JSON.stringify({ ...message, number: ++number });
+  last = [...last.slice(-100), text];
+  report(text);
+});
+addEventListener("pagehide", () => sessionStorage.setItem("reports", JSON.stringify({ number, last })));
 </script>"""
 
 
@@ -44,6 +52,7 @@ class Page:
     def __init__(self, socket: ClientConnection) -> None:
         self._socket = socket
         self._numbers = itertools.count(1)
+        self._reported = 0
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._reading = asyncio.ensure_future(self._read())
         self.listeners: dict[str, Listener] = {}
@@ -92,7 +101,9 @@ class Page:
                 self._answers.pop(message["id"]).set_result(message)
             elif message["method"] == "Runtime.bindingCalled":
                 report = json.loads(message["params"]["payload"])
-                self.listeners[report["name"]].take(report)
+                if report["number"] > self._reported:
+                    self._reported = report["number"]
+                    self.listeners[report["name"]].take(report)
             elif message["method"] == "Log.entryAdded":
                 self.log.append(message["params"]["entry"]["text"])
             elif message["method"] == "Runtime.exceptionThrown":

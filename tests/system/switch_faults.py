@@ -16,7 +16,7 @@ __all__ = ["SETTINGS", "TOLERATED", "Faults"]
 
 HISTORY_SIZE: Final = 300
 
-SETTINGS: Final = {
+SETTINGS: Final[dict[str, float]] = {
     "history_size": HISTORY_SIZE,
     "message_buffer_size": 20,
     "drain_seconds": 0.5,
@@ -77,10 +77,11 @@ class Faults:
             await asyncio.sleep(self._rng.uniform(0, 0.3))
 
     async def freeze(self) -> None:
-        """Let no data pass on the lines that are open, until the clients have given them up."""
+        """Let no data pass on the lines that are open, until a client has given its own up."""
         lines = self._switch.lines
         self._switch.freeze()
-        await eventually(lambda: self._switch.lines > lines, PATIENCE)
+        # a client that has not seen two heartbeats on one line waits for 75 s
+        await eventually(lambda: self._switch.lines > lines, 4 * PATIENCE)
 
     async def refuse(self) -> None:
         """Cut all lines, and refuse others for a while."""
@@ -112,6 +113,12 @@ class Faults:
         await self._command("pause", name=name)
         await asyncio.sleep(self._rng.uniform(0.2, 1))
         await self._command("proceed", name=name)
+
+    async def wait_until_live(self) -> None:
+        """Wait until all streams are live and know the interval of the heartbeats."""
+        for listener in self._listeners:
+            await listener.becomes("live")
+        await asyncio.sleep(4 * SETTINGS["websocket_ping_interval_seconds"])
 
     async def wait_until_told(self) -> None:
         """Wait until the positions of all streams cover everything that is accepted by now."""

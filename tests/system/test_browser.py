@@ -31,9 +31,8 @@ async def test_page(start: ReplicaFactory, tmp_path: Path) -> None:
             listeners = [Listener("websocket"), Listener("sse", ["alert.*", "camera.offline"])]
             page.listeners = {listener.name: listener for listener in listeners}
             await listen(page, switch.url)
-            for listener in listeners:
-                await listener.becomes("live")
             faults = Faults(env, switch, rng, page.command, listeners)
+            await faults.wait_until_live()
 
             async def sleep() -> None:
                 """Freeze the page, and cut its lines meanwhile."""

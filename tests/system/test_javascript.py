@@ -32,13 +32,12 @@ async def test_faults(start: ReplicaFactory, seed: int) -> None:
                 for transport in ("websocket", "sse")
                 for patterns in (None, ["alert.*", "camera.offline", "summary*"])
             ]
-            for listener in listeners:
-                await listener.becomes("live")
 
             async def command(do: str, **values: object) -> None:
                 javascript.command(do, **values)
 
             faults = Faults(env, switch, rng, command, listeners)
+            await faults.wait_until_live()
             kinds = rng.sample(faults.kinds, len(faults.kinds)) + rng.choices(faults.kinds, k=FAULTS)
             async with env.load() as producers:
                 for kind in kinds:
