@@ -663,6 +663,41 @@ MUTATIONS: Final = (
         "unhealthyPodEvictionPolicy: IfHealthyBudget",
         ("tests/k8s/test_chart.py",),
     ),
+    Mutation(
+        "client.js resumes a replay that was cut off after what had come",
+        "handlers/browser/client.js",
+        "const position = this.#from ?? this.#seen;",
+        "const position = this.#seen;",
+        ("tests/handlers/browser/test_states.py",),
+    ),
+    Mutation(
+        "client.js takes numbers of a late replica for those of its own epoch",
+        "handlers/browser/client.js",
+        'if (!epoch || (this.status.state === "replaying" && epoch !== this.#seen.epoch)) return;',
+        "if (!epoch) return;",
+        ("tests/handlers/browser/test_states.py",),
+    ),
+    Mutation(
+        "client.js becomes live although its reader has paused it",
+        "handlers/browser/client.js",
+        'if (!connection.closed && this.status.state === "replaying") this.#live();',
+        "this.#live();",
+        ("tests/handlers/browser/test_requests.py",),
+    ),
+    Mutation(
+        "the CORS headers of one answer stay in the next",
+        "handlers/cors.py",
+        'message = {**message, "headers": [*message.get("headers", ()), *headers]}',
+        'message["headers"] = [*message.get("headers", ()), *headers]',
+        ("tests/handlers/test_cors.py",),
+    ),
+    Mutation(
+        "a failed read that nobody waits for is logged",
+        "kernel/log/log.py",
+        "            task.exception()  # asyncio",
+        "            pass  # asyncio",
+        ("tests/kernel/log/test_log.py",),
+    ),
 )
 
 

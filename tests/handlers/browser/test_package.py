@@ -1,5 +1,6 @@
 """The package of client.js: its size, its types, and what `npm pack` and the wheel contain."""
 
+import asyncio
 import gzip
 import json
 import re
@@ -8,10 +9,10 @@ import subprocess
 import sys
 import tomllib
 import zipfile
-from importlib.resources import files
 from pathlib import Path
 
 from tests import processes
+from tests.handlers.browser.scripted_server import ScriptedServer, event, hello
 from tests.javascript import CLIENT, ROOT, TOOLS, find_node, missing
 
 MOST_BYTES = 8 * 1024
@@ -110,8 +111,28 @@ def test_types(tmp_path: Path) -> None:
     assert compiled.returncode == 0
 
 
+async def test_readme(tmp_path: Path) -> None:
+    """The listener in the README prints events, says that some are lost, and sends acks."""
+    (source,) = re.findall(r"```js\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert source.count("\n") <= 10
+    async with ScriptedServer() as server:
+        address = source.replace("http://127.0.0.1:8000/client.js", CLIENT.as_uri())
+        address = address.replace("ws://127.0.0.1:8000/ws/events", server.url)
+        (tmp_path / "listener.mjs").write_text(address)
+        with processes.running([find_node(), tmp_path / "listener.mjs"], stdout=subprocess.PIPE, text=True) as program:
+            peer = await server.peer()
+            await peer.send(hello(), event(11, requires_ack=True), {"type": "gap", "from": 12, "to": 13}, event(14))
+            await peer.gets({"type": "ack", "data": {"sequence": 11}})
+            assert program.stdout is not None
+            lines = [await asyncio.to_thread(program.stdout.readline) for _ in range(5)]
+    assert lines[0:2] == ["connecting \n", "live \n"]
+    assert lines[2].startswith("11 alert_deleted {")
+    assert lines[3].startswith("events are lost: {")
+    assert lines[4].startswith("14 alert_deleted {")
+
+
 def test_wheel(tmp_path: Path) -> None:
-    """The wheel has the files, and an installed service reads them from its package."""
+    """The wheel has all files for browsers."""
     source = tmp_path / "source"
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         source.mkdir(exist_ok=True)
@@ -121,7 +142,6 @@ def test_wheel(tmp_path: Path) -> None:
     build = "from setuptools.build_meta import build_wheel; build_wheel('..')"
     subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
-        found = [name for name in wheel.namelist() if name.startswith("handlers/browser/")]
-        assert sorted(found) == [f"handlers/browser/{name}" for name in FILES]
+        found = {name for name in wheel.namelist() if name.startswith("handlers/browser/")}
+        assert found == {str(path.relative_to(ROOT)) for path in CLIENT.parent.rglob("*.*")}
         assert wheel.read("handlers/browser/client.js") == CLIENT.read_bytes()
-    assert files("handlers").joinpath("browser", "client.js").is_file()
