@@ -26,7 +26,6 @@ _MEDIA_TYPES: Final = {
     "js": _SCRIPT,
     "ts": "application/typescript; charset=utf-8",
 }
-_CONSOLE: Final = ("console.css", "console.js", "icon.svg", "ledger.js", "list.js", "publish.js")
 _CONSOLE_HEADERS: Final = {
     "content-security-policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
@@ -45,10 +44,11 @@ def browser_routes(settings: Settings) -> list[HTTPRouteHandler]:
     ]
     if settings.console == "on":
         options = msgspec.json.encode({"trace_url": settings.trace_url})
+        names = sorted(each.name for each in files("handlers").joinpath("browser", "console").iterdir())
         routes += [
             _file_route("/console", _read("console/index.html"), "html", _CONSOLE_HEADERS),
             _file_route("/console/settings.json", options, "json", _CONSOLE_HEADERS),
-            *(_file_route(f"/console/{name}", _read(f"console/{name}"), name, _CONSOLE_HEADERS) for name in _CONSOLE),
+            *(_file_route(f"/console/{name}", _read(f"console/{name}"), name, _CONSOLE_HEADERS) for name in names),
         ]
     return routes
 
@@ -69,6 +69,8 @@ def _file_route(path: str, content: bytes, name: str, headers: dict[str, str]) -
 
     @route(path, http_method=_METHODS, include_in_schema=False, sync_to_thread=False)
     def file(request: Request[Any, Any, Any]) -> Response[bytes]:
+        if request.scope["raw_path"].endswith(b"/"):  # relative links would lead elsewhere
+            return Response(b"", status_code=307, headers={"location": f"..{path}"})
         known = [each.strip().removeprefix("W/") for each in request.headers.get("if-none-match", "").split(",")]
         if tag in known or "*" in known:
             return Response(b"", status_code=304, headers=headers)

@@ -1,8 +1,8 @@
 """The path `/`: it leads to the console, if there is one. `OPTIONS /`, HAProxy's default check, is answered 204."""
 
-from typing import Any
+from typing import Any, Final
 
-from litestar import Response, get
+from litestar import HttpMethod, Response, route
 from litestar.exceptions import NotFoundException
 from litestar.handlers import HTTPRouteHandler
 
@@ -11,7 +11,10 @@ from handlers.settings import Settings
 __all__ = ["root", "root_route"]
 
 
-@get("/", include_in_schema=False, sync_to_thread=False)
+_METHODS: Final = (HttpMethod.GET, HttpMethod.HEAD)
+
+
+@route("/", http_method=_METHODS, include_in_schema=False, sync_to_thread=False)
 def root() -> None:
     """Answer 404; the route exists because Litestar answers OPTIONS for the paths that it knows."""
     raise NotFoundException
@@ -22,7 +25,7 @@ def root_route(settings: Settings) -> HTTPRouteHandler:
     if settings.console == "off":
         return root
 
-    @get("/", include_in_schema=False, sync_to_thread=False)
+    @route("/", http_method=_METHODS, include_in_schema=False, sync_to_thread=False)
     def to_console() -> Response[Any]:
         return Response(b"", status_code=307, headers={"location": f"{settings.root_path}/console"})
 

@@ -122,6 +122,7 @@ async def test_serves_and_drains(image: str, tmp_path: Path, unused_ports: tuple
         base = f"http://127.0.0.1:{port}"
         wait_until(lambda: process.poll() is not None or _ready(base), 60)
         assert process.poll() is None, log.read_text()
+        assert [_status(f"{base}{path}") for path in ("/console", "/client.js")] == [200, 200]
         _, *processes = podman("top", name, "huser", "user", "pid", "args").splitlines()
         assert [" ".join(line.split()) for line in processes] == ["65532 65532 1 python3 -m handlers serve"]
         writable = "import os; print([path for path, *_ in os.walk('/') if path[:5] not in ('/proc', '/dev/', '/dev') "
@@ -206,6 +207,10 @@ def test_says_what_it_is(image: str) -> None:
     labels = {name.removeprefix("org.opencontainers.image."): value for name, value in config["Labels"].items()}
     assert {"title", "description", "licenses", "version", "revision"} <= set(labels)
     assert labels["title"] == "event-broadcaster"
+
+
+def _status(url: str) -> int:
+    return httpx.get(url, verify=False, trust_env=False).status_code
 
 
 def _ready(base: str) -> bool:

@@ -6,14 +6,15 @@
  */
 
 import { connect } from "../client.js";
-import { Ledger, drawChart, drawStrip } from "./ledger.js";
+import { POINTS, drawChart, drawStrip } from "./charts.js";
+import { describe, matching } from "./describe.js";
+import { Ledger, NAMES } from "./ledger.js";
 import { List } from "./list.js";
 import { PublishForm } from "./publish.js";
+import { watchReplica } from "./replica.js";
 
 const BASE = new URL("../", import.meta.url);
-const CUT_SECONDS = 10;
-const POINTS = 120;
-const HEALTH_SECONDS = 2;
+const MOST_HELD = 50_000;
 
 const $ = (id) => document.getElementById(id);
 
@@ -22,31 +23,42 @@ const credentials = { apiKey: "", token: "" };
 const rates = [];
 const lags = [];
 let stream = null;
+let line = 0; // the timer of a line that is cut, else 0
 let patterns = [];
 let paused = false;
-let arrived = []; // rows for the next frame
-let held = []; // rows that came during a pause
+let queued = []; // rows for the next frame, or for the end of the pause
 let received = 0; // events in this second
 let replica = null; // the newest answer of /health
-let dirty = true;
 let chosen = null;
 let settings = {};
 
 // Connections.
 
+/** Open a connection in place of the one before, after this position; "memory" starts with the next event. */
 function open(resume) {
-  stream?.close();
-  const url = new URL("ws/events", BASE);
-  const mine = (stream = connect(url, {
+  const former = stream;
+  stream = null; // its end is not shown
+  former?.close();
+  clearTimeout(line);
+  line = 0;
+  $("cut").disabled = false;
+  const mine = (stream = connect(new URL("ws/events", BASE), {
     events: patterns,
     resume,
     apiKey: credentials.apiKey || undefined,
     token: credentials.token || undefined,
   }));
-  mine.addEventListener("status", ({ detail }) => mine === stream && showStatus(detail));
+  let before = "";
+  mine.addEventListener("status", ({ detail }) => {
+    if (mine !== stream || line) return;
+    showStatus(detail, before);
+    before = detail.state;
+  });
   mine.addEventListener("error", ({ detail }) => note(`The service refused a request: ${detail.message}`));
   read(mine);
 }
+
+const reopen = () => open(stream.position ?? "memory");
 
 async function read(mine) {
   for await (const message of mine) {
@@ -55,34 +67,34 @@ async function read(mine) {
   }
 }
 
-function showStatus({ state, reason, delay }) {
-  const texts = { connecting: "Connecting", replaying: "Replaying", live: "Live", waiting: "Reconnecting", closed: "Closed" };
-  $("connection").dataset.state = state;
-  $("connection-text").textContent = delay === undefined ? texts[state] : `${texts[state]} in ${Math.ceil(delay / 1000)} s`;
-  $("connection").title = reason;
+const STATES = { connecting: "Connecting", replaying: "Replaying", live: "Live", waiting: "Reconnecting", closed: "Closed" };
+
+function showStatus({ state, reason, delay }, before) {
+  const { position } = stream;
+  showLine(state, delay === undefined ? STATES[state] : `${STATES[state]} in ${Math.ceil(delay / 1000)} s`, reason);
   if (state === "waiting") note(`Connection lost: ${reason}`);
-  if (state === "live" || state === "replaying") {
-    const { position } = stream;
-    if (position) {
-      ledger.enter(position.epoch);
-      ledger.start(position.sequence);
-    }
-    if (state === "live") note("Connected: live", "replayed");
+  if (state === "live" && before !== "replaying") note("Connected", "replayed"); // a replay ends with its verdict
+  if (position && (state === "live" || state === "replaying")) {
+    ledger.enter(position.epoch);
+    ledger.start(position.sequence);
   }
-  if (state === "closed" && reason !== "closed by the application") askForKey(reason);
-  dirty = true;
+  $("key-open").hidden = state !== "closed";
+  if (state === "closed") askForKey(reason);
+  changed();
+}
+
+function showLine(state, text, reason = "") {
+  $("connection").dataset.state = state;
+  $("connection").title = reason;
+  say("connection-text", text);
 }
 
 function askForKey(reason) {
-  $("key-reason").textContent = reason;
-  if (!$("key-dialog").open) $("key-dialog").showModal();
+  if (reason) $("key-reason").textContent = reason;
+  if ($("key-dialog").open) return;
+  $("key-dialog").returnValue = "";
+  $("key-dialog").showModal();
 }
-
-$("key-dialog").addEventListener("close", () => {
-  credentials.apiKey = $("key").value;
-  credentials.token = $("token").value;
-  open(stream?.position ?? "memory");
-});
 
 // Messages.
 
@@ -96,13 +108,10 @@ function take(message) {
       break;
     case "epoch_changed":
       ledger.enter(message.epoch);
-      note(`The numbering has restarted: epoch ${message.epoch}`, "lost");
+      note(`The numbering has restarted in epoch ${message.epoch}`, "lost");
       break;
     case "resync_ack":
-      ledger.enter(message.epoch);
-      if (message.gap_too_old) ledger.gap(message.last_sequence + 1, message.oldest_available - 1);
-      if (position) ledger.passed(position.sequence);
-      note(verdictOf(message), message.recovered ? "replayed" : "lost");
+      takeVerdict(message, position);
       break;
     default:
       if (number === undefined) {
@@ -110,71 +119,44 @@ function take(message) {
         break;
       }
       received += 1;
-      if (position) ledger.enter(position.epoch);
-      ledger.passed(number - 1);
+      ledger.enter(position?.epoch);
       ledger.event(number, message.replay);
-      row({ message, number });
+      add({ message, number });
   }
-  dirty = true;
+}
+
+function takeVerdict(ack, position) {
+  ledger.enter(ack.epoch);
+  if (ack.gap_too_old && !ack.epoch_changed) ledger.gap(ack.last_sequence + 1, ack.oldest_available - 1);
+  if (position.sequence < ledger.settled) ledger.reset(position.sequence); // it was beyond the newest
+  ledger.passed(position.sequence);
+  note(verdictOf(ack), ack.recovered ? "replayed" : "lost");
 }
 
 function verdictOf(ack) {
-  if (ack.recovered) return `Resumed after ${ack.last_sequence}: ${ack.replayed_count} events replayed, nothing is missing`;
-  if (ack.epoch_changed) return `Resumed in a new epoch: events of the old one may be lost`;
-  if (ack.gap_too_old) return `Resumed: events before ${ack.oldest_available} are no longer stored`;
-  return "Resumed: whether events are missing cannot be told";
+  const count = `${ack.replayed_count} ${ack.replayed_count === 1 ? "event" : "events"} replayed`;
+  if (ack.recovered) return `Resumed after ${ack.last_sequence}: ${count}, nothing is missing`;
+  if (ack.epoch_changed) return `Resumed in another epoch: ${count}, events of the one before may be lost`;
+  if (ack.gap_too_old) return `Resumed: ${count}, those before ${ack.oldest_available} are no longer stored`;
+  return "Resumed: no event has this number; continuing with the next one";
 }
 
+/** A row that is not an event; screen readers announce it. */
 function note(text, mark = "note") {
-  row({ note: text, mark });
+  add({ note: text, mark });
+  $("announcement").textContent = text;
 }
 
-function row(item) {
+function add(item) {
   item.at = Date.now();
-  (paused ? held : arrived).push(item);
-  if (held.length > 50_000) held.splice(0, 10_000);
-  dirty = true;
+  queued.push(item);
+  if (queued.length > MOST_HELD + 1000) queued.splice(0, queued.length - MOST_HELD); // paused, or not in view
+  changed();
 }
 
 // The list.
 
-const SEVERITY = {
-  running: "low", healthy: "low", online: "low", info: "low", low: "low",
-  warning: "medium", medium: "medium", degraded: "medium", restarting: "medium", unknown: "medium",
-  high: "high", offline: "high", stopped: "high", unhealthy: "high", failed: "high", restart_failed: "high",
-  critical: "critical", crashed: "critical", error: "critical",
-};
-
-function severityOf({ type, data }) {
-  if (type === "worker_status") return /error|failed/.test(data.event_type) ? "high" : "low";
-  return SEVERITY[data.severity ?? data.risk_level ?? (type.startsWith("alert") ? "" : data.status)] ?? "low";
-}
-
-function textOf({ data }) {
-  const told = data.summary ?? data.message ?? data.reason ?? data.description ?? "";
-  const who = data.camera_name ?? data.camera_id ?? data.service ?? data.worker_name ?? data.alertname ?? data.id ?? "";
-  const what = data.status ?? data.change_type ?? data.label ?? data.severity ?? "";
-  return [who, what, told].filter((part) => part !== "" && part !== null).join(" · ") || JSON.stringify(data);
-}
-
-function describe(item) {
-  const time = new Date(item.at).toTimeString().slice(0, 8);
-  if (item.note) return { time, number: "", type: "", text: item.note, mark: item.mark };
-  const { message, number } = item;
-  return {
-    time,
-    number,
-    type: message.type + (message.replay ? " ↺" : ""),
-    text: textOf(message),
-    severity: severityOf(message),
-  };
-}
-
-const list = new List($("list"), {
-  describe,
-  onSelect: choose,
-  onFollow: (follows) => ($("newest").hidden = follows),
-});
+const list = new List($("list"), { describe, onSelect: choose, onChange: showCounts });
 
 function choose(item) {
   chosen = item;
@@ -182,89 +164,105 @@ function choose(item) {
   const { message } = item;
   $("event-empty").hidden = Boolean(message);
   $("event").hidden = !message;
+  $("event-empty").textContent = item.note ?? "";
   if (!message) return;
   $("event-title").textContent = `${item.number} ${message.type}`;
   $("event-json").textContent = JSON.stringify(message, null, 2);
+  $("copy").textContent = "Copy JSON";
   $("ack").hidden = !message.requires_ack;
   const trace = message.traceparent?.split("-")[1];
   $("trace").hidden = !(trace && settings.trace_url);
   if (trace && settings.trace_url) $("trace").href = settings.trace_url.replaceAll("{trace_id}", trace);
 }
 
-function search() {
-  const text = $("search").value.trim().toLowerCase();
-  const [, field, value] = /^(\w+)\s*=\s*(.+)$/.exec(text) ?? [];
-  if (!text) list.filter(() => true);
-  else if (field) {
-    list.filter(({ message }) => String(message?.data?.[field] ?? "").toLowerCase().includes(value));
-  } else {
-    list.filter((item) => (item.note ?? JSON.stringify(item.message)).toLowerCase().includes(text));
-  }
-  dirty = true;
+function showCounts() {
+  const held = paused && queued.length ? `, ${queued.length} held` : "";
+  say("shown", `${list.shown} of ${list.size} shown${held}`);
+  $("newest").hidden = list.follows;
+  const events = ledger.counts.live + ledger.counts.replayed;
+  $("empty").hidden = list.shown > 0 && (events > 0 || list.shown > 3);
+  $("empty-new").hidden = events > 0;
+  $("empty-search").hidden = events === 0 || list.shown > 0 || !list.size;
 }
-
-// Controls.
 
 let searching = 0;
 $("search").addEventListener("input", () => {
   clearTimeout(searching);
-  searching = setTimeout(search, 150);
+  searching = setTimeout(() => list.filter(matching($("search").value)), 150);
 });
 $("pause").addEventListener("click", () => {
   paused = !paused;
   $("pause").setAttribute("aria-pressed", paused);
-  $("pause").textContent = paused ? "Continue" : "Pause";
-  if (!paused) arrived.push(...held.splice(0));
-  dirty = true;
+  changed();
 });
-$("clear").addEventListener("click", () => {
-  list.clear();
-  dirty = true;
+$("clear").addEventListener("click", () => list.clear());
+$("newest").addEventListener("click", () => {
+  list.showNewest();
+  $("list").focus();
 });
-$("newest").addEventListener("click", () => list.showNewest());
+$("copy").addEventListener("click", async () => {
+  try {
+    await navigator.clipboard.writeText($("event-json").textContent);
+    $("copy").textContent = "Copied";
+  } catch {
+    // Pages without TLS may not write to the clipboard.
+    getSelection().selectAllChildren($("event-json"));
+    $("copy").textContent = "Selected: press Ctrl+C";
+  }
+});
+$("ack").addEventListener("click", () => {
+  stream.ack(chosen.message);
+  note(`Acknowledged ${chosen.number} and all before it`);
+});
+
+// What is received.
+
 $("patterns-form").addEventListener("submit", (event) => {
   event.preventDefault();
-  const wanted = $("patterns").value.split(",").map((pattern) => pattern.trim()).filter(Boolean);
-  if (wanted.length) {
-    stream.subscribe(wanted);
-    const gone = patterns.filter((pattern) => !wanted.includes(pattern));
-    if (gone.length) stream.unsubscribe(gone);
-  } else stream.unsubscribe();
-  patterns = wanted;
-  note(wanted.length ? `Receiving ${wanted.join(", ")}` : "Receiving every event");
+  patterns = $("patterns").value.split(",").map((pattern) => pattern.trim()).filter(Boolean);
+  if (stream.position) ledger.passed(stream.position.sequence);
+  ledger.filtered = patterns.length > 0;
+  note(patterns.length ? `Receiving ${patterns.join(", ")}` : "Receiving every event");
+  reopen(); // the patterns hold from an exact position on
 });
 $("cut").addEventListener("click", () => {
-  const { position } = stream;
-  stream.close();
+  let left = Number($("cut").dataset.seconds);
   $("cut").disabled = true;
-  note(`The line is cut for ${CUT_SECONDS} s`);
-  let left = CUT_SECONDS;
-  $("connection").dataset.state = "waiting";
+  note(`The line is cut for ${left} s`);
   const count = () => {
-    $("connection-text").textContent = `Cut: ${left} s`;
-    if (left-- > 0) setTimeout(count, 1000);
-    else {
-      $("cut").disabled = false;
-      open(position ?? "memory");
+    if (left <= 0) {
+      reopen();
+      return;
     }
+    showLine("waiting", `Cut: ${left} s`);
+    line = setTimeout(count, 1000);
+    left -= 1;
   };
   count();
+  stream.close();
 });
 $("resume-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const sequence = Number($("resume-from").value);
   note(`Resuming from ${sequence}`);
+  ledger.reset(sequence);
   open({ epoch: stream.position?.epoch ?? "", sequence });
 });
-$("copy").addEventListener("click", () => navigator.clipboard?.writeText($("event-json").textContent));
-$("ack").addEventListener("click", () => {
-  stream.ack(chosen.message);
-  note(`Acknowledged ${chosen.number}`);
+$("key-open").addEventListener("click", () => askForKey(""));
+$("key-dialog").addEventListener("close", () => {
+  if ($("key-dialog").returnValue !== "use") return;
+  credentials.apiKey = $("key").value;
+  credentials.token = $("token").value;
+  if (stream.status.state === "closed") reopen();
 });
 
 // Tabs.
 
 const tabs = [...document.querySelectorAll("[role=tab]")];
+const form = new PublishForm(BASE, $("publish"), {
+  headers: () => (credentials.apiKey ? { "X-API-Key": credentials.apiKey } : {}),
+  onRefused: askForKey,
+});
 
 function selectTab(name) {
   for (const tab of tabs) {
@@ -276,11 +274,6 @@ function selectTab(name) {
   if (name === "publish") form.load();
 }
 
-const form = new PublishForm(BASE, $("publish"), () => ({
-  ...(credentials.apiKey && { "X-API-Key": credentials.apiKey }),
-  ...(credentials.token && { Authorization: `Bearer ${credentials.token}` }),
-}));
-
 for (const tab of tabs) {
   tab.addEventListener("click", () => selectTab(tab.id.slice(4)));
   tab.addEventListener("keydown", (event) => {
@@ -291,93 +284,95 @@ for (const tab of tabs) {
     next.focus();
   });
 }
+$("empty-publish").addEventListener("click", () => {
+  selectTab("publish");
+  $("tab-publish").focus();
+});
 
 // What is drawn once a frame, and what once a second.
 
 function colours() {
-  const style = getComputedStyle(document.documentElement);
   const probe = document.createElement("span");
   document.body.append(probe);
   const found = {};
-  for (const name of ["live", "replayed", "skipped", "missing", "lost", "accent"]) {
+  for (const name of [...NAMES.slice(1), "accent"]) {
     probe.style.color = `var(--${name})`;
     found[name] = getComputedStyle(probe).color;
   }
   probe.remove();
-  return style && found;
+  return found;
 }
 
 let palette = colours();
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
-  palette = colours();
-  dirty = true;
-});
-addEventListener("resize", () => (dirty = true));
+let awaited = false;
 
-function draw() {
+function changed() {
+  if (awaited) return;
+  awaited = true;
   requestAnimationFrame(draw);
-  if (!dirty) return;
-  dirty = false;
-  if (arrived.length) list.add(arrived.splice(0));
-  const { position } = stream;
-  $("position").textContent = position ? position.sequence : "–";
-  $("epoch").textContent = position?.epoch || "–";
-  for (const [name, count] of Object.entries(ledger.counts)) $(`count-${name}`).textContent = count;
-  const { lost, missing, repeated } = ledger.counts;
-  const complete = lost === 0 && repeated === 0 && ledger.epochs === 0;
-  const events = ledger.counts.live + ledger.counts.replayed;
-  $("verdict").dataset.complete = complete;
-  $("verdict").textContent = complete
-    ? missing
-      ? `${missing} on their way`
-      : `${events} events, in order, each once, none lost`
-    : `${events} events; ${lost} lost, ${repeated} repeated, ${ledger.epochs} new epochs`;
-  $("shown").textContent = `${list.shown} of ${list.size} shown${held.length ? `, ${held.length} held` : ""}`;
-  drawStrip($("strip"), ledger, palette);
 }
 
-setInterval(() => {
+function draw() {
+  awaited = false;
+  if (queued.length && !paused) list.add(queued.splice(0));
+  const { position } = stream;
+  const { counts } = ledger;
+  say("position", position?.sequence ?? "–");
+  say("epoch", position?.epoch || "–");
+  for (const [name, count] of Object.entries(counts)) if (name !== "epochs") say(`count-${name}`, count);
+  $("verdict").dataset.complete = ledger.complete ? (counts.live + counts.replayed ? "true" : "") : "false";
+  say("verdict", summaryOf(counts));
+  const range = drawStrip($("strip"), ledger, palette);
+  say("range", range ? `${range[0]} – ${range[1]}` : "");
+  showCounts();
+}
+
+function summaryOf({ live, replayed, missing, lost, repeated, epochs }) {
+  const events = live + replayed === 1 ? "1 event" : `${live + replayed} events`;
+  if (!ledger.complete) {
+    const faults = [lost && `${lost} lost`, repeated && `${repeated} repeated`, epochs && `numbering restarted ${epochs} ×`];
+    return `${events}; ${faults.filter(Boolean).join(", ")}`;
+  }
+  if (missing) return `${events}, in order, each once; ${missing} on ${missing === 1 ? "its" : "their"} way`;
+  return live + replayed ? `${events}, in order, each once, none lost` : "Nothing has arrived yet";
+}
+
+function say(id, text) {
+  const node = $(id);
+  if (node.textContent !== String(text)) node.textContent = text;
+}
+
+function tick() {
+  const { position, status } = stream;
+  if (position && status.state === "live") ledger.passed(position.sequence);
+  // With patterns, what the replica has sent since the last event or heartbeat is not known.
+  const known = replica && position && replica.epoch === position.epoch && !ledger.filtered;
   rates.push(received);
+  lags.push(known ? Math.max(0, replica.sequence - position.sequence) : null);
   received = 0;
-  if (stream.position && stream.status.state === "live" && !arrived.length) ledger.passed(stream.position.sequence);
-  lags.push(replica && stream.position ? Math.max(0, replica.sequence - stream.position.sequence) : 0);
   for (const values of [rates, lags]) if (values.length > POINTS) values.shift();
-  $("rate").textContent = rates.at(-1);
-  $("lag").textContent = lags.at(-1);
+  say("rate", rates.at(-1));
+  say("lag", lags.at(-1) ?? "–");
+  if (document.hidden) draw(); // there are no frames
+  else drawCharts();
+  changed();
+}
+
+function drawCharts() {
   drawChart($("rate-chart"), rates, palette.accent);
   drawChart($("lag-chart"), lags, palette.missing);
-  dirty = true;
-}, 1000);
+}
 
-async function health() {
-  try {
-    const answer = await fetch(new URL("health", BASE), { cache: "no-store" });
-    if (!answer.ok) throw new Error(answer.status === 404 ? "it is served on another port" : `status ${answer.status}`);
-    replica = await answer.json();
-    if (replica.epoch === ledger.epoch) ledger.expect(replica.sequence);
-    $("health-note").textContent = "";
-    const { circuit, retry } = replica;
-    const facts = {
-      status: replica.status,
-      connections: replica.connections,
-      position: `${replica.sequence} in ${replica.epoch}`,
-      Redis: replica.redis,
-      listener: replica.listener_healthy ? "healthy" : "not healthy",
-      circuit: `${circuit.state}, ${circuit.total_failures} failures, ${circuit.total_successes} successes`,
-      publishes: `${retry.successful_broadcasts} accepted, ${retry.failed_broadcasts} failed`,
-      retries: Object.values(retry.retry_counts).reduce((sum, count) => sum + count, 0),
-    };
-    const nodes = Object.entries(facts).flatMap(([name, value]) => {
-      const [term, definition] = ["dt", "dd"].map((tag) => document.createElement(tag));
-      term.textContent = name;
-      definition.textContent = value;
-      return [term, definition];
-    });
-    $("health").replaceChildren(...nodes);
-  } catch (error) {
-    $("health-note").textContent = `The health of the replica cannot be shown: ${error.message}.`;
-  }
-  setTimeout(health, HEALTH_SECONDS * 1000);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  palette = colours();
+  drawCharts();
+  changed();
+});
+for (const type of ["resize", "visibilitychange"]) {
+  addEventListener(type, () => {
+    drawCharts();
+    changed();
+  });
 }
 
 fetch(new URL("console/settings.json", BASE))
@@ -385,5 +380,10 @@ fetch(new URL("console/settings.json", BASE))
   .then((found) => (settings = found))
   .catch(() => {});
 open("memory");
-health();
-requestAnimationFrame(draw);
+watchReplica(BASE, $("health"), $("health-note"), (report) => {
+  replica = report;
+  if (report && report.epoch === ledger.epoch && !ledger.filtered) ledger.expect(report.sequence);
+  changed();
+});
+setInterval(tick, 1000);
+drawCharts();

@@ -1,149 +1,126 @@
 /**
- * The ledger: which numbers have arrived, and how. It knows of a message only its type and its numbers.
+ * The ledger: which numbers have arrived, and how. It knows nothing of an event but its number.
  *
- * Every number from the first one on has one state. `MISSING` are numbers before the position that no event, gap or
- * heartbeat has explained yet; while a connection is live there are none.
+ * Events come in the order of their numbers, so one number divides them: up to `settled` every number is live, replayed,
+ * excluded (by the patterns) or lost; after it, up to the highest number that is known, all are on their way. A number that
+ * is skipped settles too: as excluded if the patterns exclude events, otherwise as lost.
  */
 
-export const MISSING = 0;
 export const LIVE = 1;
 export const REPLAYED = 2;
-export const SKIPPED = 3;
+export const EXCLUDED = 3;
 export const LOST = 4;
+export const MISSING = 5;
+export const NAMES = ["", "live", "replayed", "excluded", "lost", "missing"];
 
-const KEPT = 4096; // the newest numbers, for the strip
-const NAMES = ["missing", "live", "replayed", "skipped", "lost"];
+const KEPT = 65_536; // numbers whose state is kept
 
 export class Ledger {
+  /** True while the patterns exclude events. */
+  filtered = false;
+  epoch = "";
+  /** The first number that counts, or null before any number is known. */
+  first = null;
+  settled = 0;
+  newest = 0;
+  #known = 0; // the highest number that certainly exists
+  #states = new Uint8Array(KEPT);
+  #counts;
+
   constructor() {
-    this.epoch = "";
-    this.epochs = 0;
-    this.counts = { missing: 0, live: 0, replayed: 0, skipped: 0, lost: 0, repeated: 0 };
-    this.newest = 0; // the highest number that is known
-    this.#restart();
+    this.#clear();
   }
 
-  #restart() {
-    this.first = null;
-    this.states = new Uint8Array(KEPT);
-    this.newest = 0;
-    this.counts.missing = 0;
+  get counts() {
+    return { ...this.#counts, missing: this.newest - this.settled };
   }
 
-  /** The epoch that the next numbers belong to; another one starts anew. */
+  get complete() {
+    const { lost, repeated, epochs } = this.#counts;
+    return lost + repeated + epochs === 0;
+  }
+
+  /** The state of a number, or 0 if it is not known (any more). */
+  at(number) {
+    if (this.first === null || number < this.first || number > this.newest || number <= this.settled - KEPT) return 0;
+    return number > this.settled ? MISSING : this.#states[number % KEPT];
+  }
+
+  /** The next numbers belong to this epoch. In another one than before, they start at 1. */
   enter(epoch) {
     if (!epoch || epoch === this.epoch) return;
-    if (this.epoch) {
-      this.epochs += 1;
-      this.#restart();
+    if (this.epoch && this.first !== null) {
+      this.#counts.epochs += 1;
+      this.#known = 0;
+      this.#begin(0);
     }
     this.epoch = epoch;
   }
 
-  /** Numbering is known up to `number`: the client starts there, or resumes from there. */
+  /** Count from after `number`, unless numbers are counted already. */
   start(number) {
-    if (this.first === null) {
-      this.first = number + 1;
-      this.newest = number;
-    }
+    if (this.first === null) this.#begin(number);
   }
 
-  /** The replica stands at `number`; what lies between is on its way. */
+  /** Forget everything, and count from after `number`. What is known to exist after it is on its way. */
+  reset(number) {
+    this.#clear();
+    this.#begin(number);
+    this.expect(this.#known);
+  }
+
+  /** Numbers up to this one exist. */
   expect(number) {
-    if (this.first !== null) this.#reach(number);
+    if (this.first === null) return;
+    this.#known = Math.max(this.#known, number);
+    this.newest = Math.max(this.newest, number);
   }
 
   event(number, replayed) {
     this.start(number - 1);
-    if (number < this.first || (number <= this.newest && this.at(number) !== MISSING)) {
-      this.counts.repeated += 1;
-      return;
-    }
-    this.#reach(number);
-    this.#set(number, replayed ? REPLAYED : LIVE);
+    this.passed(number - 1);
+    if (number <= this.settled) this.#counts.repeated += 1;
+    else this.#settle(number, replayed ? REPLAYED : LIVE);
   }
 
-  /** Everything up to `number` was sent: what has not arrived was excluded by the patterns. */
+  /** Nothing up to `number` will come any more. */
   passed(number) {
-    this.#explain(this.first ?? number + 1, number, SKIPPED);
+    this.start(number);
+    this.#settle(number, this.filtered ? EXCLUDED : LOST);
   }
 
+  /** The service says that these are lost; after a replay it says so once later ones have come. */
   gap(from, to) {
     this.start(from - 1);
-    this.#explain(from, to, LOST);
-  }
-
-  at(number) {
-    return number > this.newest - KEPT && number <= this.newest ? this.states[number % KEPT] : SKIPPED;
-  }
-
-  #explain(from, to, state) {
-    this.start(to);
-    this.#reach(to);
-    if (!this.counts.missing && state === SKIPPED) return;
-    for (let number = Math.max(from, this.newest - KEPT + 1); number <= to; number += 1) {
-      if (this.at(number) === MISSING) this.#set(number, state);
+    this.passed(from - 1);
+    const last = Math.min(to, this.settled);
+    for (let number = Math.max(from, this.first, last - KEPT + 1); number <= last; number += 1) {
+      if (this.at(number) !== EXCLUDED) continue;
+      this.#states[number % KEPT] = LOST;
+      this.#counts.excluded -= 1;
+      this.#counts.lost += 1;
     }
+    this.#settle(to, LOST);
   }
 
-  #reach(number) {
-    if (number <= this.newest) return;
-    const far = Math.min(number - this.newest, KEPT);
-    for (let index = 0; index < far; index += 1) this.states[(number - index) % KEPT] = MISSING;
-    this.counts.missing += number - this.newest;
-    this.newest = number;
+  #clear() {
+    this.first = null;
+    this.settled = this.newest = 0;
+    this.#counts = { live: 0, replayed: 0, excluded: 0, lost: 0, repeated: 0, epochs: 0 };
   }
 
-  #set(number, state) {
-    this.states[number % KEPT] = state;
-    this.counts.missing -= 1;
-    this.counts[NAMES[state]] += 1;
+  #begin(number) {
+    this.first = number + 1;
+    this.settled = this.newest = number;
   }
-}
 
-/** Draw the newest numbers, one cell each, the newest at the right. */
-export function drawStrip(canvas, ledger, colours) {
-  const scale = globalThis.devicePixelRatio || 1;
-  const width = Math.round(canvas.clientWidth * scale);
-  const height = Math.round(canvas.clientHeight * scale);
-  if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d");
-  context.clearRect(0, 0, width, height);
-  if (ledger.first === null) return;
-  const cell = Math.max(3, Math.round(5 * scale));
-  const room = Math.floor(width / cell);
-  const from = Math.max(ledger.first, ledger.newest - room + 1);
-  for (let number = from; number <= ledger.newest; number += 1) {
-    const state = ledger.at(number);
-    context.fillStyle = colours[NAMES[state]];
-    const tall = state === SKIPPED ? 0.3 : state === MISSING ? 0.6 : 0.86;
-    const x = width - (ledger.newest - number + 1) * cell;
-    context.fillRect(x, height * (1 - tall) * 0.5, cell - Math.max(1, scale), height * tall);
+  #settle(to, state) {
+    if (to <= this.settled) return;
+    for (let number = Math.max(this.settled + 1, to - KEPT + 1); number <= to; number += 1) {
+      this.#states[number % KEPT] = state;
+    }
+    this.#counts[NAMES[state]] += to - this.settled;
+    this.settled = to;
+    this.expect(to);
   }
-}
-
-/** Draw values as a small area chart. */
-export function drawChart(canvas, values, colour) {
-  const scale = globalThis.devicePixelRatio || 1;
-  const width = Math.round(120 * scale);
-  const height = Math.round(28 * scale);
-  if (canvas.width !== width) Object.assign(canvas, { width, height });
-  const context = canvas.getContext("2d");
-  context.clearRect(0, 0, width, height);
-  const top = Math.max(1, ...values);
-  const step = width / 119;
-  context.beginPath();
-  values.forEach((value, index) => {
-    const x = width - (values.length - 1 - index) * step;
-    context[index ? "lineTo" : "moveTo"](x, height - 2 - (height - 4) * (value / top));
-  });
-  context.strokeStyle = colour;
-  context.lineWidth = 1.5 * scale;
-  context.stroke();
-  context.lineTo(width, height);
-  context.lineTo(width - (values.length - 1) * step, height);
-  context.globalAlpha = 0.15;
-  context.fillStyle = colour;
-  context.fill();
-  context.globalAlpha = 1;
 }

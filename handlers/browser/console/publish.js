@@ -5,15 +5,17 @@
 export class PublishForm {
   #base;
   #headers;
+  #onRefused;
   #form;
   #types = [];
   #loaded = false;
 
-  /** `headers()` returns the credentials as headers. */
-  constructor(base, form, headers) {
+  /** `headers()` returns the credentials as headers; `onRefused(reason)` is called if the service wants others. */
+  constructor(base, form, { headers, onRefused }) {
     this.#base = base;
     this.#form = form;
     this.#headers = headers;
+    this.#onRefused = onRefused;
     this.#part("type").addEventListener("change", () => this.#show());
     form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -35,6 +37,7 @@ export class PublishForm {
     }
     const options = this.#types.map(({ path }, index) => new Option(path.replace("/broadcast/", ""), index));
     this.#part("type").replaceChildren(...options);
+    this.#part("submit").disabled = false;
     this.#show();
   }
 
@@ -64,10 +67,12 @@ export class PublishForm {
         const value = valueOf(field, input);
         if (value !== undefined) data[field.name] = value;
       } catch {
-        this.#blame(field.name, "is not valid JSON");
+        this.#say("Not published.");
+        this.#blame([{ field: field.name, message: "is not valid JSON" }]);
         return;
       }
     }
+    this.#say("Publishing …");
     let answer;
     try {
       answer = await fetch(new URL(path.slice(1), this.#base), {
@@ -81,22 +86,30 @@ export class PublishForm {
     }
     const body = await answer.json().catch(() => ({}));
     if (answer.status === 202) {
-      this.#say(`Published with number ${body.sequence}; ${body.subscribers} replicas got it.`);
+      const replicas = body.subscribers === 1 ? "1 replica" : `${body.subscribers} replicas`;
+      this.#say(`Published with number ${body.sequence}; ${replicas} got it.`);
       return;
     }
     this.#say(`Not published: ${answer.status} ${body.detail ?? ""}`);
-    for (const { field, message } of body.errors ?? []) this.#blame(field.replace(/^data\./, ""), message);
+    this.#blame(body.errors ?? []);
+    if (answer.status === 401) this.#onRefused(body.detail);
   }
 
-  #blame(name, message) {
-    const input = this.#form.querySelector(`#field-${CSS.escape(name)}`);
-    if (!input) {
-      this.#say(`${this.#part("answer").textContent} ${name} ${message}`);
-      return;
+  /** Show each message beside the input of its field, and those of other fields below the form. */
+  #blame(errors) {
+    let first = null;
+    for (const { field, message } of errors) {
+      const name = field.replace(/^data\./, "").replace(/[.[].*$/, "");
+      const input = this.#form.querySelector(`#field-${CSS.escape(name)}`);
+      if (!input) {
+        this.#say(`${this.#part("answer").textContent} ${field} ${message}`);
+        continue;
+      }
+      input.setAttribute("aria-invalid", "true");
+      input.parentElement.querySelector(".error").textContent = `${field.replace(/^data\./, "")} ${message}`;
+      first ??= input;
     }
-    input.setAttribute("aria-invalid", "true");
-    input.parentElement.querySelector(".error").textContent = message;
-    input.focus();
+    first?.focus();
   }
 }
 
@@ -109,54 +122,53 @@ function typesOf(document) {
   };
   const found = [];
   for (const [path, { post }] of Object.entries(document.paths)) {
-    if (!post || !path.startsWith("/broadcast/") || path.endsWith("/batch") && path === "/broadcast/batch") continue;
+    if (!post || !path.startsWith("/broadcast/") || path === "/broadcast/batch") continue;
     const content = post.requestBody.content["application/json"];
     const data = resolve((resolve(content.schema).oneOf ?? [content.schema])[0]);
     const example = content.examples?.bare?.value ?? {};
-    const fields = Object.entries(data.properties ?? {}).map(([name, schema]) => fieldOf(name, resolve(schema), schema, data, example, resolve));
+    const fields = Object.entries(data.properties ?? {}).map(([name, schema]) => ({
+      ...fieldOf(schema, resolve),
+      name,
+      required: (data.required ?? []).includes(name),
+      example: example[name],
+    }));
     found.push({ path, summary: post.summary ?? "", fields });
   }
   return found;
 }
 
-function fieldOf(name, schema, given, data, example, resolve) {
+function fieldOf(given, resolve) {
+  const schema = resolve(given);
   const choices = (schema.anyOf ?? schema.oneOf ?? [schema]).map(resolve);
-  const enumeration = choices.find((choice) => choice.enum)?.enum;
   const types = choices.flatMap((choice) => choice.type ?? []);
-  return {
-    name,
-    enumeration,
-    kind: enumeration ? "enum" : ["boolean", "integer", "number", "string"].find((type) => types.includes(type)) ?? "json",
-    required: (data.required ?? []).includes(name),
-    description: given.description ?? schema.description ?? "",
-    example: example[name],
-  };
+  const kind = ["boolean", "integer", "number", "string"].find((type) => types.includes(type)) ?? "json";
+  const values = choices.find((choice) => choice.enum)?.enum ?? (kind === "boolean" ? ["true", "false"] : null);
+  return { kind, values, description: given.description ?? schema.description ?? "" };
 }
 
-function inputFor(field) {
-  const { name, kind, required, enumeration, description, example } = field;
+function inputFor({ name, kind, values, required, description, example }) {
   const box = document.createElement("div");
   box.className = "field";
   const label = document.createElement("label");
   label.htmlFor = `field-${name}`;
   label.textContent = required ? name : `${name} (optional)`;
   let input;
-  if (kind === "enum") {
+  if (values) {
     input = document.createElement("select");
-    input.append(...(required ? [] : [new Option("–", "")]), ...enumeration.map((value) => new Option(value, value)));
-    input.value = example ?? (required ? enumeration[0] : "");
+    input.append(...(required ? [] : [new Option("–", "")]), ...values.map((value) => new Option(value, value)));
+    input.value = example ?? (required ? values[0] : "");
   } else if (kind === "json") {
     input = document.createElement("textarea");
     input.value = example === undefined || example === null ? "" : JSON.stringify(example);
   } else {
     input = document.createElement("input");
-    input.type = kind === "integer" || kind === "number" ? "number" : "text";
+    input.type = kind === "string" ? "text" : "number";
     if (kind === "number") input.step = "any";
-    input.value = example ?? "";
-    if (/_at$|^timestamp$/.test(name)) input.value = new Date().toISOString();
+    const moment = example && /_at$|^timestamp$/.test(name);
+    input.value = moment ? new Date().toISOString() : (example ?? "");
+    input.autocomplete = "off";
   }
   input.id = label.htmlFor;
-  input.required = required && kind !== "json" && kind !== "string";
   const about = document.createElement("small");
   about.id = `about-${name}`;
   about.textContent = description;
@@ -169,9 +181,10 @@ function inputFor(field) {
   return box;
 }
 
+/** The value of an input; undefined if it is empty, except for a required text. */
 function valueOf({ kind, required }, input) {
   const text = input.value;
-  if (text === "" && (!required || kind === "json")) return undefined;
+  if (text === "" && !(required && kind === "string")) return undefined;
   if (kind === "integer" || kind === "number") return Number(text);
   if (kind === "boolean") return text === "true";
   return kind === "json" ? JSON.parse(text) : text;
