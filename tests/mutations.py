@@ -51,6 +51,27 @@ MUTATIONS: Final = (
         ("tests/handlers/server/test_garbage_collector.py",),
     ),
     Mutation(
+        "the console calls a lost event excluded",
+        "handlers/browser/console/ledger.js",
+        "this.filtered ? EXCLUDED : LOST",
+        "EXCLUDED",
+        ("tests/handlers/browser/test_ledger.py -k without",),
+    ),
+    Mutation(
+        "the console takes its own reconnects for refusals",
+        "handlers/browser/console/console.js",
+        "  stream = null; // its end is not shown\n",
+        "",
+        ("tests/system/test_console.py -k patterns",),
+    ),
+    Mutation(
+        "the console publishes an empty number as 0",
+        "handlers/browser/console/publish.js",
+        'if (text === "" && !(required && kind === "string")) return undefined;',
+        "",
+        ("tests/system/test_console.py -k publish",),
+    ),
+    Mutation(
         "a publish that waits holds its data twice",
         "kernel/publishing/publisher.py",
         "            del encoded  # it may",
