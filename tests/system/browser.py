@@ -95,7 +95,7 @@ class Page:
                 const ask = () => {{
                     const value = ({expression});
                     if (value) done(value);
-                    else if (Date.now() > end) fail(new Error(`not within {seconds:g} s: ${{document.body.innerText}}`));
+                    else if (end < Date.now()) fail(new Error(document.body.innerText));
                     else setTimeout(ask, 20);
                 }};
                 ask();

@@ -47,10 +47,10 @@ async def page(devtools: str, expected: list[str]) -> AsyncIterator[Page]:
         assert not unexpected
 
 
-@pytest.fixture
-def replica(start: ReplicaFactory, channel: str, valkey: str) -> Replica:
+@pytest.fixture(scope="module")
+def replica(start_for_module: ReplicaFactory, valkey: str) -> Replica:
     """A replica with a numbering of its own."""
-    return start(redis_url=valkey, redis_event_channel=channel, **SETTINGS)
+    return start_for_module(redis_url=valkey, redis_event_channel="console", **SETTINGS)
 
 
 @pytest.fixture
@@ -58,6 +58,12 @@ async def console(page: Page, replica: Replica) -> Page:
     """The console of the replica, connected."""
     await page.open(f"{replica.url}/console", LIVE)
     return page
+
+
+@pytest.fixture
+async def newest(console: Page) -> int:
+    """The number that was the newest when the console connected."""
+    return int(await console.text("#position"))
 
 
 async def publish(replica: Replica, *kinds: str, **headers: str) -> int:
@@ -114,12 +120,12 @@ async def test_a_newcomer(page: Page, replica: Replica) -> None:
     assert "event-broadcaster demo" in await page.evaluate("document.getElementById('empty').innerText")
     await page.click("#empty-publish")
     await page.click("#publish-submit")
-    await page.until("document.getElementById('publish-answer').textContent.startsWith('Published with number 1;')")
+    await page.until("document.getElementById('publish-answer').textContent.startsWith('Published with number ')")
     await page.until("document.getElementById('empty').hidden")
     assert await page.text("#verdict") == "1 event, in order, each once, none lost"
 
 
-async def test_cut(console: Page, replica: Replica) -> None:
+async def test_cut(console: Page, replica: Replica, newest: int) -> None:
     """Events that are published while the line is cut are on their way, then replayed; nothing is lost."""
     await publish(replica, *KINDS)
     await shows(console, live=len(KINDS))
@@ -134,29 +140,31 @@ async def test_cut(console: Page, replica: Replica) -> None:
     await shows(console, live=len(KINDS) + 1, replayed=len(KINDS))
     assert await console.text("#verdict") == f"{2 * len(KINDS) + 1} events, in order, each once, none lost"
     texts = [text for _, _, text in await rows(console)]
-    assert f"Resumed after {len(KINDS)}: {len(KINDS)} events replayed, nothing is missing" in texts
+    assert f"Resumed after {newest + len(KINDS)}: {len(KINDS)} events replayed, nothing is missing" in texts
     assert not await console.evaluate("document.getElementById('cut').disabled")
 
 
-async def test_loss(console: Page, replica: Replica) -> None:
+async def test_loss(console: Page, replica: Replica, newest: int) -> None:
     """Resuming from a number that is no longer stored shows what is lost; numbers before another one do not count."""
     for _ in range(6):
         await publish(replica, *["detection.new"] * 20)
     await shows(console, live=120)
     await console.click("#resume-from")
-    await console.type("10")
+    await console.type(str(newest + 10))
     await console.click("#resume-form button")
-    await console.until(f"{LIVE} && document.getElementById('count-replayed').textContent !== '0'")
-    found = await counts(console)
-    assert found["lost"] > 0
-    assert found["lost"] + found["replayed"] == 110
+    await console.until("document.getElementById('announcement').textContent.includes('no longer stored')")
+    number = "Number(document.getElementById('count-{}').textContent)"
+    lost = await console.until(
+        f"{number.format('lost')} + {number.format('replayed')} === 110 && {number.format('lost')}"
+    )
+    await shows(console, lost=lost, replayed=110 - lost)
     assert await console.evaluate("document.getElementById('verdict').dataset.complete") == "false"
     await console.click("#resume-from")
-    await console.type("118")
+    await console.type(str(newest + 118))
     await console.press("Enter")
     await shows(console, replayed=2)
     await console.click("#resume-from")
-    await console.type("900")
+    await console.type(str(newest + 900))
     await console.press("Enter")
     await console.until(f"{LIVE} && document.getElementById('list').innerText.includes('no event has this number')")
     await publish(replica, "event")
@@ -214,7 +222,7 @@ async def test_list_by_mouse(console: Page, replica: Replica) -> None:
     await console.until("document.getElementById('shown').textContent === '0 of 0 shown'")
 
 
-async def test_keyboard_alone(console: Page, replica: Replica, expected: list[str]) -> None:
+async def test_keyboard_alone(console: Page, replica: Replica, newest: int, expected: list[str]) -> None:
     """Every control is reached with the tab key and works without a mouse."""
     expected.append("400 (Bad Request)")
     await publish(replica, *KINDS)
@@ -224,7 +232,7 @@ async def test_keyboard_alone(console: Page, replica: Replica, expected: list[st
     await console.press("Enter")
     await console.until(f"document.getElementById('announcement').textContent.startsWith('Resumed after') && ({LIVE})")
     await console.tab_to("resume-from")
-    await console.type(str(len(KINDS) - 2))
+    await console.type(str(newest + len(KINDS) - 2))
     await console.press("Enter")
     await shows(console, replayed=2)
     await console.tab_to("pause")
@@ -273,7 +281,7 @@ async def test_keyboard_alone(console: Page, replica: Replica, expected: list[st
     assert await console.text("#error-risk_score") == ""
 
 
-async def test_publish(console: Page, replica: Replica, expected: list[str]) -> None:
+async def test_publish(console: Page, replica: Replica, newest: int, expected: list[str]) -> None:
     """The form publishes the example of every message type; an invalid field is named beside its input."""
     expected.append("400 (Bad Request)")
     await console.click("#tab-publish")
@@ -287,7 +295,7 @@ async def test_publish(console: Page, replica: Replica, expected: list[str]) -> 
             }}"""
         )
         await console.click("#publish-submit")
-        answer = f"Published with number {number}; 1 replica got it."
+        answer = f"Published with number {newest + number}; 1 replica got it."
         await console.until(f"document.getElementById('publish-answer').textContent === '{answer}'")
     await shows(console, live=len(KINDS))
     await console.until(
@@ -319,18 +327,19 @@ async def test_publish(console: Page, replica: Replica, expected: list[str]) -> 
     await shows(console, live=len(KINDS) + 1)
 
 
-async def test_event(console: Page, replica: Replica) -> None:
+async def test_event(console: Page, replica: Replica, newest: int) -> None:
     """An event is acknowledged, its trace is a link, and markup in it is shown as it is: nothing of it runs."""
     data = EXAMPLES["event"]["data"] | {"summary": MARKUP, "camera_id": MARKUP}
     answer = await replica.post("/broadcast/event", data, traceparent=f"00-{TRACE}-b7ad6b7169203331-01")
     assert answer.status_code == 202
-    await select(console, 1)
+    await select(console, newest + 1)
     assert MARKUP in (await rows(console))[-1][2]
     assert MARKUP in await console.text("#event-json")
     assert await console.evaluate("[document.images.length, document.scripts.length]") == [1, 1]
+    acks = replica.metric("acks_total")
     await console.click("#ack")
-    await console.until("document.getElementById('announcement').textContent.startsWith('Acknowledged 1')")
-    await eventually(lambda: replica.metric("acks_total") == 1, 10)
+    await console.until(f"document.getElementById('announcement').textContent.startsWith('Acknowledged {newest + 1} ')")
+    await eventually(lambda: replica.metric("acks_total") == acks + 1, 10)
     link = "document.getElementById('trace')"
     assert await console.evaluate(f"[{link}.href, {link}.target, {link}.rel]") == [
         f"https://traces.example.org/trace/{TRACE}",
@@ -369,7 +378,7 @@ async def test_key(page: Page, start: ReplicaFactory, channel: str, valkey: str,
     assert await page.evaluate("[localStorage.length, sessionStorage.length, document.cookie]") == [0, 0, ""]
 
 
-async def test_accessible(console: Page, replica: Replica) -> None:
+async def test_accessible(console: Page, replica: Replica, newest: int) -> None:
     """axe-core finds nothing, in light and dark, on phone and desktop, on each tab; nothing is wider than the page."""
     if not AXE.exists():
         (pytest.fail if "ALL_TESTS" in os.environ else pytest.skip)(f"{AXE} is missing")
@@ -388,7 +397,7 @@ async def test_accessible(console: Page, replica: Replica) -> None:
     await check("empty")
     await check("empty", dark=True, **phone)
     await publish(replica, *KINDS)
-    await select(console, len(KINDS))
+    await select(console, newest + len(KINDS))
     for tab in ("event", "publish", "health"):
         await console.show()
         await console.click(f"#tab-{tab}")
