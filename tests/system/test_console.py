@@ -63,7 +63,8 @@ async def console(page: Page, replica: Replica) -> Page:
 @pytest.fixture
 async def newest(console: Page) -> int:
     """The number that was the newest when the console connected."""
-    return int(await console.text("#position"))
+    position = "document.getElementById('position').textContent"
+    return int(await console.until(f"{position} !== '–' && {position}"))
 
 
 async def publish(replica: Replica, *kinds: str, **headers: str) -> int:
@@ -403,6 +404,9 @@ async def test_accessible(console: Page, replica: Replica, newest: int) -> None:
         await console.click(f"#tab-{tab}")
         for looks in ({}, {"dark": True}, phone, {"dark": True, **phone}):
             await check(tab, **looks)
+    await console.show(**phone)
+    await console.click("#list .row:not([hidden])")
+    await console.until("document.querySelector('aside').getBoundingClientRect().bottom <= innerHeight + 1")
     await console.evaluate("document.getElementById('key-dialog').showModal()")
     await check("dialog", dark=True)
     assert not found

@@ -15,6 +15,7 @@ import { watchReplica } from "./replica.js";
 
 const BASE = new URL("../", import.meta.url);
 const MOST_HELD = 50_000;
+const NARROW = matchMedia("(max-width: 820px)"); // the details stand below the list, as in console.css
 
 const $ = (id) => document.getElementById(id);
 
@@ -161,6 +162,7 @@ const list = new List($("list"), { describe, onSelect: choose, onChange: showCou
 function choose(item) {
   chosen = item;
   selectTab("event");
+  if (NARROW.matches) document.querySelector("aside").scrollIntoView({ block: "nearest" });
   const { message } = item;
   $("event-empty").hidden = Boolean(message);
   $("event").hidden = !message;
