@@ -8,6 +8,9 @@ from litestar.handlers import HTTPRouteHandler
 
 __all__ = ["metrics_route"]
 
+_LONGEST_ACCEPT: Final = 1024
+"""The longest `Accept` header that is read; no client needs more, and reading takes time for each media type in it."""
+
 _METHODS: Final = (HttpMethod.GET, HttpMethod.HEAD)
 
 
@@ -24,7 +27,8 @@ def metrics_route(expose: Callable[[str], tuple[bytes, str]]) -> HTTPRouteHandle
     )
     def metrics(request: Request[Any, Any, Any]) -> Response[bytes]:
         """Return the present value of every metric."""
-        text, content_type = expose(request.headers.get("accept", ""))
+        accept = request.headers.get("accept", "")
+        text, content_type = expose(accept if len(accept) <= _LONGEST_ACCEPT else "")
         # A header instead of `media_type`, to which Litestar would add a second charset.
         return Response(text, headers={"content-type": content_type, "cache-control": "no-store"})
 

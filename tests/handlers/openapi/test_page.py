@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[3]
+YAML_TYPES = ("application/yaml", "application/vnd.oai.openapi+yaml")
 
 
 async def test_the_page_works_without_internet(client: Any) -> None:
@@ -66,11 +67,32 @@ async def test_the_document_as_yaml(client: Any, path: str, accept: str) -> None
     answer = await client.get(path, headers={"accept": accept})
 
     assert answer.status_code == 200
-    expected = "application/vnd.oai.openapi" if accept == "*/*" else accept
-    assert answer.headers["content-type"].startswith(expected)
+    assert answer.headers["content-type"].startswith("application/yaml" if accept == "*/*" else accept)
     assert "!!" not in answer.text
     assert not re.search(r": [&*]id\d", answer.text)
     assert yaml.safe_load(answer.text) == (await client.get("/schema/openapi.json")).json()
+
+
+async def test_the_document_is_rendered_once(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anybody may ask for the document, and rendering it takes longer than a request may hold the event loop."""
+    first = [await client.get("/schema", headers={"accept": accept}) for accept in ("application/json", *YAML_TYPES)]
+
+    def not_again(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(yaml, "dump", not_again)
+    monkeypatch.setattr("handlers.openapi.page.complete", not_again)
+    paths = ("/schema/openapi.json", "/schema/openapi.yaml", "/schema/openapi.yml")
+    again = [(await client.get(path)).content for path in paths]
+    again += [(await client.get("/schema", headers={"accept": "application/json"})).content]
+    assert set(again) == {answer.content for answer in first}
+
+
+async def test_a_long_accept_header_is_not_read(client: Any) -> None:
+    """Litestar needs up to 4 µs for each byte of an Accept header; one that no client sends counts as absent."""
+    for commas, media_type in ((9, "application/json"), (1024, "text/html")):
+        answer = await client.get("/schema", headers={"accept": "application/json" + "," * commas})
+        assert answer.headers["content-type"].startswith(media_type)
 
 
 def test_the_files_of_the_page_are_installed() -> None:
