@@ -22,7 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from kernel.errors import TransportError, TransportUnavailable, WriteRefused
 
-__all__ = ["describe", "is_read_only", "response_code", "transport_error"]
+__all__ = ["deadline_missed", "describe", "is_read_only", "response_code", "transport_error"]
 
 
 class _Failure(NamedTuple):
@@ -37,6 +37,7 @@ class _Failure(NamedTuple):
 
 _CLUSTER: Final = "this is a node of a cluster; use a single primary"
 _MIND_THE_SCHEME: Final = "check the port, and whether it takes TLS (rediss://) or not (redis://)"
+_SILENT: Final = "check host and port, and whether it takes TLS; check the network and its policies"
 _CLOSED: Final = "Redis or a proxy closed the connection; if none ever worked, check the port and whether it takes TLS"
 _UNAUTHENTICATED: Final = _Failure("AuthenticationError", "Redis asks for a password; add it to REDIS_URL")
 
@@ -118,7 +119,7 @@ _NAME_SERVICE: Final = {
 # Errors of redis-py itself, by their class.
 _CLASSES: Final = {
     "ConnectionError": _CLOSED,
-    "TimeoutError": "no answer in time; check host and port, the network and its policies",
+    "TimeoutError": f"no answer in time; {_SILENT}",
     "InvalidResponse": f"the other side does not speak the protocol of Redis; {_MIND_THE_SCHEME}",
 }
 
@@ -155,6 +156,12 @@ def transport_error(error: BaseException) -> TransportError:
         return TransportUnavailable(f"Redis cannot be reached: {failure}")
     what = "writes" if _code(error) in _WRITES else "the command"
     return WriteRefused(f"Redis refuses {what}: {failure}")
+
+
+def deadline_missed(seconds: float) -> TransportUnavailable:
+    """Return the kernel's error for a call that Redis did not answer within its deadline."""
+    failure = _Failure("TimeoutError", f"no answer within {seconds:.3g} s; {_SILENT}")
+    return TransportUnavailable(f"Redis cannot be reached: {failure}")
 
 
 def _failure(error: BaseException) -> _Failure:

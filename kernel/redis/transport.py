@@ -27,7 +27,7 @@ from kernel.log.transport import Batch, Outgoing, Page, Publication
 from kernel.observer import Observer, Observers
 from kernel.position import NOWHERE, Fence, Position
 from kernel.redis.connections import adapt_connections
-from kernel.redis.failures import is_read_only, transport_error
+from kernel.redis.failures import deadline_missed, is_read_only, transport_error
 from kernel.redis.publish_queue import PendingPublish, PublishQueue
 from kernel.redis.script import Script
 from kernel.redis.subscriber import BROKEN, Subscriber
@@ -268,7 +268,7 @@ class RedisTransport:
                 return await call()
         except TimeoutError as error:
             await self._drop(client)
-            raise TransportUnavailable(f"Redis did not answer within {seconds:.3g} s") from error
+            raise deadline_missed(seconds) from error
         except BROKEN as error:
             if is_read_only(error):
                 await self.disconnect()

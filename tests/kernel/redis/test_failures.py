@@ -65,7 +65,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
         processes.end(process)
 
 
-async def failures(url: str) -> list[TransportError]:
+async def failures(url: str, deadline: float = 5) -> list[TransportError]:
     """Return the errors of a position check, of a read and of a subscription; those that succeed are left out."""
     found = []
     calls: tuple[Callable[[RedisTransport], Awaitable[object]], ...] = (
@@ -74,7 +74,7 @@ async def failures(url: str) -> list[TransportError]:
         lambda transport: anext(transport.listen(1)),
     )
     for call in calls:
-        transport = RedisTransport(url, deadline=5)
+        transport = RedisTransport(url, deadline=deadline)
         try:
             await call(transport)
         except TransportError as error:
@@ -104,6 +104,16 @@ async def test_passwords(start: Start) -> None:
     assert await names(f"redis://:{SECRET}s@127.0.0.1:{port}") == {wrong}
     superfluous = "AuthenticationError: Redis has no password; remove it from REDIS_URL, or set one in Redis"
     assert await names(f"redis://:{SECRET}@127.0.0.1:{start()}") == {superfluous}
+
+
+async def test_silence(start: Start) -> None:
+    """No answer is named, and what may be the cause: here, TLS to a port that does not take it."""
+    found = await failures(f"rediss://:{SECRET}@127.0.0.1:{start()}", deadline=0.3)
+    assert len(found) == 3
+    for error in found:
+        assert type(error) is TransportUnavailable
+        assert str(error).startswith("Redis cannot be reached: TimeoutError: no answer ")
+        assert "whether it takes TLS" in str(error)
 
 
 async def test_no_such_database(start: Start) -> None:
