@@ -44,6 +44,30 @@ def test_refused(method: bytes, header: tuple[bytes, bytes], status: int) -> Non
     assert refused.value.status == status
 
 
+def test_long_headers() -> None:
+    """The WebSocket library takes up to 4 µs for each byte of these headers, so it gets none that is long."""
+    connection, extensions = (
+        (b"connection", b"keep-alive, Upgrade"),
+        (b"sec-websocket-extensions", b"permessage-deflate"),
+    )
+    read = websocket_headers([*HANDSHAKE, connection, extensions])
+    assert read == [HANDSHAKE[0], HANDSHAKE[2], extensions, (b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
+    read = websocket_headers([*HANDSHAKE, (b"connection", b"a," * 30_000 + b"Upgrade"), extensions, *[extensions] * 60])
+    assert read == [HANDSHAKE[0], HANDSHAKE[2], (b"upgrade", b"websocket"), (b"connection", b"Upgrade")]
+
+
+@pytest.mark.parametrize(("size", "taken"), [(16 * 1024, True), (16 * 1024 + 1, False)])
+def test_long_subprotocols(size: int, taken: bool) -> None:
+    """A credential has room among the subprotocols; more than that is refused."""
+    headers = [*HANDSHAKE, (b"sec-websocket-protocol", b"p" * (size - 8)), (b"sec-websocket-protocol", b"12345678")]
+    if taken:
+        assert asks_for_websocket(b"GET", "1.1", headers)
+    else:
+        with pytest.raises(Refusal) as refused:
+            asks_for_websocket(b"GET", "1.1", headers)
+        assert refused.value.status == 431
+
+
 def test_a_length_of_nothing() -> None:
     """Some devices announce a body of 0 bytes."""
     assert asks_for_websocket(b"GET", "1.1", [*HANDSHAKE, (b"content-length", b"0")])
