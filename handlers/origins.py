@@ -23,8 +23,9 @@ ANY_ORIGIN: Final = "*"
 _NULL: Final = "null"
 _WILDCARD: Final = "*."
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443, "ws": 80, "wss": 443}
-_HOST: Final = r"[a-z0-9_.-]+|\[[0-9a-f:.]+\]"
-_ORIGIN: Final = re.compile(rf"([a-z][a-z0-9+.-]*)://((?:\*\.)?(?:{_HOST}))(?::([0-9]{{1,5}}))?", re.IGNORECASE)
+# No domain name is longer than 253 characters and a final dot. What is longer is repeated in no answer and no log line.
+_HOST: Final = r"[a-z0-9_.-]{1,254}|\[[0-9a-f:.]{2,45}\]"
+_ORIGIN: Final = re.compile(rf"([a-z][a-z0-9+.-]{{0,31}})://((?:\*\.)?(?:{_HOST}))(?::([0-9]{{1,5}}))?", re.IGNORECASE)
 _AUTHORITY: Final = re.compile(rf"({_HOST})(?::[0-9]*)?", re.IGNORECASE)
 _LOOPBACK: Final = ipaddress.ip_network("127.0.0.0/8")
 

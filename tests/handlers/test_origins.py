@@ -2,7 +2,7 @@
 
 import pytest
 
-from handlers.origins import Access, OriginRules, only_loopback
+from handlers.origins import Access, OriginRules, host_of, normalized, only_loopback
 
 REFUSED, SERVED, READABLE = Access
 
@@ -36,6 +36,7 @@ def rules(*allowed: str, credentials: bool = False, loopback: bool = True) -> Or
         ("nonsense", REFUSED),
         ("https://panel.example, https://evil.example", REFUSED),
         ("https://panel.example/", REFUSED),
+        ("https://" + "a." * 200 + "example.org", REFUSED),
         ("http://localhost", REFUSED),
     ],
 )
@@ -47,6 +48,15 @@ def test_listed(origin: str, access: Access, credentials: bool) -> None:
         credentials=credentials,
     )
     assert listed.access(origin, "localhost") is access
+
+
+def test_no_name_is_longer_than_a_domain_name() -> None:
+    """A longer one is not valid, so that no log line or answer repeats it."""
+    assert host_of("a" * 254) == "a" * 254
+    assert host_of("a" * 255) is None
+    for origin in (f"{'a' * 33}://b", f"a://{'b' * 255}"):
+        with pytest.raises(ValueError, match="must be"):
+            normalized(origin)
 
 
 def test_null() -> None:
@@ -116,6 +126,7 @@ HOSTS = [
     ("localhost@evil.example", False),
     ("localhost, evil.example", False),
     ("localhost:80x", False),
+    ("a." * 200 + "wild.example", False),
 ]
 
 
