@@ -13,7 +13,7 @@ import msgspec
 
 from handlers.openapi.examples import EXAMPLES
 from handlers.openapi.listening import LISTEN_PARAMETERS, describe_listening
-from handlers.openapi.schemas import BATCH_BODY, Json, body_name, reference, schemas
+from handlers.openapi.schemas import BATCH_BODY, METRICS_TEXT, Json, body_name, reference, schemas
 from handlers.problems import PROBLEM_JSON
 from handlers.routes.broadcast import PUBLISH_ROUTES
 from handlers.routes.publishing import BodyType, body_type
@@ -68,6 +68,9 @@ def complete(document: Json) -> Json:
     used = {tag for path in paths.values() for operation in path.values() for tag in operation["tags"]}
     document["tags"] = [{"name": name, "description": text} for name, text in _TAGS.items() if name in used]
     describe_listening(paths)
+    if "/metrics" in paths:  # Litestar would describe JSON
+        answer = _content("The metrics", "text/plain", reference("schemas", METRICS_TEXT))
+        paths["/metrics"]["get"]["responses"] = {"200": answer}
     components = document.setdefault("components", {})
     components["schemas"] = components.get("schemas", {}) | schemas()
     components["parameters"] = _PARAMETERS | LISTEN_PARAMETERS

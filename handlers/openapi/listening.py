@@ -5,7 +5,7 @@ These routes read their queries themselves, as the WebSocket does, so Litestar c
 
 from typing import Any, Final
 
-from handlers.openapi.schemas import Json, reference
+from handlers.openapi.schemas import EVENT_STREAM, Json, reference
 
 __all__ = ["LISTEN_PARAMETERS", "describe_listening"]
 
@@ -84,7 +84,7 @@ def describe_listening(paths: dict[str, Any]) -> None:
     """Describe `/events` and `/events/poll` in the paths of a document, if it has them."""
     refusals = {status: reference("responses", name) for status, name in _REFUSALS.items()}
     if "/events" in paths:
-        stream = {"schema": {"type": "string"}, "example": _STREAM_EXAMPLE}
+        stream = {"schema": reference("schemas", EVENT_STREAM), "example": _STREAM_EXAMPLE}
         paths["/events"]["get"] |= {
             "summary": "Receive events as a stream",
             "description": _STREAM,

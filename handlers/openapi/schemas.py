@@ -16,11 +16,13 @@ from handlers.routes.poll import PollAnswer
 from kernel import Message, Receipt
 from kernel.messages import MAX_BATCH, MESSAGE_TYPES
 
-__all__ = ["BATCH_BODY", "BatchReceipt", "Json", "body_name", "reference", "schemas"]
+__all__ = ["BATCH_BODY", "EVENT_STREAM", "METRICS_TEXT", "BatchReceipt", "Json", "body_name", "reference", "schemas"]
 
 Json = dict[str, Any]
 
 BATCH_BODY: Final = "BatchBody"
+EVENT_STREAM: Final = "EventStream"
+METRICS_TEXT: Final = "MetricsText"
 _BATCH_ITEM: Final = "BatchItem"
 
 # oapi-codegen names a constant after the value of each `const`: `service_status` becomes ServiceStatus.
@@ -95,8 +97,9 @@ def schemas() -> Json:
         named[body_name(message)] = _body(message)
         data = named[_data(message).__name__]
         if not data["required"]:  # otherwise every envelope would be bare data too
-            data["propertyNames"] = {"not": {"enum": ["type", "data"]}}
-    named["Frame"] = _FRAME
+            data["propertyNames"] = {"not": {"type": "string", "enum": ["type", "data"]}}
+    named |= {"Frame": _FRAME, EVENT_STREAM: _text(EVENT_STREAM, "Server-sent events.")}
+    named[METRICS_TEXT] = _text(METRICS_TEXT, "Metrics in the text format of Prometheus.")
     named["PollAnswer"]["properties"]["events"]["items"] = reference("schemas", "Frame")
     return named | _batch()
 
@@ -142,6 +145,10 @@ def _plain(node: Json) -> Json:
 def _data(message: type[Message]) -> type[msgspec.Struct]:
     data: type[msgspec.Struct] = message.__annotations__["data"]
     return data
+
+
+def _text(name: str, description: str) -> Json:
+    return {"title": name, "description": description, "type": "string"}
 
 
 def _body(message: type[Message]) -> Json:

@@ -38,6 +38,17 @@ def test_parameters(document: dict[str, Any], path: str, only: set[str]) -> None
         assert resolved(document, response)["description"]
 
 
+def test_answers_that_are_not_json(document: dict[str, Any]) -> None:
+    """The stream and the metrics are described as the texts that they are, by named schemas."""
+    media_types = {}
+    for path in ("/events", "/metrics"):
+        ((media_type, content),) = document["paths"][path]["get"]["responses"]["200"]["content"].items()
+        media_types[path] = media_type
+        assert set(content["schema"]) == {"$ref"}
+        assert resolved(document, content["schema"])["type"] == "string"
+    assert media_types == {"/events": "text/event-stream", "/metrics": "text/plain"}
+
+
 def test_stream_example(document: dict[str, Any]) -> None:
     """The example of the stream is one: blocks of fields, each ended by an empty line."""
     content = document["paths"]["/events"]["get"]["responses"]["200"]["content"]
