@@ -20,7 +20,7 @@ from typing import Final, TypeVar
 
 import msgspec
 
-from kernel.errors import BroadcastFailed, CircuitOpen, MessageInvalid, NotStarted
+from kernel.errors import BroadcastFailed, CircuitOpen, MessageInvalid, NotStarted, TransportError
 
 __all__ = ["BroadcastRetryMetrics", "backoff", "broadcast_with_retry"]
 
@@ -134,16 +134,20 @@ async def broadcast_with_retry(
                 raise
             except Exception as error:
                 exhausted = retries >= max_retries
+                # Only the kernel's own texts are known to quote neither a payload nor a credential.
+                name, reason = type(error).__name__, f": {error}" if isinstance(error, TransportError) else ""
                 if exhausted:
+                    _logger.warning("%s failed with %s, no retry left%s", message_type, name, reason)
                     raise
                 delay = backoff(retries, base_delay, max_delay, jitter())
                 _logger.warning(
-                    "%s failed with %s, retry %d of %d in %.1f s",
+                    "%s failed with %s, retry %d of %d in %.1f s%s",
                     message_type,
-                    type(error).__name__,
+                    name,
                     retries + 1,
                     max_retries,
                     delay,
+                    reason,
                 )
                 if on_retry is not None:
                     on_retry(retries + 1, delay, error)

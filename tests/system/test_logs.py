@@ -210,6 +210,7 @@ async def test_trace_ids(start: ReplicaFactory, valkey: str, channel: str) -> No
             assert answer.status_code == 503
             await eventually(lambda: entries_about(replica, "circuit open"))
             (retry,) = entries_about(replica, "alert_deleted failed with TransportUnavailable, retry 1 of 1")
+            assert "Redis cannot be reached: ECONN" in retry["message"]
             (opened,) = entries_about(replica, "circuit open, degraded mode")
             assert "Redis cannot be reached: ECONNREFUSED: nothing listens at this address; check " in opened["message"]
             (publish,) = await collector.wait("publish alert_deleted")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernel.errors import CircuitOpen, FieldError, MessageInvalid, TransportUnavailable
+from kernel.errors import CircuitOpen, FieldError, MessageInvalid, TransportUnavailable, WriteRefused
 from kernel.resilience.retry import BroadcastRetryMetrics, backoff, broadcast_with_retry
 
 
@@ -171,12 +171,16 @@ async def test_on_retry() -> None:
 
 
 async def test_warnings(caplog: pytest.LogCaptureFixture) -> None:
-    """Each retry logs one warning with the message type and the error's class, never with its text."""
-    calls = Calls(down(), "done")
-    with caplog.at_level(logging.WARNING, "kernel.resilience.retry"):
-        await broadcast_with_retry(calls, "event", sleep=calls.sleep, jitter=lambda: 0.0)
+    """Each failed attempt logs one warning with the message type and the error's class.
+
+    It repeats the text of an error of the link, which says what to do, and of no other: that may quote a payload.
+    """
+    calls = Calls(WriteRefused("Redis is full"), RuntimeError("secret"))
+    with caplog.at_level(logging.WARNING, "kernel.resilience.retry"), pytest.raises(RuntimeError):
+        await broadcast_with_retry(calls, "event", max_retries=1, sleep=calls.sleep, jitter=lambda: 0.0)
     assert [record.getMessage() for record in caplog.records] == [
-        "event failed with TransportUnavailable, retry 1 of 3 in 1.1 s"
+        "event failed with WriteRefused, retry 1 of 1 in 1.1 s: Redis is full",
+        "event failed with RuntimeError, no retry left",
     ]
 
 
