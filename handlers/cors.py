@@ -18,7 +18,7 @@ from typing import Any, Final
 from litestar.types import ASGIApp, Message, Receive, Send
 
 from handlers.origins import Access, OriginRules, host_of, normalized
-from handlers.server.refusal import Headers, refuse
+from handlers.server.refusal import ANSWER_HEADERS, Headers, refuse
 
 __all__ = ["CorsMiddleware"]
 
@@ -60,7 +60,8 @@ class CorsMiddleware:
         headers = self._headers(origin)
         if scope["method"] == "OPTIONS" and asked_method is not None:
             return _answer_preflight(send, headers, asked_headers or "")
-        return self._app(scope, receive, _adding([*headers, _EXPOSED], send))
+        scope[ANSWER_HEADERS] = headers = [*headers, _EXPOSED]
+        return self._app(scope, receive, _adding(headers, send))
 
     def _headers(self, origin: str) -> Headers:
         if self._rules.any_origin:

@@ -33,7 +33,7 @@ from handlers.server.descriptors import ConnectionLimit
 from handlers.server.event_stream import EventStream
 from handlers.server.flow import PipelineFlow
 from handlers.server.joining_transport import JoiningTransport
-from handlers.server.refusal import Refusal
+from handlers.server.refusal import ANSWER_HEADERS, Refusal
 from handlers.server.request_size import RequestSize, check_fields, check_target
 from handlers.server.sinks import EXTENSION
 from handlers.server.upgrade import asks_for_websocket, head_without_upgrade, websocket_headers
@@ -309,7 +309,11 @@ class HttpProtocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answer the request that is being read with an error when its turn comes, and close."""
         _logger.warning("refused a request that is invalid or over a limit: %d %s", refusal.status, refusal.detail)
-        answer = refusal.answer(self.server_state.default_headers)
+        headers = self.server_state.default_headers
+        if self._reading is _BODY:
+            scope: Any = self.cycle.scope
+            headers = [*headers, *scope.get(ANSWER_HEADERS, ())]
+        answer = refusal.answer(headers)
         if self._reading is _BODY:  # the application has the request already
             if self.pipeline and self.pipeline[0][0] is self.cycle:
                 self.pipeline.popleft()  # it waits for earlier answers

@@ -9,9 +9,12 @@ from litestar.types import Send
 
 from handlers.problems import PROBLEM_JSON, Problem
 
-__all__ = ["Headers", "Refusal", "problem", "problem_body", "refuse"]
+__all__ = ["ANSWER_HEADERS", "Headers", "Refusal", "problem", "problem_body", "refuse"]
 
 Headers = Sequence[tuple[bytes, bytes]]
+
+ANSWER_HEADERS: Final = "handlers.answer_headers"
+"""Key of an ASGI scope: headers that the server adds to an answer that it gives in place of the application."""
 
 _encode: Final = msgspec.json.Encoder().encode
 

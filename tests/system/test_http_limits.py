@@ -218,6 +218,17 @@ async def test_too_slow(hasty: Replica, start: bytes) -> None:
         trickling.cancel()
 
 
+async def test_a_page_may_read_why_its_body_is_refused(hasty: Replica) -> None:
+    """The CORS headers are also on an answer that the server gives in place of the application."""
+    head = CHUNKED.replace(b"Host", b"Origin: http://localhost:3000\r\nHost")
+    for rest, status in ((b"b\r\n{", 408), (b"nonsense\r\n", 400)):
+        async with raw_http(hasty) as raw:
+            await raw.send(head, rest)
+            answer = await raw.answer()
+            assert answer.status == status
+            assert answer.headers["access-control-allow-origin"] == "http://localhost:3000"
+
+
 async def test_too_slow_after_the_answer(hasty: Replica) -> None:
     """A body that is refused early is skipped for no longer than a request may take."""
     async with raw_http(hasty) as raw:
