@@ -74,7 +74,7 @@ async def test_the_document_as_yaml(client: Any, path: str, accept: str) -> None
 
 
 async def test_the_document_is_rendered_once(client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Anybody may ask for the document, and rendering it takes longer than a request may hold the event loop."""
+    """Any client may ask for the document, and rendering it takes longer than a request may hold the event loop."""
     first = [await client.get("/schema", headers={"accept": accept}) for accept in ("application/json", *YAML_TYPES)]
 
     def not_again(*_: object, **__: object) -> None:
