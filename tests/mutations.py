@@ -100,6 +100,20 @@ MUTATIONS: Final = (
         ("tests/kernel/clients/test_hub.py -k hostile",),
     ),
     Mutation(
+        "the OpenAPI document is rendered for each request",
+        "handlers/openapi/page.py",
+        "        if self._rendered is None:\n",
+        "        if True:\n",
+        ("tests/handlers/openapi/test_page.py",),
+    ),
+    Mutation(
+        "the WebSocket library parses any number of offered extensions",
+        "handlers/server/upgrade.py",
+        '    if _size(headers, b"sec-websocket-extensions") > _MOST_EXTENSIONS:\n',
+        "    if False:\n",
+        ("tests/handlers/server/test_upgrade.py",),
+    ),
+    Mutation(
         "a free object in the OpenAPI document does not say that it takes any field",
         "handlers/openapi/schemas.py",
         '        schema.setdefault("additionalProperties", True)\n',
