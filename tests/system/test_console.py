@@ -191,6 +191,18 @@ async def test_patterns(console: Page, replica: Replica) -> None:
     assert await console.evaluate("document.getElementById('verdict').dataset.complete") == "true"
 
 
+async def test_patterns_that_are_not_valid(console: Page, replica: Replica) -> None:
+    """Patterns that the client refuses are not applied; the page says why, and goes on."""
+    await publish(replica, "event")
+    await shows(console, live=1)
+    await console.click("#patterns")
+    await console.type("x" * 300)
+    await console.press("Enter")
+    await console.until("document.getElementById('list').innerText.includes('The patterns were not applied')")
+    await publish(replica, "event")
+    await shows(console, live=2)
+
+
 async def test_list_by_mouse(console: Page, replica: Replica) -> None:
     """Pause holds rows back, search finds texts and fields, a click shows an event, clear empties the list."""
     await publish(replica, *KINDS)

@@ -37,18 +37,20 @@ let settings = {};
 
 /** Open a connection in place of the one before, after this position; "memory" starts with the next event. */
 function open(resume) {
-  const former = stream;
-  stream = null; // its end is not shown
-  former?.close();
-  clearTimeout(line);
-  line = 0;
-  $("cut").disabled = false;
-  const mine = (stream = connect(new URL("ws/events", BASE), {
+  // Patterns that are not valid throw here, before the present stream is closed.
+  const mine = connect(new URL("ws/events", BASE), {
     events: patterns,
     resume,
     apiKey: credentials.apiKey || undefined,
     token: credentials.token || undefined,
-  }));
+  });
+  const former = stream;
+  stream = null; // its end is not shown
+  former?.close();
+  stream = mine;
+  clearTimeout(line);
+  line = 0;
+  $("cut").disabled = false;
   let before = "";
   mine.addEventListener("status", ({ detail }) => {
     if (mine !== stream || line) return;
@@ -221,11 +223,18 @@ $("ack").addEventListener("click", () => {
 
 $("patterns-form").addEventListener("submit", (event) => {
   event.preventDefault();
+  const before = patterns;
   patterns = $("patterns").value.split(",").map((pattern) => pattern.trim()).filter(Boolean);
   if (stream.position) ledger.passed(stream.position.sequence);
+  try {
+    reopen(); // the patterns hold from an exact position on
+  } catch (error) {
+    patterns = before;
+    note(`The patterns were not applied: ${error.message}`);
+    return;
+  }
   ledger.filtered = patterns.length > 0;
   note(patterns.length ? `Receiving ${patterns.join(", ")}` : "Receiving every event");
-  reopen(); // the patterns hold from an exact position on
 });
 $("cut").addEventListener("click", () => {
   let left = Number($("cut").dataset.seconds);
