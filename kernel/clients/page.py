@@ -9,7 +9,8 @@ client. The page is complete, and the poll answered, when one of these is the ca
 - the connection was closed: by a drain, or because it was cut off.
 
 Otherwise the caller waits for as long as its client wants to, and answers with an empty page then. The position of the
-answer passes what the client's patterns left out. There is no answer if the replay has not started by then, because
+answer passes what the client's patterns left out, also in a replay that was cut off: a poll whose patterns match little
+would otherwise never get through a long history. There is no answer if the replay has read nothing by then, because
 Redis is away.
 """
 
@@ -40,6 +41,13 @@ class _Item(NamedTuple):
     json: bytes
     place: Position | None
     control: Control | None = None
+
+    @property
+    def before(self) -> Position:
+        """The position before an event or a gap: every matching event up to it has come."""
+        assert self.place is not None
+        first = self.control.first if isinstance(self.control, Gap) else self.place.sequence
+        return Position(self.place.epoch, first - 1)
 
 
 class _PageEncoding:
@@ -93,10 +101,10 @@ class Page:
         self._most_events = most_events
         self._bytes_left = most_bytes
         self._closed = False  # nothing more is taken
-        self._cut = False  # something was not taken
         self._full = False
         self._expired = False
-        self._place: Position | None = None
+        self._place: Position | None = None  # of the last message that was taken
+        self._cut: Position | None = None  # the position before the first message that was not taken
         self._ack: ResyncAck | None = None
         self._lost_until: int | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -141,19 +149,20 @@ class Page:
             await self._waiter
 
     def result(self, client: Client) -> PageResult | None:
-        """Return the answer to the poll of this client, None if its replay has not come far enough for one."""
-        replayed = self._ack is not None
-        position = client.place if replayed and not self._cut else self._place
-        verdict = self._ack
-        if verdict is None and client.replay is not None and client.replay.started:
-            verdict = client.replay.ack
-        if position is None or verdict is None:
-            return None
+        """Return the answer to the poll of this client, None if its replay has read nothing."""
+        verdict, replay = self._ack, client.replay
+        position = self._cut or client.place
+        more = self._full
+        if verdict is None:
+            if replay is None or not replay.started or (position == replay.first and not self._events):
+                return None
+            verdict = replay.ack
+            more = more or position != replay.target
         if self._lost_until is not None:
             verdict = msgspec.structs.replace(
                 verdict, recovered=False, gap_too_old=True, oldest_available=self._lost_until + 1
             )
-        return PageResult(position, self._events, verdict, self._full or not replayed)
+        return PageResult(position, self._events, verdict, more)
 
     def _take(self, item: _Item) -> None:
         match item.control:
@@ -163,13 +172,15 @@ class Page:
                 self._ack = item.control
                 self._place = item.place
             case EpochChanged() if self._place is not None:
-                self._closed = self._cut = True
+                self._closed = True
+                self._cut = self._cut or self._place
 
     def _add(self, item: _Item) -> None:
+        if self._events and (len(self._events) == self._most_events or len(item.json) > self._bytes_left):
+            self._full = self._full or not self._closed
+            self._closed = True
         if self._closed:
-            self._cut = True
-        elif self._events and (len(self._events) == self._most_events or len(item.json) > self._bytes_left):
-            self._closed = self._cut = self._full = True
+            self._cut = self._cut or item.before
         else:
             self._events.append(item.json)
             self._bytes_left -= len(item.json)

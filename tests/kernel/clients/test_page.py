@@ -9,7 +9,8 @@ import msgspec
 import pytest
 
 from kernel.broadcaster import EventBroadcaster
-from kernel.clients import EVERYTHING, PAGE_ENCODING, Page, PageResult, Patterns, Resume
+from kernel.clients import EVERYTHING, PAGE_ENCODING, Client, Page, PageResult, Patterns, Resume
+from kernel.clients.client import ClientState
 from kernel.clients.close_reasons import NORMAL
 from kernel.position import Position
 from tests.fakes import FakeRedis
@@ -32,7 +33,7 @@ async def polling(
     page = page or Page()
     client = broadcaster.connect(page, PAGE_ENCODING, patterns=patterns, resume=Resume("events", since, epoch))
     try:
-        yield Poll(page, lambda: page.result(client))
+        yield Poll(page, client, lambda: page.result(client))
     finally:
         broadcaster.disconnect(client)
 
@@ -41,6 +42,7 @@ class Poll(NamedTuple):
     """A poll; `result` is what it is answered now."""
 
     page: Page
+    client: Client
     result: Callable[[], PageResult | None]
 
     async def answer(self, seconds: float = 5.0) -> PageResult:
@@ -205,3 +207,62 @@ async def test_redis_away(redis: FakeRedis) -> None:
             await asyncio.sleep(0.1)
             poll.page.expire()
             assert poll.result() is None
+
+
+async def test_cut_off_within_a_replay_that_matches_nothing(redis: FakeRedis) -> None:
+    """A page that is closed while the history is still read passes what was read, so the next poll goes on from there.
+
+    Without that, a poll whose patterns match little would never get through a long history.
+    """
+    async with replica(redis) as broadcaster:
+        place, polls = 0, 0
+        while place < 250:
+            async with polling(broadcaster, place, E1, patterns=Patterns.of(["x"])) as poll:
+                while poll.client.place.sequence <= place:
+                    await asyncio.sleep(0)
+                poll.page.close(NORMAL)
+                result = await poll.answer()
+                assert (numbers(result), result.verdict.recovered) == ([], True)
+                assert result.more is (result.position.sequence < 250)
+                assert result.position.sequence > place
+                place = result.position.sequence
+                polls += 1
+        assert polls > 1
+
+
+async def test_redis_away_before_anything_was_read(redis: FakeRedis) -> None:
+    """A replay that has started but has read nothing is no answer either."""
+    async with replica(redis) as broadcaster:
+        redis.down = True
+        async with polling(broadcaster, 100, E1) as poll:
+            await asyncio.sleep(0.1)
+            assert poll.client.replay is not None
+            assert poll.client.replay.started
+            poll.page.close(NORMAL)
+            assert poll.result() is None
+
+
+async def test_position_where_a_page_was_cut(redis: FakeRedis) -> None:
+    """The position of a page that was closed is right before the first event that it did not take."""
+    async with (
+        replica(redis) as broadcaster,
+        polling(broadcaster, 250, E1, patterns=Patterns.of(["alert_deleted"])) as poll,
+    ):
+        await eventually(lambda: poll.client.state is ClientState.LIVE)
+        fill(redis, 3)
+        await eventually(lambda: broadcaster.sequence == 253)
+        poll.page.close(NORMAL)
+        fill(redis, 1, type="alert_deleted")
+        fill(redis, 1)
+        await eventually(lambda: broadcaster.sequence == 255)
+        result = await poll.answer()
+        assert (numbers(result), result.position, result.more) == ([], Position(E1, 253), False)
+
+
+async def test_position_before_a_gap_that_was_cut(redis: FakeRedis) -> None:
+    """A page that is full before a gap ends before the gap's first number."""
+    for number in (200, 201):
+        del redis.history[number]
+    async with replica(redis) as broadcaster, polling(broadcaster, 198, E1, page=Page(most_events=1)) as poll:
+        result = await poll.answer()
+        assert (numbers(result), result.position, result.more) == ([199], Position(E1, 199), True)
