@@ -12,9 +12,9 @@ from kernel.clients.selection import Selection
 from kernel.clients.token_bucket import TokenBucket
 from kernel.log.encodings import Encoding, Joined
 from kernel.log.frames import Frame, ready_control
-from kernel.messages.control import Closing, Control
+from kernel.messages.control import Closing, Control, Ping
 from kernel.observer import Written
-from kernel.position import Position
+from kernel.position import NOWHERE, Position
 
 __all__ = ["Client", "ClientState", "Sink"]
 
@@ -108,6 +108,17 @@ class Client:
     def tell(self, control: Control, place: Position | None = None) -> None:
         """Write a control message after all that was written before; `place` is where the client stands then."""
         self.sink.write(ready_control(control, self.encoding, place))
+
+    def heartbeat(self) -> Ping:
+        """Return a heartbeat, which contains the client's place.
+
+        A one-way client keeps the place that it was told last, and resumes from there. So one that still waits for its
+        replay to start, because Redis is away, gets a heartbeat without a place: its own may be of another epoch, or
+        beyond this replica's.
+        """
+        waits = bool(self.resumes) if self.replay is None else not self.replay.started
+        epoch, sequence = NOWHERE if waits and not self.encoding.two_way else self.place
+        return Ping(sequence, epoch)
 
     def close(self, reason: CloseReason) -> None:
         """Close the connection; a client without close codes is told the reason in a message, if it matters to it."""

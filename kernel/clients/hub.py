@@ -42,7 +42,7 @@ from kernel.log.check_requests import CheckRequests
 from kernel.log.encodings import Encoding
 from kernel.log.frames import Frame, NumberField
 from kernel.log.log import Log
-from kernel.messages.control import Connected, Error, Ping, ServiceNotice
+from kernel.messages.control import Connected, Error, ServiceNotice
 from kernel.messages.messages import utc_now
 from kernel.observer import Acknowledged, Observer
 from kernel.resilience.circuit import CircuitState
@@ -160,7 +160,7 @@ class Hub:
 
     def heartbeat(self, client: Client) -> None:
         """Send a client a heartbeat, which contains the client's place."""
-        client.tell(Ping(client.place.sequence, client.place.epoch))
+        client.tell(client.heartbeat())
 
     def circuit_changed(self, state: CircuitState) -> None:
         """Notify every client that degraded mode begins or ends; if a socket is full, once it has drained.

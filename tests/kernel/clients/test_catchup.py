@@ -444,6 +444,24 @@ async def test_waiting_for_redis(redis: FakeRedis, resume: Resume, numbers: rang
         assert sink.outline.index("healthy") < sink.outline.index("resync_ack")
 
 
+@pytest.mark.parametrize("resume", [Resume("events", 245, "another"), Resume("events", 251, E1)])
+async def test_heartbeats_of_a_stream_that_waits_for_redis(redis: FakeRedis, resume: Resume) -> None:
+    """A stream whose resume waits gets heartbeats without an id, which would replace the one that it resumes from."""
+    async with replica(redis) as broadcaster:
+        redis.down = True
+        await eventually(broadcaster.is_degraded)
+        client, sink = join(broadcaster, resume=resume, encoding=STREAM, stream=True)
+        for _ in range(2):
+            broadcaster.hub.heartbeat(client)
+            await asyncio.sleep(0.02)
+        assert sink.blocks[-2:] == [":", ":"]
+        redis.down = False
+        ack = await acked(sink)
+        assert (ack["recovered"], ack.get("epoch_changed", False)) == (False, resume.epoch == "another")
+        broadcaster.hub.heartbeat(client)
+        assert sink.blocks[-1] == f"id: {E1}:250"
+
+
 async def test_redis_goes_during_a_replay(redis: FakeRedis) -> None:
     """A replay that loses Redis half-way continues where it was when Redis is back."""
     async with replica(redis) as broadcaster:
