@@ -86,6 +86,7 @@ class _EventStream:
         except Exception as error:
             log_unexpected(error, "on /events")
             sink.close(INTERNAL_ERROR)
+            await sink.ended()
         if watch is None:
             await send({"type": "http.response.body", "body": b"", "more_body": False})
         else:
@@ -144,5 +145,7 @@ def _accepts_streams_alone(accept: str) -> bool:
 
 
 async def _come_back(scope: Scope, receive: Receive, send: Send) -> None:
-    await send(_HEAD)  # type: ignore[arg-type]  # a dict of that form
-    await send({"type": "http.response.body", "body": _retry(), "more_body": False})
+    body = _retry()
+    length = (b"content-length", b"%d" % len(body))
+    await send({**_HEAD, "headers": [*_HEAD["headers"], length]})  # type: ignore[arg-type, misc]  # a dict of that form
+    await send({"type": "http.response.body", "body": body, "more_body": False})

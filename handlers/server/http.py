@@ -7,9 +7,11 @@ IDLE: between two requests. After `HTTP_KEEP_ALIVE_SECONDS` without an answer in
 HEAD, BODY: a request has begun. From its first byte it has `request_seconds` to be complete, else it is answered 408.
 Its size is limited while it is read (see `request_size`), so that the parser never collects much more than that. At the
 end of the head the application starts; it reads the body, and limits it.
-ENDED: nothing more is read as HTTP. Either the request is refused, or the connection becomes a WebSocket.
+ENDED: nothing more is read as HTTP. The request is refused, the connection becomes a WebSocket, or it is answered by a
+stream, with which the connection ends.
 
-What follows ENDED waits until every earlier request has been answered. A refused request gets a problem document. Then
+What follows ENDED, but for a stream, waits until every earlier request has been answered. A refused request gets a
+problem document. Then
 the server's side of the connection is closed, and what the client still sends is read and dropped for a few seconds;
 closing with unread input would reset the connection, and the client would not see the answer.
 
@@ -147,16 +149,30 @@ class HttpProtocol(HttpToolsProtocol):
     # What routes call.
 
     def open_stream(self, *, high_water: int, stall_seconds: float) -> EventStream:
-        """Return the sink that writes the body of the answer that is about to start; the connection ends with it."""
+        """Return the sink that writes the body of the answer that is about to start; the connection ends with it.
+
+        What the client has sent or sends after the request's head, a body or further requests, is dropped. The stream
+        may last for days: nothing is kept for it, no time is measured, and the end of the connection is noticed.
+        """
         cycle = self._running
-        assert cycle is not None
-        chunked = cycle.scope["http_version"] != "1.0"
-        if not chunked:
-            cycle.chunked_encoding = False  # uvicorn would choose it
+        chunked = cycle is None or cycle.scope["http_version"] != "1.0"
         stream = EventStream(
             self.transport, self.flow, self.loop, chunked=chunked, high_water=high_water, stall_seconds=stall_seconds
         )
+        if cycle is None or cycle.disconnected:  # refused, or lost, since the application was called
+            stream.lost()
+            return stream
+        if not chunked:
+            cycle.chunked_encoding = False  # uvicorn would choose it
         self.on_lost = stream.lost
+        self._reading = _ENDED
+        self._when_answered = None
+        self._stop_request_timer()
+        self._limit.keep(self)
+        self.pipeline.clear()
+        cycle.body.clear()
+        self.flow.held = False
+        self.flow.resume_reading()
         return stream
 
     # What the parser calls.
