@@ -211,12 +211,7 @@ async def test_slow_client(start: ReplicaFactory, valkey: str, channel: str) -> 
         await eventually(lambda: replica.metric("connections") == 1)
         await flood(400)
         assert replica.metric("slow_clients_total") == 1
-        seen: list[int] = []
-        while len(seen) < 400:
-            line = await asyncio.to_thread(lines.readline)
-            if line.startswith(b'data: {"type":"alert_deleted"'):
-                seen.append(json.loads(line.removeprefix(b"data: "))["sequence"])
-        assert seen == list(range(1, 401))
+        assert [await asyncio.to_thread(next_number, lines) for _ in range(400)] == list(range(1, 401))
 
     with slow_reader(replica) as lines:
         await eventually(lambda: replica.metric("connections") == 1)
@@ -229,15 +224,24 @@ async def test_slow_client(start: ReplicaFactory, valkey: str, channel: str) -> 
     assert told["oldest_available"] > told["last_sequence"] + 1
 
 
+def next_number(lines: http.client.HTTPResponse) -> int:
+    """Read up to the next event, and return its number."""
+    while line := lines.readline():
+        if line.startswith(b'data: {"type":"alert_deleted"'):
+            number: int = json.loads(line.removeprefix(b"data: "))["sequence"]
+            return number
+    raise AssertionError("the stream has ended")
+
+
 @contextmanager
-def slow_reader(replica: Replica) -> Iterator[http.client.HTTPResponse]:
+def slow_reader(replica: Replica, path: str = "/events") -> Iterator[http.client.HTTPResponse]:
     """Open a stream with a small receive buffer; nothing is read from it but what the test reads."""
     connection = http.client.HTTPConnection("127.0.0.1", replica.port)
     connection.sock = socket.socket()
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
     connection.sock.settimeout(30)
     connection.sock.connect(("127.0.0.1", replica.port))
-    connection.request("GET", "/events")
+    connection.request("GET", path)
     with closing(connection), connection.getresponse() as answer:
         yield answer
 

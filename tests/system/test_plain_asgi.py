@@ -1,5 +1,6 @@
 """The same protocol over plain ASGI, for servers that do not write prebuilt frames."""
 
+import asyncio
 import random
 
 import pytest
@@ -7,10 +8,13 @@ from websockets.exceptions import InvalidStatus
 
 from tests.history import History, violations
 from tests.system.client import Client, connected
+from tests.system.event_stream import event_stream
 from tests.system.producers import KINDS, Producer
 from tests.system.raw_websocket import TEXT, raw_websocket
 from tests.system.recording_client import RecordingClient
 from tests.system.replica import Replica, ReplicaFactory
+from tests.system.test_event_stream import next_number, slow_reader
+from tests.waiting import eventually
 
 
 @pytest.fixture(scope="module", params=["websockets-sansio"])
@@ -93,6 +97,50 @@ async def test_admission(plain: Replica) -> None:
     assert refused.value.response.status_code == 403
     async with connected(plain.websocket(token="secret")) as client:
         assert await client.closed() == (1000, "Idle timeout")
+
+
+async def test_event_stream(plain: Replica) -> None:
+    """Over plain ASGI a stream has the same messages, ids and heartbeats, resumes, and is gone once its client is."""
+    async with event_stream(plain, token="secret", events="alert.*") as stream:
+        hello = await stream.named("connected")
+        numbers = await publish(plain, 3, size=5000)
+        await stream.named("message", 3)
+        assert stream.numbers == numbers
+        await plain.post("/broadcast/service-status", {"service": "x", "status": "healthy", "message": "x"})
+        await stream.until(lambda: stream.last_id == f"{hello.data['epoch']}:{numbers[-1] + 1}")
+    headers = {"Last-Event-ID": f"{hello.data['epoch']}:{numbers[0]}"}
+    async with event_stream(plain, headers=headers, token="secret", events="alert.*") as stream:
+        acked = await stream.named("resync_ack")
+        assert (stream.numbers, acked.data["recovered"]) == (numbers[1:], True)
+        numbers = await publish(plain, 1)
+        assert (await stream.named("message", 3)).data["sequence"] == numbers[0]
+    await eventually(lambda: plain.metric("connections") == 0)
+
+
+async def test_poll(plain: Replica) -> None:
+    """Over plain ASGI a poll has the same answers."""
+    query = {"token": "secret", "wait": "10"}
+    place = (await plain.request("GET", "/events/poll", params=query)).json()
+    query |= {"since": place["lastSeq"], "epoch": place["epoch"]}
+    waiting = asyncio.create_task(plain.request("GET", "/events/poll", params=query))
+    await eventually(lambda: plain.metric("connections") == 1)
+    numbers = await publish(plain, 2)
+    answer = (await waiting).json()
+    assert [frame["sequence"] for frame in answer["events"]] == numbers[: len(answer["events"])]
+    assert answer["lastSeq"] == answer["events"][-1]["sequence"]
+    refused = await plain.request("GET", "/events/poll")
+    assert (refused.status_code, refused.json()["status"]) == (401, 401)
+
+
+async def test_slow_stream(plain: Replica) -> None:
+    """Over plain ASGI a stream that is read slowly catches up in order."""
+    with slow_reader(plain, "/events?token=secret") as lines:
+        await eventually(lambda: plain.metric("connections") == 1)
+        numbers: list[int] = []
+        for _ in range(20):
+            numbers += await publish(plain, 100, size=4000)
+        assert [await asyncio.to_thread(next_number, lines) for _ in numbers] == numbers
+    await eventually(lambda: plain.metric("connections") == 0)
 
 
 async def test_slow_client(plain: Replica) -> None:

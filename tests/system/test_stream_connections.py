@@ -188,7 +188,7 @@ async def test_client_that_never_reads(quiet: Replica) -> None:
     """A client that takes nothing is aborted after `WEBSOCKET_IDLE_TIMEOUT_SECONDS`, and costs bounded memory."""
     await overflow(quiet)  # so that the history and the service's own buffers have their size
     before = quiet.memory
-    reader, writer = await asyncio.open_connection("127.0.0.1", quiet.port, limit=1024)
+    _, writer = await asyncio.open_connection("127.0.0.1", quiet.port, limit=1024)
     writer.write(STREAM + b"\r\n")
     await eventually(lambda: quiet.metric("connections") == 1)
     await overflow(quiet)
