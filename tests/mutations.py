@@ -733,6 +733,55 @@ MUTATIONS: Final = (
         "            pass  # asyncio",
         ("tests/kernel/log/test_log.py",),
     ),
+    Mutation(
+        "events of a stream have the id of the event before",
+        "kernel/log/event_stream.py",
+        '        return b"%bdata: %b\\n\\n" % (_id(place), ',
+        '        return b"%bdata: %b\\n\\n" % (_id(Position(place.epoch, place.sequence - 1)), ',
+        ("tests/kernel/log/test_event_stream.py", "tests/system/test_event_stream.py"),
+    ),
+    Mutation(
+        "live events come before the end of a replay",
+        "kernel/clients/catchup.py",
+        "        client.tell(replay.ack, client.place)\n",
+        "        asyncio.get_running_loop().call_later(0.2, client.tell, replay.ack, client.place)\n",
+        ("tests/kernel/clients/test_catchup.py", "tests/system/test_event_stream.py"),
+    ),
+    Mutation(
+        "a page that was cut passes the event that it did not take",
+        "kernel/clients/page.py",
+        "        return Position(self.place.epoch, first - 1)\n",
+        "        return Position(self.place.epoch, first)\n",
+        ("tests/kernel/clients/test_page.py",),
+    ),
+    Mutation(
+        "a stream that waits for its replay gets a provisional id",
+        "kernel/clients/client.py",
+        "NOWHERE if waits and not self.encoding.two_way else self.place",
+        "self.place",
+        ("tests/kernel/clients/test_catchup.py", "tests/system/test_stream_degraded.py"),
+    ),
+    Mutation(
+        "a blocked stream stays live",
+        "handlers/routes/event_stream.py",
+        "        sink.on_blocked = lambda: broadcaster.hub.fall_behind(client)\n",
+        "",
+        ("tests/system/test_event_stream.py", "tests/system/test_stream_connections.py"),
+    ),
+    Mutation(
+        "a blocked stream never catches up",
+        "handlers/server/event_stream.py",
+        "            await self._flow.drain()\n",
+        "            await self._loop.create_future()\n",
+        ("tests/system/test_event_stream.py",),
+    ),
+    Mutation(
+        "a connection that a stream answers is read on as HTTP",
+        "handlers/server/http.py",
+        "        self._reading = _ENDED\n        self._when_answered = None\n",
+        "",
+        ("tests/system/test_stream_connections.py",),
+    ),
 )
 
 

@@ -35,27 +35,33 @@ http {{
         listen 127.0.0.1:{port};
         location {prefix}/ {{
             proxy_pass http://events{strip};
-            proxy_http_version 1.1;
+            proxy_read_timeout {idle};
             proxy_set_header Host $host;
-            proxy_set_header Upgrade $http_upgrade;
-            proxy_set_header Connection $connection_upgrade;
+            {upgrade}
         }}
     }}
 }}
+"""
+
+UPGRADE = """
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection $connection_upgrade;
 """
 
 HAPROXY = """
 defaults
     mode http
     timeout connect 5s
-    timeout client 60s
-    timeout server 60s
+    timeout client {idle}
+    timeout server {idle}
     timeout tunnel 60s
 frontend front
     bind 127.0.0.1:{port}
     default_backend events
 backend events
     option httpchk
+    option abortonclose
     http-reuse always
     server one 127.0.0.1:{upstream} check inter 100ms fall 1 rise 1
 """
@@ -83,20 +89,22 @@ def program(name: str) -> str:
 
 
 @contextmanager
-def nginx(upstream: int, prefix: str = "") -> Iterator[str]:
+def nginx(upstream: int, prefix: str = "", *, idle: str = "60s", upgrades: bool = True) -> Iterator[str]:
     """Run nginx with the usual snippet for WebSockets in front of a port; yields its base URL.
 
-    With a prefix, nginx serves only paths below it, and strips it.
+    With a prefix, nginx serves only paths below it, and strips it. It ends answers that are `idle`. Without `upgrades`,
+    it speaks HTTP/1.0 to the service, as by default.
     """
     command = [program("nginx"), "-e", "stderr", "-p", "{folder}", "-c", "{folder}/config"]
-    with _proxy(NGINX, upstream, command, prefix=prefix, strip="/" if prefix else "") as url:
+    values = {"prefix": prefix, "strip": "/" if prefix else "", "idle": idle, "upgrade": UPGRADE if upgrades else ""}
+    with _proxy(NGINX, upstream, command, **values) as url:
         yield url
 
 
 @contextmanager
-def haproxy(upstream: int) -> Iterator[str]:
-    """Run HAProxy with its default health check in front of a port; yields its base URL."""
-    with _proxy(HAPROXY, upstream, [program("haproxy"), "-db", "-f", "{folder}/config"]) as url:
+def haproxy(upstream: int, *, idle: str = "60s") -> Iterator[str]:
+    """Run HAProxy with its default health check in front of a port; it ends what is `idle`. Yields its base URL."""
+    with _proxy(HAPROXY, upstream, [program("haproxy"), "-db", "-f", "{folder}/config"], idle=idle) as url:
         yield url
 
 

@@ -16,6 +16,7 @@ from handlers.cli.proxy import Proxy
 from handlers.cli.tail import follow
 from tests import processes
 from tests.system.client import connected
+from tests.system.event_stream import event_stream
 from tests.system.proxies import haproxy, nginx, program
 from tests.system.replica import Replica, ReplicaFactory
 from tests.waiting import eventually
@@ -57,6 +58,11 @@ def curl(url: str, *options: str) -> list[str]:
     return [line.split()[-1] for line in ended.stdout.splitlines()]
 
 
+async def publish(replica: Replica) -> list[int]:
+    """Publish one event, and return its number in a list."""
+    return [(await replica.post(PATH, {"id": "x"})).json()["sequence"]]
+
+
 def test_curl_asks_for_http_2(proxied: Replica) -> None:
     """`curl --http2` asks to upgrade to h2c; its publishes are served in HTTP/1.1."""
     assert curl(proxied.url, "--http2") == ["202", "202"]
@@ -89,6 +95,40 @@ async def test_websocket(proxied: Replica, proxy: Callable[[int], AbstractContex
                 answers = [await http.post(PATH, json={"id": "x"}) for _ in range(3)]
             assert [answer.status_code for answer in answers] == [202] * 3
             await client.reached(answers[-1].json()["sequence"])
+
+
+PROXIES = [nginx, partial(nginx, upgrades=False), haproxy]
+
+
+@pytest.mark.parametrize("proxy", PROXIES, ids=["nginx", "nginx with HTTP/1.0", "haproxy"])
+async def test_event_stream(proxied: Replica, proxy: Callable[..., AbstractContextManager[str]]) -> None:
+    """Through proxies that end idle answers, events come at once, and heartbeats keep the stream alive without them."""
+    with proxy(proxied.port, idle="1s") as url:
+        async with event_stream(proxied, url=url) as stream, asyncio.timeout(15):
+            await stream.named("connected")
+            for count in (1, 2):
+                [number] = await publish(proxied)
+                async with asyncio.timeout(3):
+                    assert (await stream.named("message", count)).data["sequence"] == number
+                await asyncio.sleep(2.5)
+            assert not stream.ended
+        await eventually(lambda: proxied.metric("connections") == 0)
+
+
+@pytest.mark.parametrize("proxy", PROXIES, ids=["nginx", "nginx with HTTP/1.0", "haproxy"])
+async def test_poll(proxied: Replica, proxy: Callable[[int], AbstractContextManager[str]]) -> None:
+    """A poll waits behind a proxy, is answered at once when an event comes, and ends when its client has left."""
+    with proxy(proxied.port) as url:
+        async with httpx.AsyncClient(trust_env=False, base_url=url, timeout=15) as http:
+            place = (await http.get("/events/poll")).json()
+            waiting = asyncio.create_task(http.get("/events/poll", params={"since": place["lastSeq"], "wait": 10}))
+            await eventually(lambda: proxied.metric("connections") == 1)
+            numbers = await publish(proxied)
+            assert [frame["sequence"] for frame in (await waiting).json()["events"]] == numbers
+            waiting = asyncio.create_task(http.get("/events/poll", params={"since": numbers[0], "wait": 60}))
+            await eventually(lambda: proxied.metric("connections") == 1)
+            waiting.cancel()
+        await eventually(lambda: proxied.metric("connections") == 0)
 
 
 async def test_kept_alive_upstreams(proxied: Replica) -> None:
