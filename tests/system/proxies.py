@@ -52,6 +52,7 @@ UPGRADE = """
 HAPROXY = """
 defaults
     mode http
+    option abortonclose
     timeout connect 5s
     timeout client {idle}
     timeout server {idle}
@@ -61,7 +62,6 @@ frontend front
     default_backend events
 backend events
     option httpchk
-    option abortonclose
     http-reuse always
     server one 127.0.0.1:{upstream} check inter 100ms fall 1 rise 1
 """
