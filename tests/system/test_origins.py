@@ -245,7 +245,18 @@ const listen = (protocols) => new Promise((resolve) => {
   socket.onmessage = (message) => resolve([JSON.parse(message.data).type, socket.protocol]);
   socket.onclose = (closed) => resolve([closed.code]);
 });
+const stream = (query) => new Promise((resolve) => {
+  const source = new EventSource(service + "/events" + query);
+  const end = (answer) => { source.close(); resolve(answer); };
+  source.addEventListener("connected", (message) => end([JSON.parse(message.data).type]));
+  source.onerror = () => end(["error", source.readyState]);
+});
+const poll = (headers) => fetch(service + "/events/poll?since=0", {headers})
+  .then(async (answer) => [answer.status, (await answer.json()).recovered], (error) => ["unreadable"]);
 (async () => {
+  result.stream = await stream("?api_key=first");
+  result.keyless = await stream("");
+  result.poll = await poll({"X-API-Key": "first", "Last-Event-ID": "e:0"});
   result.first = await publish({"X-API-Key": "first"});
   result.again = await publish({"X-API-Key": "first", "ce-id": "1"});
   result.unauthorized = await publish({});
@@ -327,6 +338,9 @@ async def test_browser(
     with processes.running([program("chromium"), *options, f"{pages.origin}/"]):
         assert await asyncio.to_thread(pages.done.wait, 60)
     expected = {
+        "stream": ["connected"],
+        "keyless": ["error", 2],
+        "poll": [200, False],
         "first": [202, None, None],
         "again": [202, "true", None],
         "unauthorized": [401, None, 401],
@@ -334,6 +348,7 @@ async def test_browser(
         "json": ["connected", "api-key-b64.ay9lK3k9"],
         "echoless": [1006],
     }
-    refused = {name: ["unreadable"] for name in ("first", "again", "unauthorized")}
+    refused = {name: ["unreadable"] for name in ("first", "again", "unauthorized", "poll")}
+    refused |= {name: ["error", 2] for name in ("stream", "keyless")}
     refused |= {name: [1006] for name in ("socket", "json", "echoless")}
     assert pages.result == (expected if allowed else refused)

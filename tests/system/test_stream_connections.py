@@ -130,10 +130,12 @@ async def test_old_client_that_is_refused(start: ReplicaFactory, valkey: str, ch
     full = start(redis_url=valkey, redis_event_channel=channel, websocket_max_connections=1)
     async with event_stream(full) as stream, raw_http(full) as raw:
         await stream.named("connected")
-        await raw.send(b"GET /events HTTP/1.0\r\nAccept: text/event-stream\r\n\r\n")
+        origin = b"Origin: http://%b\r\n" % full.url.removeprefix("http://").encode()
+        await raw.send(b"GET /events HTTP/1.0\r\nAccept: text/event-stream\r\n" + origin + b"\r\n")
         head, _, body = (await raw.ended()).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"transfer-encoding" not in head.lower()
+    assert b"access-control-allow-origin: http://" in head.lower()
     assert body.startswith(b"retry: ")
 
 
