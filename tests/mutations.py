@@ -745,7 +745,7 @@ MUTATIONS: Final = (
         "kernel/clients/catchup.py",
         "        client.tell(replay.ack, client.place)\n",
         "        asyncio.get_running_loop().call_later(0.2, client.tell, replay.ack, client.place)\n",
-        ("tests/kernel/clients/test_catchup.py", "tests/system/test_event_stream.py"),
+        ("tests/kernel/clients/test_catchup.py",),
     ),
     Mutation(
         "a page that was cut passes the event that it did not take",
