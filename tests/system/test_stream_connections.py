@@ -127,15 +127,20 @@ async def test_polls_on_one_connection(quiet: Replica) -> None:
 
 async def test_old_client_that_is_refused(start: ReplicaFactory, valkey: str, channel: str) -> None:
     """A client of HTTP/1.0 gets the stream that stands for a 503 without chunks."""
-    full = start(redis_url=valkey, redis_event_channel=channel, websocket_max_connections=1)
+    full = start(
+        redis_url=valkey,
+        redis_event_channel=channel,
+        websocket_max_connections=1,
+        allowed_origins="https://good.example",
+    )
     async with event_stream(full) as stream, raw_http(full) as raw:
         await stream.named("connected")
-        origin = b"Origin: http://%b\r\n" % full.url.removeprefix("http://").encode()
-        await raw.send(b"GET /events HTTP/1.0\r\nAccept: text/event-stream\r\n" + origin + b"\r\n")
+        fields = b"Host: localhost\r\nAccept: text/event-stream\r\nOrigin: https://good.example\r\n"
+        await raw.send(b"GET /events HTTP/1.0\r\n%b\r\n" % fields)
         head, _, body = (await raw.ended()).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 200 ")
     assert b"transfer-encoding" not in head.lower()
-    assert b"access-control-allow-origin: http://" in head.lower()
+    assert b"access-control-allow-origin: https://good.example\r\n" in head.lower()
     assert body.startswith(b"retry: ")
 
 
