@@ -5,9 +5,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from tests.benchmarks.results import Results
-from tests.benchmarks.rows import connections, hostile, hostile_messages, paced, publish, tracing
+from tests.benchmarks.rows import connections, hostile, hostile_messages, listening, paced, publish, tracing
 from tests.benchmarks.rows.compression import CLIENTS, DEFLATED, PLAIN
-from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND
+from tests.benchmarks.subjects import CHANNELS, FASTAPI, OURS, SEND, STREAMS
 
 __all__ = ["AIMS", "Aim", "aims_table"]
 
@@ -44,6 +44,16 @@ def _extreme(choose: Callable[..., float], row: str, metric: str, part: str = ""
 
     def value(results: Results) -> float | None:
         return choose((v for case, _, v in results.every(row, metric) if part in case), default=None)
+
+    return value
+
+
+def _at_rest(name: str) -> Callable[[Results], float | None]:
+    """Return a function for the ratio of the memory of an idle client of this kind to that of a WebSocket."""
+
+    def value(results: Results) -> float | None:
+        memory = {subject: value for _, subject, value in results.every("waiting", "memory")}
+        return memory[name] / memory[OURS.name] if name in memory and OURS.name in memory else None
 
     return value
 
@@ -113,6 +123,11 @@ AIMS = (
             (v for _, subject, v in results.every("idle", "memory") if subject == OURS.name), default=None
         ),
     ),
+    *(
+        Aim(f"{name}, idle: memory, relative to an idle WebSocket", "<=", 1.5, _at_rest(name))
+        for name in (STREAMS.name, listening.POLLS)
+    ),
+    Aim("idle streams and waiting polls: share of a CPU", "<=", 0.01, _extreme(max, "waiting", "busy")),
     Aim("storm: p99 of a resume, relative to a plain connect", "<=", 3, _storm),
     Aim("storm: reads of Redis, 500 events behind", "<=", 20, _extreme(max, "storm", "reads", connections.FAR)),
     Aim(

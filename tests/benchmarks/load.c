@@ -1,4 +1,4 @@
-/* The load client: many WebSocket connections and HTTP publishers on one epoll loop. Each line on stdin is a command,
+/* The load client: many WebSockets or streams of server-sent events, and HTTP publishers on one epoll loop. Each line on stdin is a command,
  * answered by a line of JSON on stdout. load.py starts this program and documents the commands; load_fallback.py
  * replaces it if there is no compiler.
  *
@@ -29,7 +29,7 @@ enum state { CONNECTING, SHAKING, GREETING, LIVE };
 struct client {
     enum kind kind;
     enum state state;
-    int fd, index;
+    int fd, index, stream;
     char *rest; /* the start of an incomplete frame */
     size_t rest_size;
     long got; /* frames since `expect` */
@@ -178,6 +178,8 @@ static void connect_more(void)
     }
 }
 
+static int streaming(void) { return !strncmp(dial.path, "/events", 7); }
+
 static void shake_hands(struct client *c)
 {
     char text[4096], *mark = strstr(dial.path, "{}");
@@ -187,10 +189,13 @@ static void shake_hands(struct client *c)
     if ((errno = error)) fail("connect");
     int n = snprintf(text, sizeof text, "GET %.*s", before, dial.path);
     if (mark) n += snprintf(text + n, sizeof text - n, "%d%s", c->index, mark + 2);
-    n += snprintf(text + n, sizeof text - n,
-                  " HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                  "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
-                  dial.deflate ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "");
+    if (streaming())
+        n += snprintf(text + n, sizeof text - n, " HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n");
+    else
+        n += snprintf(text + n, sizeof text - n,
+                      " HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+                      "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
+                      dial.deflate ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "");
     if (send(c->fd, text, n, MSG_NOSIGNAL) != n) fail("send");
     c->state = SHAKING;
     watch(EPOLL_CTL_MOD, c->fd, EPOLLIN, c);
@@ -274,6 +279,15 @@ static size_t parse(struct client *c, const char *data, size_t size, int64_t at)
     return used;
 }
 
+/* Counts the complete messages in `data` (server-sent events, chunked) and returns their length in bytes. */
+static size_t parse_stream(struct client *c, const char *data, size_t size, int64_t at)
+{
+    const char *line = data, *end;
+    for (; (end = memchr(line, '\n', data + size - line)); line = end + 1)
+        if (end - line > 6 && !memcmp(line, "data: ", 6)) take_message(c, line + 6, end - line - 6, at);
+    return line - data;
+}
+
 static void receive(struct client *c)
 {
     if (c->rest_size) memcpy(buffer, c->rest, c->rest_size);
@@ -288,7 +302,8 @@ static void receive(struct client *c)
         if (end) {
             buffer[size] = 0;
             errno = 0;
-            if (strncmp(buffer, "HTTP/1.1 101", 12)) fail("no 101");
+            c->stream = streaming();
+            if (strncmp(buffer, c->stream ? "HTTP/1.1 200" : "HTTP/1.1 101", 12)) fail("refused");
             if (dial.deflate && !strcasestr(buffer, "permessage-deflate")) fail("deflate was not agreed");
             used = end + 4 - buffer;
             c->state = GREETING;
@@ -297,7 +312,7 @@ static void receive(struct client *c)
             if (!*dial.until) go_live(c, at);
         }
     }
-    if (c->state > SHAKING) used += parse(c, buffer + used, size - used, at);
+    if (c->state > SHAKING) used += (c->stream ? parse_stream : parse)(c, buffer + used, size - used, at);
     if (size - used > c->rest_size) c->rest = realloc(c->rest, size - used);
     c->rest_size = size - used;
     if (c->rest_size) memcpy(c->rest, buffer + used, c->rest_size);

@@ -5,7 +5,8 @@ Both read commands from stdin, one per line, and answer each with a line of JSON
     connect N PORT AT_ONCE DEFLATE STUCK <tab> PATH <tab> UNTIL <tab> HELLO
         Connect N more clients, at most AT_ONCE at a time. A client is connected when it has received a message that
         contains UNTIL ("*": any message, "-": after the handshake). {} in PATH is replaced by the client's number.
-        HELLO is a text that is sent after the handshake. Stuck clients have a small receive buffer, and stop reading
+        HELLO is a text that is sent after the handshake. A path that begins with /events is a stream of server-sent
+        events, any other a WebSocket. Stuck clients have a small receive buffer, and stop reading
         once they are connected.
     expect N STAMPED     Reset the counts; each reading client now expects N messages.
     wait MILLISECONDS    Answer when every client has received them.

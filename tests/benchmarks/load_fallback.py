@@ -35,7 +35,7 @@ class _Tally:
 
 
 class _Client:
-    """One WebSocket connection."""
+    """One WebSocket, or one stream of server-sent events if the path is `/events`."""
 
     def __init__(self, load: "_Load") -> None:
         self._load = load
@@ -45,6 +45,20 @@ class _Client:
 
     async def connect(self, port: int, path: str, until: bytes, hello: bytes, *, deflate: bool) -> None:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 22)
+        self._stream = path.startswith("/events")
+        if self._stream:
+            self._writer.write(f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: text/event-stream\r\n\r\n".encode())
+            assert (await self._reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        else:
+            await self._shake_hands(path, deflate=deflate)
+        self.first = time.monotonic_ns()
+        if hello:
+            self._writer.write(bytes((0x81, 0x80 | len(hello), 0, 0, 0, 0)) + hello)
+        while until and until not in b"*" + await self._message():
+            pass
+        self.live = time.monotonic_ns()
+
+    async def _shake_hands(self, path: str, *, deflate: bool) -> None:
         extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n" if deflate else ""
         self._writer.write(
             f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -53,18 +67,17 @@ class _Client:
         head = await self._reader.readuntil(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 101"), head
         assert not deflate or b"permessage-deflate" in head
-        self.first = time.monotonic_ns()
-        if hello:
-            self._writer.write(bytes((0x81, 0x80 | len(hello), 0, 0, 0, 0)) + hello)
-        while until and until not in b"*" + await self._message():
-            pass
-        self.live = time.monotonic_ns()
 
     async def read(self) -> None:
         while True:
             self._load.take(self, await self._message())
 
     async def _message(self) -> bytes:
+        while self._stream:
+            line = await self._reader.readuntil(b"\n")
+            self._load.tally.bytes += len(line)
+            if line.startswith(b"data: "):
+                return line[6:-1]
         while True:
             head = await self._reader.readexactly(2)
             length, size = head[1], 2

@@ -31,6 +31,7 @@ __all__ = [
     "ROUTES",
     "SEND",
     "SOCKETIO",
+    "STREAMS",
     "Server",
     "Subject",
     "batch_request",
@@ -75,6 +76,7 @@ class Subject(NamedTuple):
 
 
 OURS = Subject("this service", "handlers", "batch", 4_000_000, path="/ws/events")
+STREAMS = OURS._replace(name="this service, /events", path="/events")
 FASTAPI = Subject("FastAPI, a send per client", "fastapi_loop", "publish", 70_000, package="fastapi")
 CHANNELS = Subject("Litestar channels plugin", "litestar_channels", "publish", 90_000)
 SOCKETIO = Subject(

@@ -14,11 +14,12 @@ from tests.benchmarks.picture import picture
 from tests.benchmarks.results import Results
 from tests.benchmarks.rows import ROWS, hostile, hostile_memory, hostile_messages, narrow_link
 from tests.benchmarks.rows.held import Probed
+from tests.benchmarks.rows.listening import held_polls, poll_request
 from tests.benchmarks.rows.paced import paced
 from tests.benchmarks.rows.publish import requests
 from tests.benchmarks.rows.single import one_at_a_time
 from tests.benchmarks.rows.tracing import ALWAYS, NONE, OFF, variants
-from tests.benchmarks.subjects import OURS, RAW, SEND, Server, Subject, data_of, frame_of
+from tests.benchmarks.subjects import OURS, RAW, SEND, STREAMS, Server, Subject, data_of, frame_of
 from tests.system.redis_server import RedisServer
 
 _CLIENTS = 20
@@ -42,6 +43,11 @@ def test_this_service_delivers_everything(redis_url: str, fallback: bool) -> Non
         one = one_at_a_time(server, data_of(350), 3)
         assert 0 < one["first"] <= one["last"]
 
+    with Server(STREAMS, redis_url, fallback=fallback) as server:
+        server.connect(_CLIENTS)
+        assert server.saturate(data_of(350), 1000)["rate"] > 0
+        assert one_at_a_time(server, data_of(4096), 3)["bytes"] > 4000
+
     with Server(OURS, redis_url, fallback=fallback) as server:
         server.connect(_CLIENTS)
         latency = paced(server, rate=100, seconds=0.3)
@@ -56,6 +62,15 @@ def test_the_limits_deliver_everything(redis_url: str, subject: Subject) -> None
         server.connect(_CLIENTS)
         assert server.saturate(data_of(350), 50)["rate"] > 0
         assert one_at_a_time(server, data_of(4096), 3)["bytes"] > 4000
+
+
+@pytest.mark.system
+def test_polls_wait_and_are_answered(redis_url: str) -> None:
+    """Polls are held while their block lasts, and answered at once if they do not wait."""
+    with Server(OURS, redis_url) as server:
+        server.publish(data_of(350), 10)
+        with held_polls(server, 5), held_polls(server, 5):
+            assert requests(server, poll_request(server, wait=0, behind=5), 2, 0.05)["rate"] > 0
 
 
 @pytest.mark.system
