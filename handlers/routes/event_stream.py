@@ -24,7 +24,7 @@ from handlers.routes.admission import admit
 from handlers.routes.connection_timer import ConnectionTimer, varied
 from handlers.routes.dependencies import Broadcaster
 from handlers.routes.query_options import QueryOptions
-from handlers.server.sinks import AsgiSink, StreamSink, body_message, http_connection
+from handlers.server.sinks import AsgiSink, StreamSink, body_message, http_connection, until_disconnected
 from handlers.settings import Settings
 from kernel import EventBroadcaster
 from kernel.clients import INTERNAL_ERROR
@@ -79,7 +79,7 @@ class _EventStream:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sink = _sink(scope, send, self._settings)
-        watch = asyncio.create_task(_watch(receive, sink)) if isinstance(sink, AsgiSink) else None
+        watch = asyncio.create_task(until_disconnected(receive, sink.stop)) if isinstance(sink, AsgiSink) else None
         await send(_HEAD)  # type: ignore[arg-type]  # a dict of that form
         try:
             await self._stream(sink)
@@ -126,13 +126,6 @@ def _sink(scope: Scope, send: Send, settings: Settings) -> StreamSink:
     if connection is not None:
         return connection.open_stream(high_water=high_water, stall_seconds=stall_seconds)
     return AsgiSink(send, body_message, high_water=high_water, stall_seconds=stall_seconds)
-
-
-async def _watch(receive: Receive, sink: AsgiSink) -> None:
-    """Stop the sink when the client has left; the service's own server tells the sink by itself."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    sink.stop()
 
 
 def _retry() -> bytes:

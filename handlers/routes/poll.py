@@ -18,7 +18,7 @@ from handlers.problems import QueryInvalid
 from handlers.routes.admission import admit
 from handlers.routes.dependencies import Broadcaster
 from handlers.routes.query_options import QueryOptions
-from handlers.server.sinks import HttpConnection, http_connection
+from handlers.server.sinks import http_connection, until_disconnected
 from handlers.settings import Settings
 from kernel import EventBroadcaster, FieldError
 from kernel.clients import NORMAL, PAGE_ENCODING, Page, PageResult, Patterns, Resume
@@ -65,8 +65,7 @@ def poll_route(settings: Settings) -> HTTPRouteHandler:
         if options.resume is None:
             answer = PollAnswer(epoch=broadcaster.epoch, last_seq=broadcaster.sequence, events=[], recovered=True)
         else:
-            connection = http_connection(request.scope)
-            result = await _page(broadcaster, options.patterns, options.resume, wait, connection)
+            result = await _page(broadcaster, options.patterns, options.resume, wait, request)
             if result is None:
                 raise ServiceUnavailableException("Redis cannot be reached, and the events are not in memory.")
             answer = _answer(result)
@@ -76,13 +75,21 @@ def poll_route(settings: Settings) -> HTTPRouteHandler:
 
 
 async def _page(
-    broadcaster: EventBroadcaster, patterns: Patterns, resume: Resume, wait: float, connection: HttpConnection | None
+    broadcaster: EventBroadcaster, patterns: Patterns, resume: Resume, wait: float, request: Request[Any, Any, Any]
 ) -> PageResult | None:
     """Collect a page of events; return None if they cannot be read."""
     page = Page()
     client = broadcaster.connect(page, PAGE_ENCODING, patterns=patterns, resume=resume)
+    connection = http_connection(request.scope)
+    watch = None
+
+    def leave() -> None:
+        page.close(NORMAL)
+
     if connection is not None:
-        connection.on_lost = lambda: page.close(NORMAL)
+        connection.on_lost = leave
+    else:
+        watch = asyncio.create_task(until_disconnected(request.receive, leave))
     loop = asyncio.get_running_loop()
     timers = (
         loop.call_later(wait, page.expire),
@@ -96,6 +103,8 @@ async def _page(
             timer.cancel()
         if connection is not None:
             connection.on_lost = None
+        if watch is not None:
+            watch.cancel()
         broadcaster.disconnect(client)
 
 

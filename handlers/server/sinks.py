@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from litestar.types import Scope
+from litestar.types import Receive, Scope
 
 from kernel.clients import CloseReason, Sink
 from kernel.log import Joined
@@ -22,6 +22,7 @@ __all__ = [
     "HttpConnection",
     "body_message",
     "http_connection",
+    "until_disconnected",
     "websocket_message",
 ]
 
@@ -77,6 +78,13 @@ def http_connection(scope: Scope) -> HttpConnection | None:
     """Return the connection of a request, None if the server offers none."""
     connection: HttpConnection | None = (scope.get("extensions") or {}).get(EXTENSION)  # type: ignore[assignment]  # any object
     return connection
+
+
+async def until_disconnected(receive: Receive, then: Callable[[], None]) -> None:
+    """Read a request until its client has left, and call `then`; for servers that offer no `HttpConnection`."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    then()
 
 
 def websocket_message(message: object) -> dict[str, object]:

@@ -128,6 +128,13 @@ async def test_poll(plain: Replica) -> None:
     answer = (await waiting).json()
     assert [frame["sequence"] for frame in answer["events"]] == numbers[: len(answer["events"])]
     assert answer["lastSeq"] == answer["events"][-1]["sequence"]
+    async with plain.http() as http:
+        waiting = asyncio.create_task(
+            http.get("/events/poll", params=query | {"since": answer["lastSeq"], "wait": "60"})
+        )
+        await eventually(lambda: plain.metric("connections") == 1)
+        waiting.cancel()
+    await eventually(lambda: plain.metric("connections") == 0)
     refused = await plain.request("GET", "/events/poll")
     assert (refused.status_code, refused.json()["status"]) == (401, 401)
 
