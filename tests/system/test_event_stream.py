@@ -100,6 +100,20 @@ async def test_id_that_cannot_be_read(replica: Replica, id: str) -> None:
         assert not stream.of("resync_ack")
 
 
+async def test_number_field(start: ReplicaFactory, valkey: str, channel: str) -> None:
+    """With `WEBSOCKET_NUMBER_FIELD=seq` the number has that name in streams and polls too; positions stay."""
+    replica = start(redis_url=valkey, redis_event_channel=channel, websocket_number_field="seq")
+    async with event_stream(replica) as stream:
+        first = await stream.named("connected")
+        assert first.data["seq"] == first.data["lastSeq"]
+        [receipt] = await publish(replica, "a")
+        message = await stream.named("message")
+        assert (message.id, message.data["seq"]) == (id_of(receipt), receipt["sequence"])
+        assert "sequence" not in message.data
+    answer = (await replica.request("GET", "/events/poll", params={"since": 0})).json()
+    assert ([frame["seq"] for frame in answer["events"]], answer["lastSeq"]) == ([1], 1)
+
+
 async def test_epoch_changed(replica: Replica) -> None:
     """An id of another epoch is told so, and the replay starts at the beginning of the history."""
     [receipt] = await publish(replica, "a")

@@ -185,6 +185,28 @@ async def test_cut_off_at_once(quiet: Replica, path: bytes) -> None:
         await delivers(quiet, raw)
 
 
+async def test_many_polls(quiet: Replica) -> None:
+    """A thousand polls that wait are answered at once by one event; as many that are cut off leave nothing behind."""
+    async with raw_http(quiet) as raw:
+        await raw.send(b"GET /events/poll HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        number = (await raw.answer()).json["lastSeq"]
+    request = b"GET /events/poll?since=%d&wait=60 HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    polls = [RawHttp(*await asyncio.open_connection("127.0.0.1", quiet.port)) for _ in range(1000)]
+    for each in polls:
+        await each.send(request % number)
+    await eventually(lambda: quiet.metric("connections") == 1000, 20)
+    [receipt] = await publish(quiet, "x")
+    for each in polls:
+        [event] = (await each.answer()).json["events"]
+        assert event["sequence"] == receipt["sequence"]
+    for each in polls:
+        await each.send(request % receipt["sequence"])
+    await eventually(lambda: quiet.metric("connections") == 1000, 20)
+    for each in polls:
+        each.writer.transport.abort()
+    await eventually(lambda: quiet.metric("connections") == 0, 20)
+
+
 async def overflow(replica: Replica) -> None:
     """Publish more than the buffers of one connection hold."""
     for _ in range(OVERFLOW_BYTES // 1_000_000 + 1):
