@@ -782,6 +782,13 @@ MUTATIONS: Final = (
         "",
         ("tests/system/test_stream_connections.py",),
     ),
+    Mutation(
+        "a walk over pages looks at the clock rarely",
+        "kernel/clients/fanout.py",
+        "_MANY_SHIFT = 2\n",
+        "_MANY_SHIFT = 14\n",
+        ("tests/kernel/clients/test_fanout.py",),
+    ),
 )
 
 

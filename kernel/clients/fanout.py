@@ -33,9 +33,11 @@ from kernel.observer import Written
 __all__ = ["LOOK", "Walk"]
 
 # How much a walk does between two looks at the clock, in writes or comparisons. One of them takes 5 µs or less, and
-# 1 µs more for each further 5 kB, so large writes count several times.
+# 1 µs more for each further 5 kB, or 1 µs for each message where they are not joined, so large writes count several
+# times.
 LOOK = 16
 _LARGE_SHIFT = 14
+_MANY_SHIFT = 2
 
 
 class Walk:
@@ -95,7 +97,7 @@ class Walk:
             # an audience takes time too, even where nothing matches
             left -= 1 + len(self.frames) // LOOK
             data = encoding.join(messages) if messages else None
-            cost = 1 + ((len(data) if isinstance(data, bytes) else 0) >> _LARGE_SHIFT)
+            cost = 1 + (len(data or ()) >> (_LARGE_SHIFT if isinstance(data, bytes) else _MANY_SHIFT))
             for client in audience.snapshot():
                 # while nothing has changed, an empty set is all that is looked at
                 if passed_over and client in passed_over:

@@ -124,7 +124,10 @@ class Page:
         """Collect messages."""
         for item in data:
             assert isinstance(item, _Item)
-            self._take(item)
+            if item.control is None:
+                self._add(item)
+            else:
+                self._take(item, item.control)
         self._wake()
 
     async def drained(self) -> None:
@@ -164,12 +167,12 @@ class Page:
             )
         return PageResult(position, self._events, verdict, more)
 
-    def _take(self, item: _Item) -> None:
-        match item.control:
-            case None | Gap():
+    def _take(self, item: _Item, control: Control) -> None:
+        match control:
+            case Gap():
                 self._add(item)
             case ResyncAck() if not self._closed:
-                self._ack = item.control
+                self._ack = control
                 self._place = item.place
             case EpochChanged() if self._place is not None:
                 self._closed = True

@@ -169,6 +169,14 @@ def test_it_looks_at_the_clock_after_each_large_write(fleet: Fanout) -> None:
     assert steps(fleet.walk(frames(1, 1, data='"%s"' % ("x" * 1024 * 1024)))) == 10
 
 
+def test_it_looks_at_the_clock_after_each_write_of_many_messages(fleet: Fanout) -> None:
+    """A sink that takes messages one by one, as a page does, takes long for many of them."""
+    for _ in range(10):
+        fleet.join(encoding=ASGI)
+    fleet.write_seconds = 0.003
+    assert steps(fleet.walk(frames(1, 100))) == 10
+
+
 @pytest.mark.parametrize(("pattern", "recipients"), [("unknown", 0), ("event", 1000)])
 def test_it_yields_between_audiences(fleet: Fanout, pattern: str, recipients: int) -> None:
     """Time is looked at now and then between audiences too, also if no frame is for them or recipients are counted."""
