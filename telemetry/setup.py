@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 
 from kernel import EventBroadcaster, Observer
+from telemetry.encoding import encode_attributes_once
 from telemetry.environment import UNKNOWN_PROPAGATORS
 from telemetry.export import ExportHealth, PeriodicExport, ReportingSpanExporter, quieten, unfinished
 from telemetry.http import http_spans, record_problem
@@ -85,6 +86,7 @@ class Telemetry:
             processor = BatchSpanProcessor(ReportingSpanExporter(exporter, health))
             provider.add_span_processor(processor)
             self._shutdowns[health] = processor.shutdown
+        encode_attributes_once()
         instrument_redis()
         for name in UNKNOWN_PROPAGATORS:
             _logger.warning("OTEL_PROPAGATORS: propagator %r is not installed, ignoring it", name)

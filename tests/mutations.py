@@ -204,6 +204,13 @@ MUTATIONS: Final = (
         ("tests/telemetry/test_tracing.py",),
     ),
     Mutation(
+        "equal values of two types are encoded as one",
+        "telemetry/encoding.py",
+        "    @lru_cache(_MOST, typed=True)\n",
+        "    @lru_cache(_MOST)\n",
+        ("tests/telemetry/test_encoding.py",),
+    ),
+    Mutation(
         "the server span outlives its client's",
         "telemetry/http.py",
         "                span.end(None if answer is None else answer.sent_at)\n",
