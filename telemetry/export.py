@@ -137,10 +137,10 @@ class PeriodicExport:
         ended = False
         while not ended:
             ended = self._ended.wait(self._interval)
-            data: MetricsData = self._meter.data()
             try:
+                data: MetricsData = self._meter.data()
                 succeeded, reason = self._exporter.export(data) is MetricExportResult.SUCCESS, _Reasons.taken()
-            except Exception as error:  # a bug in an exporter must not end the thread
+            except Exception as error:  # a bug in an exporter or a metric must not end the thread
                 succeeded, reason = False, type(error).__name__
             self._health.note(succeeded, reason)
 
