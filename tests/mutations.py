@@ -204,6 +204,13 @@ MUTATIONS: Final = (
         ("tests/telemetry/test_tracing.py",),
     ),
     Mutation(
+        "the metrics thread iterates over clients that come and go",
+        "kernel/clients/acks.py",
+        "        for client in audience.snapshot():\n",
+        "        for client in audience.clients:\n",
+        ("tests/kernel/clients/test_acks.py",),
+    ),
+    Mutation(
         "equal values of two types are encoded as one",
         "telemetry/encoding.py",
         "    @lru_cache(_MOST, typed=True)\n",

@@ -7,8 +7,10 @@ the events that lie between the two.
 from bisect import bisect_right
 from collections.abc import Iterable
 
+from kernel.clients.audiences import Audience, Audiences
 from kernel.clients.client import Client
 from kernel.clients.patterns import Patterns
+from kernel.log.encodings import Encoding
 from kernel.log.frames import Frame
 from kernel.messages.names import names_of
 
@@ -52,6 +54,33 @@ class AckLedger:
         """Return the number of events that the client has got, should have acknowledged, and has not."""
         first, last = self._between(client, client.place.sequence)
         return last - first
+
+    def outstanding(self, audiences: Audiences[Client, Encoding], clients: Iterable[Client]) -> int:
+        """Return how many acks are outstanding from these clients, of which some are in the audiences."""
+        if not self._sequences:
+            return 0
+        behind = [client for client in clients if client.audience is None]
+        return sum(map(self._owed_by, audiences)) + sum(map(self.owed, behind))
+
+    def _owed_by(self, audience: Audience[Client, Encoding]) -> int:
+        """Return that number for the clients of an audience.
+
+        What depends on their patterns and encoding is looked up once for all of them, and their place once for as long
+        as they share it.
+        """
+        if not audience.encoding.two_way or not requires_acks(audience.patterns):
+            return 0
+        sequences, total = self._sequences, 0
+        place, last, newest = None, 0, 0
+        for client in audience.snapshot():
+            if client.place is not place:
+                place = client.place
+                last = bisect_right(sequences, place.sequence) if place.epoch == self._epoch else 0
+                newest = sequences[last - 1] if last else 0
+            settled = client.settled
+            if settled < newest:
+                total += last - bisect_right(sequences, settled)
+        return total
 
     def sent_at(self, client: Client, sequence: int) -> float | None:
         """Return when the newest event that an ack of `sequence` would settle was delivered; None if there is none."""

@@ -103,7 +103,9 @@ class Client:
     @property
     def settled(self) -> int:
         """The number after which acks are outstanding: the highest acknowledged, or the one before the first event."""
-        return max(self._acked, self._since) if self._acked_epoch == self.place.epoch else 0
+        if self._acked_epoch != self.place.epoch:
+            return 0
+        return self._acked if self._acked > self._since else self._since  # max() takes twice as long
 
     def tell(self, control: Control, place: Position | None = None) -> None:
         """Write a control message after all that was written before; `place` is where the client stands then."""

@@ -155,8 +155,8 @@ class Hub:
 
     @property
     def unacknowledged(self) -> int:
-        """The number of acks outstanding, over all connected clients."""
-        return sum(map(self._ledger.owed, self._clients)) if self._ledger else 0
+        """The number of acks outstanding, over all connected clients; may be read on any thread."""
+        return self._ledger.outstanding(self._audiences, self)
 
     def heartbeat(self, client: Client) -> None:
         """Send a client a heartbeat, which contains the client's place."""

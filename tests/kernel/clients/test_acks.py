@@ -1,16 +1,20 @@
 """Acks: which are outstanding from which client, and since when."""
 
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import pytest
 
 from kernel import EventData, RiskLevel
 from kernel.clients.acks import AckLedger
+from kernel.clients.audiences import Audiences
 from kernel.clients.client import Client
 from kernel.clients.globs import GlobSet
 from kernel.clients.patterns import EVERYTHING, Patterns
+from kernel.log.encodings import Encoding
 from kernel.log.envelope import Entry
 from kernel.log.event_stream import EventStreamEncoding
 from kernel.log.frames import Frame
@@ -172,6 +176,56 @@ async def test_hostile_patterns_are_not_compared_for_acks(compared: list[object]
         broadcaster.disconnect(others[1])
         broadcaster.disconnect(client)
         assert broadcaster.counters.unacknowledged_at_close == 1
+
+
+def test_a_whole_audience(ledger: AckLedger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Acks are counted once for each client, live or behind, but the patterns of an audience are compared only once."""
+    audiences: Audiences[Client, Encoding] = Audiences()
+    clients = []
+    for globs in (["event"], ["alert.*"], ["*"]):
+        for at in range(9, 16):
+            for acked in (0, 12, 13, 14, 15):
+                for place in (Position("e", 15), Position("e", 13), Position("d", 15)):
+                    one = client(at, Patterns.of(globs))
+                    one.place = Position("e", 15)
+                    one.acknowledge(acked)
+                    if acked == 15:
+                        one.move_to(Position("e", 11))  # what it has acknowledged is after its place
+                    one.place = place
+                    if at > 9:
+                        one.audience = audiences.join(one, one.patterns, one.encoding)
+                    clients.append(one)
+    expected = sum(ledger.owed(one) for one in clients)
+    compared: list[Patterns] = []
+    matches = Patterns.matches
+
+    def counted(patterns: Patterns, names: Sequence[str]) -> bool:
+        compared.append(patterns)
+        return matches(patterns, names)
+
+    monkeypatch.setattr(Patterns, "matches", counted)
+    assert ledger.outstanding(audiences, clients) == expected > 40
+    assert len(compared) == 3 + 30  # 30 of those that are in no audience are in this epoch
+    assert AckLedger().outstanding(audiences, clients) == 0
+
+
+async def test_counted_on_another_thread() -> None:
+    """Outstanding acks can be counted on the thread that exports metrics, while clients come and go."""
+    async with replica(FakeRedis(), RARE_CHECKS) as broadcaster:
+        clients = [join(broadcaster)[0] for _ in range(500)]
+        await broadcaster.broadcast_event(ALARM)
+        await eventually(lambda: broadcaster.unacknowledged == 500)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)
+        try:
+            with ThreadPoolExecutor(1) as pool:
+                counts = pool.submit(lambda: [broadcaster.unacknowledged for _ in range(100)])
+                while not counts.done():
+                    broadcaster.disconnect(clients.pop())
+                    clients.append(join(broadcaster)[0])
+            assert all(0 <= count <= 500 for count in counts.result())
+        finally:
+            sys.setswitchinterval(interval)
 
 
 def test_bounded() -> None:
