@@ -547,8 +547,8 @@ MUTATIONS: Final = (
     Mutation(
         "heartbeats carry the replica's position",
         "kernel/clients/hub.py",
-        "        client.tell(Ping(client.place.sequence, client.place.epoch))\n",
-        "        client.tell(Ping(self._log.place.sequence, self._log.place.epoch))\n",
+        "        client.tell(client.heartbeat())\n",
+        "        client.tell(type(client.heartbeat())(self._log.place.sequence, self._log.place.epoch))\n",
         (MODEL, "tests/kernel/clients/test_hub.py"),
     ),
     Mutation(
