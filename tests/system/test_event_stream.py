@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from handlers.cli.tail import follow
 from tests.system.event_stream import event_stream
-from tests.system.replica import Replica, ReplicaFactory
+from tests.system.replica import PATIENCE, Replica, ReplicaFactory
 from tests.waiting import eventually
 
 
@@ -240,7 +241,9 @@ async def test_slow_client(start: ReplicaFactory, valkey: str, channel: str) -> 
 
 def next_number(lines: http.client.HTTPResponse) -> int:
     """Read up to the next event, and return its number."""
+    deadline = time.monotonic() + PATIENCE
     while line := lines.readline():
+        assert time.monotonic() < deadline, "heartbeats come, but no event"
         if line.startswith(b'data: {"type":"alert_deleted"'):
             number: int = json.loads(line.removeprefix(b"data: "))["sequence"]
             return number
