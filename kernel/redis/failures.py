@@ -35,7 +35,7 @@ class _Failure(NamedTuple):
         return f"{self.name}: {self.advice}" if self.advice else self.name
 
 
-_CLUSTER: Final = "this is a node of a cluster; use a single primary"
+_CLUSTER: Final = "this is a cluster, use redis+cluster:// (not supported yet; until then, a single primary)"
 _MIND_THE_SCHEME: Final = "check the port, and whether it takes TLS (rediss://) or not (redis://)"
 _SILENT: Final = "check host and port, and whether it takes TLS; check the network and its policies"
 _CLOSED: Final = "Redis or a proxy closed the connection; if none ever worked, check the port and whether it takes TLS"

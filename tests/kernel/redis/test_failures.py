@@ -24,7 +24,7 @@ from tests.waiting import wait_until
 pytestmark = pytest.mark.real_time
 
 SECRET = "sesame"
-CLUSTER = "this is a node of a cluster; use a single primary"
+CLUSTER = "this is a cluster, use redis+cluster:// (not supported yet; until then, a single primary)"
 
 Start = Callable[..., int]
 
