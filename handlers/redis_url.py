@@ -31,7 +31,7 @@ def check_redis_url(text: str) -> str:
     encoded = f"; {_ENCODED}" if "@" in text else ""
     try:
         url = urlsplit(text)
-        usable = url.port != 0 and "," not in (url.hostname or "")
+        usable = url.port != 0 and not re.search(r"[,\s]", url.hostname or "")
     except ValueError:  # the error may quote the password
         raise ValueError(_EXAMPLES + encoded) from None
     if url.scheme == "unix":

@@ -108,7 +108,6 @@ class _EventStream:
         sink.on_blocked = lambda: broadcaster.hub.fall_behind(client)
         if sink.blocked:
             broadcaster.hub.fall_behind(client)
-        self._options = None  # type: ignore[assignment]  # frees it for an idle client
         try:
             for problem in options.problems:
                 client.tell(Error("validation_error", f"Invalid query parameter: {problem}", {"reason": problem}))

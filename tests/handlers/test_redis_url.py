@@ -76,6 +76,7 @@ def test_files(tmp_path: Path) -> None:
         ("redis://h#", EXAMPLES),
         ("redis://h:0", EXAMPLES),
         ("redis://h1,h2:1", EXAMPLES),
+        ("redis://h 1/0", EXAMPLES),
         ("redis://h\n/0", EXAMPLES),
         ("unix://h/a", EXAMPLES),
         ("unix://:1/a", EXAMPLES),
