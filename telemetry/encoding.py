@@ -18,7 +18,7 @@ FUNCTION: Final = "_encode_attributes"
 
 # Enough for the values that recur. Values that do not, such as ids, take their places only until they are the oldest.
 _MOST: Final = 1024
-# Of these, equal values of one type are encoded equally.
+# Of exactly these types, equal values are encoded equally: True is equal to 1, but is no int here.
 _CACHED: Final = (str, int)
 
 
@@ -28,7 +28,7 @@ def encode_attributes_once(encoder: ModuleType = trace_encoder) -> None:
     if original is None or hasattr(original, "cache"):
         return
 
-    @lru_cache(_MOST, typed=True)
+    @lru_cache(_MOST)
     def cache(key: str, value: str | int) -> list[Any]:
         return list(original({key: value}))
 

@@ -213,8 +213,8 @@ MUTATIONS: Final = (
     Mutation(
         "equal values of two types are encoded as one",
         "telemetry/encoding.py",
-        "    @lru_cache(_MOST, typed=True)\n",
-        "    @lru_cache(_MOST)\n",
+        "if type(value) in _CACHED",
+        "if isinstance(value, _CACHED)",
         ("tests/telemetry/test_encoding.py",),
     ),
     Mutation(
