@@ -83,6 +83,8 @@ async def stream_frames(url: str, headers: Headers, proxy: Proxy | None) -> Asyn
                 parser.feed_data(data)
             except httptools.HttpParserError as error:
                 raise OSError(f"the answer is not HTTP: {error}") from None
+            if len(answer.body) > _LARGEST_FRAME:  # here, because the parser would wrap an error of its callback
+                raise OSError("a line of the stream is too long")
             if not answer.begun or parser.get_status_code() != 200:
                 continue
             for line in answer.lines():
@@ -109,20 +111,23 @@ class _Answer:
         self.body = bytearray()
         self.begun = False
         self.ended = False
+        self._has_lines = False
 
     def on_headers_complete(self) -> None:
         self.begun = True
 
     def on_body(self, body: bytes) -> None:
         self.body += body
-        if len(self.body) > _LARGEST_FRAME:
-            raise OSError("a line of the stream is too long")
+        self._has_lines = self._has_lines or b"\n" in body
 
     def on_message_complete(self) -> None:
         self.ended = True
 
     def lines(self) -> list[str]:
-        """Take the complete lines of the body."""
+        """Take the complete lines of the body; a long one that arrives in many parts is looked at once."""
+        if not self._has_lines:
+            return []
+        self._has_lines = False
         *lines, rest = bytes(self.body).split(b"\n")
         self.body[:] = rest
         return [line.decode("utf-8", "replace") for line in lines]

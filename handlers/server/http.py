@@ -11,9 +11,9 @@ ENDED: nothing more is read as HTTP. The request is refused, the connection beco
 stream, with which the connection ends.
 
 What follows ENDED, but for a stream, waits until every earlier request has been answered. A refused request gets a
-problem document. Then
-the server's side of the connection is closed, and what the client still sends is read and dropped for a few seconds;
-closing with unread input would reset the connection, and the client would not see the answer.
+problem document. Then the server's side of the connection is closed, and what the client still sends is read and
+dropped for a few seconds; closing with unread input would reset the connection, and the client would not see the
+answer.
 
 Upgrades. httptools ends a request that asks for an upgrade at its head. If the upgrade is not to a WebSocket, it is
 ignored (RFC 9110, 7.8): the same head without its `Upgrade` header is fed to the parser again, in front of the body.

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -354,3 +354,25 @@ async def test_nobody_there(capsys: pytest.CaptureFixture[str]) -> None:
     task.cancel()
     assert "Connect call failed" in told
     assert "secret" not in told
+
+
+async def test_line_without_end(capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of a stream that grows beyond 64 MiB ends the connection, and the tail says why."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\n\r\ndata: ")
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"x" * 1_000_000)
+                await writer.drain()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server, asyncio.timeout(30):
+        port = server.sockets[0].getsockname()[1]
+        task = asyncio.create_task(follow(f"ws://127.0.0.1:{port}", stream=True, emit=print))
+        told = ""
+        while not told:
+            await asyncio.sleep(0.01)
+            told = capsys.readouterr().err
+        task.cancel()
+    assert "a line of the stream is too long; trying again" in told
