@@ -47,6 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command: Callable[[argparse.Namespace], int] = options.command
     try:
         return command(options)
+    except SettingsError as error:
+        return _report(error)
     except KeyboardInterrupt:
         return 0
 
@@ -54,10 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _serve(options: argparse.Namespace) -> int:
     environ = dict(os.environ)
     environ |= {name: value for name, value in (("HOST", options.host), ("PORT", options.port)) if value is not None}
-    try:
-        settings = Settings.from_environment(environ)
-    except SettingsError as error:
-        return _report(error)
+    settings = Settings.from_environment(environ)
 
     # Until the server installs its own handlers, SIGTERM runs the `finally` blocks, as Ctrl-C does.
     signal.signal(signal.SIGTERM, _exit)
@@ -70,8 +69,6 @@ def _serve(options: argparse.Namespace) -> int:
         sockets = bind(settings.host, settings.port)
         apart = settings.internal_port
         internal = [] if apart is None else bind(settings.host, apart, "INTERNAL_PORT")
-    except SettingsError as error:
-        return _report(error)
     except AddressInUse as error:
         _report(error)
         return _FAILED
@@ -89,13 +86,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _tail(options: argparse.Namespace) -> int:
-    from handlers.cli.proxy import ProxyUnusable, proxy_for
+    from handlers.cli.proxy import proxy_for
     from handlers.cli.tail import follow
-
-    try:
-        proxy = proxy_for(options.url, os.environ)
-    except ProxyUnusable as error:
-        return _report(error)
 
     headers = [("X-API-Key", options.api_key)] if options.api_key else []
     headers += [("Authorization", f"Bearer {options.token}")] if options.token else []
@@ -106,7 +98,7 @@ def _tail(options: argparse.Namespace) -> int:
         headers=headers,
         raw=options.json,
         stream=options.sse,
-        proxy=proxy,
+        proxy=proxy_for(options.url, os.environ),
         emit=_print,
     )
     return asyncio.run(work)
@@ -114,19 +106,15 @@ def _tail(options: argparse.Namespace) -> int:
 
 def _demo(options: argparse.Namespace) -> int:
     from handlers.cli.demo import run
-    from handlers.cli.proxy import ProxyUnusable, proxy_for
+    from handlers.cli.proxy import proxy_for
 
-    try:
-        proxy = proxy_for(options.url, os.environ)
-    except ProxyUnusable as error:
-        return _report(error)
     return run(
         options.url,
         rate=options.rate,
         count=options.count,
         seed=options.seed,
         api_key=options.api_key,
-        proxy=proxy,
+        proxy=proxy_for(options.url, os.environ),
         emit=_print,
     )
 

@@ -11,14 +11,15 @@ from urllib.parse import unquote, urlsplit
 from urllib.request import proxy_bypass_environment  # type: ignore[attr-defined]  # typeshed lacks it
 
 from handlers.origins import is_loopback
+from handlers.settings import SettingsError
 
 __all__ = ["Proxy", "ProxyUnusable", "proxy_for"]
 
 _SECURE: Final = ("https", "wss")
 
 
-class ProxyUnusable(Exception):
-    """A variable that names a proxy that cannot be used; the text is one line without credentials."""
+class ProxyUnusable(SettingsError):
+    """A variable that names a proxy that cannot be used."""
 
 
 class Proxy(NamedTuple):
